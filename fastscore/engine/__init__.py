@@ -1,0 +1,1 @@
+"""The engine: one loop over plan rows around the network."""

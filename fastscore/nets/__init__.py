@@ -1,0 +1,30 @@
+"""Score networks that ship with fastscore, built from a plain description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fastscore.nets.classifier import Classifier
+from fastscore.nets.mlp import MLP
+from fastscore.nets.scorenet import ScoreNet
+from fastscore.nets.unet import UNet
+
+NETS: dict[str, type[nn.Module]] = {"UNet": UNet, "ScoreNet": ScoreNet, "MLP": MLP, "Classifier": Classifier}
+
+
+def build(spec: dict[str, Any]) -> nn.Module:
+    """Build a network from {"name": ..., **arguments}.
+
+    Raises:
+        ValueError: an unknown name or argument.
+    """
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+    name = arguments.pop("name", None)
+    if name not in NETS:
+        raise ValueError(f"net name = {name!r} must be one of {', '.join(NETS)}")
+    try:
+        return NETS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"net {name}: {error}") from None

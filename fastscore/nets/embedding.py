@@ -1,0 +1,46 @@
+"""Features of the time label, in float32 whatever the dtype of the network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FourierFeatures(nn.Module):
+    """[sin 2 pi W c, cos 2 pi W c] with W ~ N(0, scale^2), drawn once and saved with the weights.
+
+    Source: Tancik et al. 2020; Song et al. 2021, appendix C.
+    """
+
+    def __init__(self, features: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.empty(features // 2).normal_(std=scale))
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        with torch.autocast(c_noise.device.type, enabled=False):
+            angle = 2.0 * math.pi * c_noise.float()[:, None] * self.freqs[None, :]
+            return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class SinusoidalFeatures(nn.Module):
+    """Positional features with frequencies 1 .. 1e-4 per unit of c_noise. Source: Ho et al. 2020."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        half = features // 2
+        freqs = torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
+        self.register_buffer("freqs", freqs, persistent=False)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        with torch.autocast(c_noise.device.type, enabled=False):
+            angle = c_noise.float()[:, None] * self.freqs[None, :]
+            return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def zero_(layer: nn.Module) -> nn.Module:
+    """Zero a layer's parameters, so that its residual branch starts as the identity."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer

@@ -1,0 +1,1 @@
+"""Reference operations in PyTorch: the specification of every kernel."""

@@ -1,0 +1,65 @@
+"""Per-sample norms and the Langevin step they set, in PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastscore.kernels import abi
+from fastscore.noise import Noise
+
+
+def langevin_ref(
+    x: Tensor, F: Tensor, table: Tensor, idx: Tensor, noise: Noise, scratch: Tensor, norm: str, valid: Tensor
+) -> None:
+    r"""Write each sample's own row, with the step that the norms of its score and noise set.
+
+        step = min(snr |z|^2 / |m|^2, cap),   b = step,   c = sqrt(2 step),   m = p x + q F
+
+    Args:
+        x, F, table, idx, noise: as for update_ref.
+        scratch: receives the rows, [N, abi.WIDTH]; update_ref then reads them.
+        norm: "sample"; "expected" takes |z|^2 = D; "batch" replaces both norms by their mean over
+            the valid samples.
+        valid: 1 for samples that count in a batch mean, 0 for padding, [N] like x.
+
+    Source: Song et al. 2021, algorithms 4 and 5.
+    """
+    row = table.index_select(0, idx)
+    m = row[:, abi.P : abi.P + 1] * x + row[:, abi.Q : abi.Q + 1] * F.to(x.dtype)
+    z = noise.normal(row[:, abi.DRAW], x.shape[1], x.dtype)
+    mm, zz = sum_of_squares(m), sum_of_squares(z)
+    if norm == "expected":
+        zz = torch.full_like(zz, float(x.shape[1]))
+    elif norm == "batch":
+        count = valid.sum()
+        mm = ((sqrt(mm) * valid).sum() / count).square().expand_as(mm)
+        zz = ((sqrt(zz) * valid).sum() / count).square().expand_as(zz)
+    step = torch.minimum(row[:, abi.SNR] * (zz / mm), row[:, abi.CAP])
+    scratch.copy_(row)
+    scratch[:, abi.B] = step
+    scratch[:, abi.C] = sqrt(step * 2.0)
+
+
+def sum_of_squares(v: Tensor) -> Tensor:
+    """Return |v|^2 of each sample, [N], in one fixed order of float32 additions.
+
+    Lane j of 1024 adds elements j, j + 1024, j + 2048, ... one after the other; then the upper half
+    of the lanes is added to the lower half until one is left. Zeros pad the last lanes.
+    """
+    n, d = v.shape
+    square = torch.nn.functional.pad(v * v, (0, -d % abi.LANES)).reshape(n, -1, abi.LANES)
+    lanes = square[:, 0]
+    for k in range(1, square.shape[1]):
+        lanes = lanes + square[:, k]
+    for _ in range(int(math.log2(abi.LANES))):
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def sqrt(v: Tensor) -> Tensor:
+    """Return the correctly rounded square root; torch.sqrt of a float32 CPU tensor is not."""
+    return v.to(torch.float64).sqrt().to(v.dtype)

@@ -1,0 +1,227 @@
+"""The facade: a model, a schedule, a solver and a grid become a sampler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastscore import plan as plans
+from fastscore.engine.loop import Loop, Observer, Step
+from fastscore.grid import Grid, Times, karras
+from fastscore.model import ScoreModel
+from fastscore.noise import LABEL_DRAW, NoiseKey, RecordedNoise
+from fastscore.plan import Plan, Solver
+from fastscore.schedule import Schedule, lam, t_of_lam
+from fastscore.solvers import DPMpp2M
+
+Labels = int | str | Sequence[int] | Tensor | None
+
+
+class NonFiniteError(FloatingPointError):
+    """A sample became NaN or Inf; the message names the sample and the row."""
+
+
+class Sampler:
+    """Draws samples of a score model. A pure function of (settings, seed, sample id).
+
+        x = Sampler(model, solver=DPMpp2M(), grid=karras(20)).run(ids=range(64), seed=0)
+
+    Args:
+        model: the score model.
+        schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
+            without a start begins where the model's noise ends, if that is earlier.
+        solver: see fastscore.solvers.
+        grid: knots, see fastscore.grid.
+        batch: micro-batch. The network always runs at this size (the tail is padded with dummy
+            samples that are dropped), so that a sample does not depend on how many are drawn.
+        clip: bound on the x0 estimate of every row, or None.
+        device: of the state and the network.
+        dtype: of the state; torch.float32, or torch.float64 for parity runs.
+
+    Raises:
+        ValueError: a solver, grid and model that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        *,
+        schedule: Schedule | None = None,
+        solver: Solver | None = None,
+        grid: Grid | Times | None = None,
+        batch: int = 64,
+        clip: float | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch = {batch} must be at least 1")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
+        self.model, self.batch, self.dtype = model, batch, dtype
+        self.device = torch.device(device)
+        self.schedule = schedule if schedule is not None else model.schedule
+        self.solver = solver if solver is not None else DPMpp2M()
+        self.grid = _within_model(grid if grid is not None else karras(20), self.schedule, model.schedule)
+        if isinstance(model.net, nn.Module):
+            # float64 parity runs want the network in float64 too; the caller's own is left alone.
+            model.net.to(self.device).eval()
+        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
+        if clip is not None:
+            unfolded = plans.clip(unfolded, clip)
+        self.plan: Plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
+
+    @cached_property
+    def _loop(self) -> Loop:
+        return Loop(self.plan, self.model, self.batch, self.device, self.dtype)
+
+    def run(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        *,
+        labels: Labels = None,
+        noise: Tensor | None = None,
+        callback: Callable[[Step], None] | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw the samples ``ids`` of ``seed``.
+
+        Args:
+            ids: sample ids, 0 .. 2^63-1, in any order; sample k is the same whatever else is drawn.
+            seed: 0 .. 2^64-1.
+            labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
+                a function of seed and id), or None for the null class.
+            noise: recorded normals [plan.draws, n, *shape] in place of generated ones.
+            callback: called with a Step after each row of each micro-batch.
+            progress: show a progress bar.
+
+        Returns:
+            [n, *shape] in the state's dtype, in the order of ``ids``.
+
+        Raises:
+            ValueError: bad ids, seed, labels or noise.
+            NonFiniteError: a sample became NaN or Inf.
+        """
+        parts = [x for _, x in self.stream(ids, seed, labels=labels, noise=noise, callback=callback, progress=progress)]
+        if not parts:
+            return torch.empty((0, *self.model.shape), dtype=self.dtype, device=self.device)
+        return torch.cat(parts)
+
+    def stream(
+        self,
+        ids: Sequence[int],
+        seed: int = 0,
+        *,
+        labels: Labels = None,
+        noise: Tensor | None = None,
+        callback: Callable[[Step], None] | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``."""
+        key = NoiseKey.of(seed, ids, self.device)
+        n = len(key.ids)
+        cond = self.labels(key, labels)
+        if noise is not None:
+            if noise.shape[1:2] != (n,) or len(noise) < self.plan.draws or noise[0, 0].numel() != self._loop.x.shape[1]:
+                want = (self.plan.draws, n, *self.model.shape)
+                raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs {want}")
+            noise = noise.reshape(len(noise), n, -1).to(self.device)
+        bar = _bar(n, progress)
+        for start in range(0, n, self.batch):
+            count = min(self.batch, n - start)
+            x = self._micro_batch(key, cond, noise, slice(start, start + count), callback)
+            yield key.ids[start : start + count], x
+            bar.update(count)
+        bar.close()
+
+    def labels(self, key: NoiseKey, labels: Labels) -> Tensor | None:
+        """Resolve ``labels`` as ``run`` takes them to one label a sample, or None."""
+        classes, n = self.model.classes, len(key.ids)
+        if labels is None:
+            return torch.full((n,), classes, device=self.device) if classes else None
+        if not classes:
+            raise ValueError("labels: this model is unconditional; leave labels (--class) out")
+        if isinstance(labels, str):
+            if labels != "random":
+                raise ValueError(f"labels = {labels!r} must be a label, one label an id, 'random' or None")
+            return key.integer(LABEL_DRAW, classes)
+        values = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        values = values.expand(n) if values.ndim == 0 else values
+        if values.shape != (n,):
+            raise ValueError(f"labels: {tuple(values.shape)} labels for {n} ids")
+        if n and not (0 <= int(values.min()) and int(values.max()) <= classes):
+            raise ValueError(f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1} ({classes}: none)")
+        return values
+
+    def _micro_batch(
+        self,
+        key: NoiseKey,
+        cond: Tensor | None,
+        recorded: Tensor | None,
+        part: slice,
+        callback: Callable[[Step], None] | None,
+    ) -> Tensor:
+        ids = key.ids[part]
+        count = len(ids)
+        valid = torch.arange(self.batch, device=self.device) < count
+
+        def pad(v: Tensor, axis: int = 0) -> Tensor:
+            filler = v.narrow(axis, count - 1, 1).expand(*v.shape[:axis], self.batch - count, *v.shape[axis + 1 :])
+            return torch.cat([v, filler], axis)
+
+        noise = NoiseKey(key.seed, pad(ids)) if recorded is None else RecordedNoise(pad(recorded[:, part], 1))
+        padded = None if cond is None else pad(cond[part])
+
+        def run(observer: Observer | None) -> Tensor:
+            return self._loop.run(noise, padded, valid.to(self.dtype), observer)[:count]
+
+        def observe(k: int, x: Tensor, x0: Tensor | None) -> None:
+            row, shape = self.plan.rows[k], (count, *self.model.shape)
+            estimate = None if x0 is None else x0[:count].reshape(shape)
+            assert callback is not None
+            callback(Step(k, row.t, row.s, ids, x[:count].clone().reshape(shape), estimate))
+
+        x = run(observe if callback else None)
+        if not bool(torch.isfinite(x).all()):
+            self._report(run, ids)
+        return x
+
+    def _report(self, run: Callable[[Observer], Any], ids: Tensor) -> None:
+        """Run the micro-batch again, which gives the same values, to find the first bad row."""
+
+        def check(k: int, x: Tensor, x0: Tensor | None) -> None:
+            bad = ~torch.isfinite(x[: len(ids)]).all(dim=1)
+            if bool(bad.any()):
+                row = self.plan.rows[k]
+                raise NonFiniteError(
+                    f"{int(bad.sum())} of {len(ids)} samples are NaN or Inf, first id {int(ids[bad][0])} at row {k} "
+                    f"(t = {row.t:.6g}, {self.dtype}); the network's output or the step is not finite there"
+                )
+
+        run(check)
+        raise NonFiniteError("samples are NaN or Inf, and were finite when run again: the network is not deterministic")
+
+
+def _within_model(grid: Grid | Times, schedule: Schedule, model: Schedule) -> Grid | Times:
+    """Start a grid no noisier than the model's own schedule, unless told where to start."""
+    if model == schedule or not isinstance(grid, Grid) or grid.start is not None or grid.spacing in ("leading", "trailing", "linspace"):
+        return grid
+    bottom = float(lam(model, model.T))
+    if float(lam(schedule, schedule.T)) >= bottom:
+        return grid
+    return replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
+
+
+def _bar(n: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tqdm(total=n, unit="sample", disable=not progress)

@@ -1,0 +1,156 @@
+"""Predictors of the reverse SDE: one network evaluation and one noise draw a step.
+
+Names follow the papers; t is where a step starts, s < t where it ends. A step to the clean end
+(sigma_s = 0) returns the denoised estimate E[x_0 | x_t] and draws no noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastscore.plan import Row
+from fastscore.schedule import Array, Schedule, f, g2, transition
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    r"""Euler-Maruyama on the family of reverse SDEs with the marginals of the forward SDE.
+
+        x_s = x_t - [f x_t - (1 + eta^2)/2 g^2 score] h + eta g sqrt(h) z,   h = t - s
+
+    eta = 1 is Anderson's reverse SDE, eta = 0 the probability-flow ODE. The diffusion does not
+    depend on x, so Milstein's scheme is the same and the strong order is 1.
+
+    Source: Song et al. 2021, eq. 6 and appendix D; the family: Huang et al. 2021.
+    """
+
+    eta: float = 1.0
+    order = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta < math.inf:
+            raise ValueError(f"EulerMaruyama: eta = {self.eta} must be at least 0")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        ends = zip(t[:-1], t[1:], strict=True)
+        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, t - s)] for t, s in ends]
+
+    def row(self, schedule: Schedule, t: float, h: float) -> Row:
+        """Return the step of length ``h`` from ``t``."""
+        diffusion = g2(schedule, t)
+        return Row(
+            float(t),
+            float(t - h),
+            a=float(1.0 - f(schedule, t) * h),
+            b=float(0.5 * (1.0 + self.eta**2) * diffusion * h),
+            c=float(self.eta * np.sqrt(diffusion * h)),
+            m="score",
+        )
+
+
+@dataclass(frozen=True)
+class ReverseDiffusion:
+    r"""Reverse-diffusion sampling: the exact forward transition, run backwards.
+
+    With x_t = r x_s + sqrt(v) z the forward step (see schedule.transition),
+
+        x_s = (2 - r) x_t + v score + sqrt(v) z
+
+    ``probability_flow`` halves the score term and draws no noise.
+
+    Source: Song et al. 2021, appendix E; with the exact transition it holds for any schedule.
+    """
+
+    probability_flow: bool = False
+    order = 1
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return [[self._row(schedule, t, s)] for t, s in zip(t[:-1], t[1:], strict=True)]
+
+    def _row(self, schedule: Schedule, t: np.float64, s: np.float64) -> Row:
+        if s == schedule.t_clean:
+            return denoise(t, s)
+        r, v = transition(schedule, s, t)
+        c = 0.0 if self.probability_flow else float(np.sqrt(v))
+        return Row(float(t), float(s), a=float(2.0 - r), b=float(v * (0.5 if self.probability_flow else 1.0)), c=c, m="score")
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    r"""Ancestral sampling: the mean of the posterior q(x_s | x_t, x_0) at x_0 = D, plus noise.
+
+        x_s = (r sigma_s^2 / sigma_t^2) x_t + (alpha_s v / sigma_t^2) D + c z
+
+    ``variance`` "small" is the posterior's own, c^2 = v sigma_s^2 / sigma_t^2; "large" is c^2 = v
+    (beta_i on a DDPM table, and what Song's code uses on VP).
+
+    Source: Ho et al. 2020, eq. 7 and section 3.2; Song et al. 2021, eq. 4 and appendix F.
+    """
+
+    variance: str = "small"
+    order = 1
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("small", "large"):
+            raise ValueError(f"variance = {self.variance!r} must be small or large")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return [[self._row(schedule, t, s)] for t, s in zip(t[:-1], t[1:], strict=True)]
+
+    def _row(self, schedule: Schedule, t: np.float64, s: np.float64) -> Row:
+        if s == schedule.t_clean:
+            return denoise(t, s)
+        r, v = transition(schedule, s, t)
+        ratio = (schedule.sigma(s) / schedule.sigma(t)) ** 2
+        c = np.sqrt(v * ratio if self.variance == "small" else v)
+        b = schedule.alpha(s) * v / schedule.sigma(t) ** 2
+        return Row(float(t), float(s), a=float(r * ratio), b=float(b), c=float(c))
+
+
+DDPM = Ancestral  # Ho et al. 2020 call it sampling; on a DDPM table it is their algorithm 2
+
+
+@dataclass(frozen=True)
+class DDIM:
+    r"""DDIM and everything between it and ancestral sampling.
+
+        x_s = alpha_s D + sqrt(sigma_s^2 - c^2) eps + c z,   c = eta sigma_s / sigma_t sqrt(v)
+
+    eta = 0 is deterministic, eta = 1 is Ancestral(variance="small"). Only D is clipped when the
+    plan clips, and eps follows from the clipped D; with ``keep_eps`` it stays the network's own, as in
+    diffusers.
+
+    Source: Song et al. 2020 (DDIM), eq. 12 and 16, for any (alpha, sigma).
+    """
+
+    eta: float = 0.0
+    keep_eps: bool = False
+    order = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"DDIM: eta = {self.eta} must lie in 0 .. 1")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return [self._rows(schedule, t, s) for t, s in zip(t[:-1], t[1:], strict=True)]
+
+    def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+        if s == schedule.t_clean:
+            return [denoise(t, s)]
+        _, v = transition(schedule, s, t)
+        c = self.eta * schedule.sigma(s) / schedule.sigma(t) * np.sqrt(v)
+        direction = np.sqrt(np.maximum(schedule.sigma(s) ** 2 - c**2, 0.0))
+        alpha = float(schedule.alpha(s))
+        if self.keep_eps:
+            own = Row(float(t), float(t), a=1.0, b=0.0, m="eps", push=0)
+            return [own, Row(float(t), float(s), 0.0, alpha, float(c), w=(float(direction),), evaluate=False)]
+        a = direction / schedule.sigma(t)
+        return [Row(float(t), float(s), a=float(a), b=float(alpha - schedule.alpha(t) * a), c=float(c))]
+
+
+def denoise(t: float, s: float) -> Row:
+    """Return the last step to sigma = 0: x_s = D, Tweedie's estimate of the data."""
+    return Row(float(t), float(s), a=0.0, b=1.0)
