@@ -415,7 +415,7 @@ class Trig:
 
 @dataclass(frozen=True)
 class Pair:
-    """Any pair of smooth functions (alpha, sigma); derivatives by fourth-order differences.
+    """Any pair of smooth functions (alpha, sigma); derivatives by sixth-order differences.
 
     Args:
         alpha_fn, sigma_fn: vectorised, float64; lam = ln(alpha/sigma) must decrease in t.
@@ -449,11 +449,10 @@ class Pair:
 
     def _derivative(self, fn: Callable[[Array], Array], t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
-        # The step shrinks towards both ends, so that the stencil stays inside [t_clean, T].
-        room = np.minimum(self.T - t, t - self.t_clean)
-        h = np.where(room > 0.0, np.minimum(1e-3 * abs(self.T), 0.45 * room), 1e-4 * abs(self.T))
-        near, far = fn(t + h) - fn(t - h), fn(t + 2 * h) - fn(t - 2 * h)
-        return (8.0 * near - far) / (12.0 * h)
+        # Small against the distance to the clean end, where sigma may be as steep as a square root.
+        h = 1e-2 * np.minimum(abs(self.T), t - self.t_clean) if math.isfinite(self.t_clean) else 1e-2
+        near, middle, far = (fn(t + k * h) - fn(t - k * h) for k in (1, 2, 3))
+        return (45.0 * near - 9.0 * middle + far) / (60.0 * h)
 
 
 # --- discrete tables: time is the index, -1 is the data ---------------------------------------

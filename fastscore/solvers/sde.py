@@ -85,12 +85,14 @@ class Ancestral:
         x_s = (r sigma_s^2 / sigma_t^2) x_t + (alpha_s v / sigma_t^2) D + c z
 
     ``variance`` "small" is the posterior's own, c^2 = v sigma_s^2 / sigma_t^2; "large" is c^2 = v
-    (beta_i on a DDPM table, and what Song's code uses on VP).
+    (beta_i on a DDPM table, and what Song's code uses on VP). ``denoise=False`` also adds the large
+    variance in a step to sigma = 0, as diffusers does.
 
     Source: Ho et al. 2020, eq. 7 and section 3.2; Song et al. 2021, eq. 4 and appendix F.
     """
 
     variance: str = "small"
+    denoise: bool = True
     order = 1
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class Ancestral:
         return [[self._row(schedule, t, s)] for t, s in zip(t[:-1], t[1:], strict=True)]
 
     def _row(self, schedule: Schedule, t: np.float64, s: np.float64) -> Row:
-        if s == schedule.t_clean:
+        if s == schedule.t_clean and self.denoise:
             return denoise(t, s)
         r, v = transition(schedule, s, t)
         ratio = (schedule.sigma(s) / schedule.sigma(t)) ** 2
