@@ -1,0 +1,63 @@
+"""fastscore: a fast, exact and reproducible sampler engine for score-based generative models.
+
+Public names load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastscore.analytic import Empirical, GaussianMixture, score_model
+    from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
+    from fastscore.files import bundled
+    from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
+    from fastscore.model import ScoreModel, load_model
+    from fastscore.parametrization import Parametrization
+    from fastscore.sampler import NonFiniteError, Sampler
+    from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
+    from fastscore.solvers import (
+        DDIM,
+        DDPM,
+        Ancestral,
+        AnnealedLangevin,
+        DPMpp2M,
+        Euler,
+        EulerMaruyama,
+        Heun,
+        Langevin,
+        PredictorCorrector,
+        ReverseDiffusion,
+        ScoreSDE,
+    )
+    from fastscore.tables import DiscreteVE, DiscreteVP, ddpm, smld
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "analytic": "Empirical GaussianMixture score_model",
+    "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
+    "files": "bundled",
+    "grid": "Grid Times edm indices karras logsnr quadratic uniform",
+    "model": "ScoreModel load_model",
+    "parametrization": "Parametrization",
+    "sampler": "NonFiniteError Sampler",
+    "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
+    "solvers": "DDIM DDPM Ancestral AnnealedLangevin DPMpp2M Euler EulerMaruyama Heun Langevin PredictorCorrector "
+    "ReverseDiffusion ScoreSDE",
+    "tables": "DiscreteVE DiscreteVP ddpm smld",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'fastscore' has no attribute {name!r}")
+    return getattr(import_module(f"fastscore.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE])

@@ -40,7 +40,9 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         k = len(self.means)
         if self.weights.shape != (k,) or self.stds.shape != (k,) or k == 0:
-            raise ValueError(f"mixture: {k} means, weights {tuple(self.weights.shape)}, stds {tuple(self.stds.shape)} must agree")
+            raise ValueError(
+                f"mixture: {k} means, weights {tuple(self.weights.shape)}, stds {tuple(self.stds.shape)} must agree"
+            )
         if not (self.weights > 0).all() or not (self.stds > 0).all() or abs(float(self.weights.sum()) - 1.0) > 1e-6:
             raise ValueError("mixture: weights must be positive and sum to 1, stds must be positive")
 

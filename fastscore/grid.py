@@ -65,7 +65,9 @@ class Grid:
         if self.clean:
             knots = np.append(knots, schedule.t_clean)
         if np.any(np.diff(knots) >= 0.0):
-            raise ValueError(f"{self.spacing} grid of {self.steps} steps repeats a time; use fewer steps or another spacing")
+            raise ValueError(
+                f"{self.spacing} grid of {self.steps} steps repeats a time; use fewer steps or another spacing"
+            )
         return knots
 
     def _spaced(self, schedule: Schedule, start: float, end: float, n: int) -> Array:
@@ -92,7 +94,9 @@ class Grid:
         if schedule.t_clean != -1.0:
             raise ValueError(f"{self.spacing} grids index a discrete table; {type(schedule).__name__} is continuous")
         if not self.clean or self.start is not None or self.end is not None:
-            raise ValueError(f"a {self.spacing} grid covers a whole table down to sigma = 0: no start, end or clean=False")
+            raise ValueError(
+                f"a {self.spacing} grid covers a whole table down to sigma = 0: no start, end or clean=False"
+            )
         if self.steps > n:
             raise ValueError(f"steps = {self.steps} must lie in 1 .. {n}, the length of the table")
         if self.spacing == "leading":
@@ -150,6 +154,11 @@ def indices(steps: int, spacing: str = "trailing") -> Grid:
     starts at pure noise); linspace: rounded linspace from N - 1 to 0.
     """
     return Grid(spacing, steps, clean=True)
+
+
+def default_grid(schedule: Schedule, steps: int = 20) -> Grid:
+    """Return a grid to sigma = 0 that suits a deterministic solver: karras, or uniform from pure noise."""
+    return karras(steps) if math.isfinite(float(lam(schedule, schedule.T))) else uniform(steps, clean=True)
 
 
 def edm(steps: int, sigma_min: ArrayLike = 0.002, sigma_max: ArrayLike = 80.0, rho: float = 7.0) -> Times:

@@ -102,9 +102,7 @@ def implicit_score_matching(score: Callable[[Tensor], Tensor], x: Tensor) -> Ten
     """
     x = x.detach().requires_grad_(True)
     s = score(x).flatten(1)
-    trace = sum(
-        torch.autograd.grad(s[:, k].sum(), x, create_graph=True)[0].flatten(1)[:, k] for k in range(s.shape[1])
-    )
+    trace = sum(torch.autograd.grad(s[:, k].sum(), x, create_graph=True)[0].flatten(1)[:, k] for k in range(s.shape[1]))
     return s.square().sum(1) + 2.0 * trace
 
 

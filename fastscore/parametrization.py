@@ -102,7 +102,9 @@ def basis(prediction: str, schedule: Schedule, t: ArrayLike) -> tuple[Array, Arr
     raise ValueError(f"prediction = {prediction!r} must be one of x0, eps, score, v, flow")
 
 
-def convert(target: tuple[Array, Array], source: tuple[Array, Array], alpha: Array, sigma: Array) -> tuple[Array, Array]:
+def convert(
+    target: tuple[Array, Array], source: tuple[Array, Array], alpha: Array, sigma: Array
+) -> tuple[Array, Array]:
     """Return (p, q) with target = p x + q F, both given by their (A, B); exactly (0, 1) if equal."""
     (a, b), (a0, b0) = target, source
     det = alpha * b0 - sigma * a0

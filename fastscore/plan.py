@@ -122,10 +122,9 @@ class Plan:
             w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in used]
             b, c = (f"{r.b:.6g}", f"{r.c:.6g}") if r.langevin is None else (f"{r.langevin.norm}", "norm")
             sigma = float(self.schedule.sigma(r.t))
-            lines.append(
-                [str(k), f"{r.t:.6g}", f"{r.s:.6g}", f"{sigma:.4g}", r.m, f"{r.a:.6g}", b, c, *w]
-                + ["" if r.push is None else str(r.push), "F" if r.evaluate else "", "" if r.draw < 0 else str(r.draw)]
-            )
+            push, net, draw = "" if r.push is None else r.push, "F" if r.evaluate else "", "" if r.draw < 0 else r.draw
+            numbers = (f"{r.t:.6g}", f"{r.s:.6g}", f"{sigma:.4g}", r.m, f"{r.a:.6g}")
+            lines.append([str(v) for v in (k, *numbers, b, c, *w, push, net, draw)])
         widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
         return "\n".join("  ".join(v.rjust(n) for v, n in zip(line, widths, strict=True)).rstrip() for line in lines)
 
@@ -179,7 +178,7 @@ def clip(plan: Plan, bound: float) -> Plan:
             continue
         if row.m != "x0":
             if row.push is not None:
-                raise ValueError(f"clip: this solver keeps a history of {row.m!r}, only x0 can be clipped; use DDIM or DPMpp2M")
+                raise ValueError(f"clip: this solver keeps a history of {row.m!r}, not of x0; use DDIM or DPMpp2M")
             t = np.float64(row.t)
             x0 = basis("x0", plan.schedule, t)
             p, q = convert(basis(row.m, plan.schedule, t), x0, plan.schedule.alpha(t), plan.schedule.sigma(t))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fastscore import plan as plans
 from fastscore.engine.loop import Loop, Observer, Step
-from fastscore.grid import Grid, Times, karras
+from fastscore.grid import Grid, Times, default_grid
 from fastscore.model import ScoreModel
 from fastscore.noise import LABEL_DRAW, NoiseKey, RecordedNoise
 from fastscore.plan import Plan, Solver
@@ -37,7 +36,7 @@ class Sampler:
         schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
             without a start begins where the model's noise ends, if that is earlier.
         solver: see fastscore.solvers.
-        grid: knots, see fastscore.grid.
+        grid: knots, see fastscore.grid; 20 steps if left out.
         batch: micro-batch. The network always runs at this size (the tail is padded with dummy
             samples that are dropped), so that a sample does not depend on how many are drawn.
         clip: bound on the x0 estimate of every row, or None.
@@ -68,7 +67,9 @@ class Sampler:
         self.device = torch.device(device)
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
-        self.grid = _within_model(grid if grid is not None else karras(20), self.schedule, model.schedule)
+        self.grid = _within_model(
+            grid if grid is not None else default_grid(self.schedule), self.schedule, model.schedule
+        )
         if isinstance(model.net, nn.Module):
             # float64 parity runs want the network in float64 too; the caller's own is left alone.
             model.net.to(self.device).eval()
@@ -127,22 +128,22 @@ class Sampler:
         """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``."""
         key = NoiseKey.of(seed, ids, self.device)
         n = len(key.ids)
-        cond = self.labels(key, labels)
+        cond = self._labels(key, labels)
         if noise is not None:
             if noise.shape[1:2] != (n,) or len(noise) < self.plan.draws or noise[0, 0].numel() != self._loop.x.shape[1]:
                 want = (self.plan.draws, n, *self.model.shape)
                 raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs {want}")
             noise = noise.reshape(len(noise), n, -1).to(self.device)
-        bar = _bar(n, progress)
-        for start in range(0, n, self.batch):
-            count = min(self.batch, n - start)
-            x = self._micro_batch(key, cond, noise, slice(start, start + count), callback)
-            yield key.ids[start : start + count], x
-            bar.update(count)
-        bar.close()
+        with tqdm(total=len(self.plan.rows) * -(-n // self.batch), unit="row", disable=not progress) as bar:
+            for start in range(0, n, self.batch):
+                part = slice(start, min(start + self.batch, n))
+                yield key.ids[part], self._micro_batch(key, cond, noise, part, callback, bar if progress else None)
 
-    def labels(self, key: NoiseKey, labels: Labels) -> Tensor | None:
-        """Resolve ``labels`` as ``run`` takes them to one label a sample, or None."""
+    def label_of(self, ids: Sequence[int], seed: int, labels: Labels) -> Tensor | None:
+        """Return the label that ``run`` gives each sample, int64 [n]; None if unconditional."""
+        return self._labels(NoiseKey.of(seed, ids, self.device), labels)
+
+    def _labels(self, key: NoiseKey, labels: Labels) -> Tensor | None:
         classes, n = self.model.classes, len(key.ids)
         if labels is None:
             return torch.full((n,), classes, device=self.device) if classes else None
@@ -157,7 +158,9 @@ class Sampler:
         if values.shape != (n,):
             raise ValueError(f"labels: {tuple(values.shape)} labels for {n} ids")
         if n and not (0 <= int(values.min()) and int(values.max()) <= classes):
-            raise ValueError(f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1} ({classes}: none)")
+            raise ValueError(
+                f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1} ({classes}: none)"
+            )
         return values
 
     def _micro_batch(
@@ -167,6 +170,7 @@ class Sampler:
         recorded: Tensor | None,
         part: slice,
         callback: Callable[[Step], None] | None,
+        bar: tqdm | None,
     ) -> Tensor:
         ids = key.ids[part]
         count = len(ids)
@@ -180,24 +184,26 @@ class Sampler:
         padded = None if cond is None else pad(cond[part])
 
         def run(observer: Observer | None) -> Tensor:
-            return self._loop.run(noise, padded, valid.to(self.dtype), observer)[:count]
+            return self._loop.run(noise, padded, valid.to(self.dtype), observer, callback is not None)[:count]
 
-        def observe(k: int, x: Tensor, x0: Tensor | None) -> None:
-            row, shape = self.plan.rows[k], (count, *self.model.shape)
-            estimate = None if x0 is None else x0[:count].reshape(shape)
-            assert callback is not None
-            callback(Step(k, row.t, row.s, ids, x[:count].clone().reshape(shape), estimate))
+        def observe(k: int, x0: Tensor | None) -> None:
+            if bar is not None:
+                bar.update()
+            if callback is not None:
+                row, shape = self.plan.rows[k], (count, *self.model.shape)
+                estimate = None if x0 is None else x0[:count].reshape(shape)
+                callback(Step(k, row.t, row.s, ids, self._loop.x[:count].clone().reshape(shape), estimate))
 
-        x = run(observe if callback else None)
+        x = run(observe if callback or bar is not None else None)
         if not bool(torch.isfinite(x).all()):
             self._report(run, ids)
         return x
 
-    def _report(self, run: Callable[[Observer], Any], ids: Tensor) -> None:
+    def _report(self, run: Callable[[Observer], Tensor], ids: Tensor) -> None:
         """Run the micro-batch again, which gives the same values, to find the first bad row."""
 
-        def check(k: int, x: Tensor, x0: Tensor | None) -> None:
-            bad = ~torch.isfinite(x[: len(ids)]).all(dim=1)
+        def check(k: int, x0: Tensor | None) -> None:
+            bad = ~torch.isfinite(self._loop.x[: len(ids)]).all(dim=1)
             if bool(bad.any()):
                 row = self.plan.rows[k]
                 raise NonFiniteError(
@@ -211,17 +217,14 @@ class Sampler:
 
 def _within_model(grid: Grid | Times, schedule: Schedule, model: Schedule) -> Grid | Times:
     """Start a grid no noisier than the model's own schedule, unless told where to start."""
-    if model == schedule or not isinstance(grid, Grid) or grid.start is not None or grid.spacing in ("leading", "trailing", "linspace"):
+    if (
+        model == schedule
+        or not isinstance(grid, Grid)
+        or grid.start is not None
+        or grid.spacing in ("leading", "trailing", "linspace")
+    ):
         return grid
     bottom = float(lam(model, model.T))
     if float(lam(schedule, schedule.T)) >= bottom:
         return grid
     return replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
-
-
-def _bar(n: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tqdm(total=n, unit="sample", disable=not progress)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from fastscore.beta import Array, Beta, CosineBeta, LinearBeta, ordered
 
 
 @runtime_checkable
@@ -123,87 +123,14 @@ def diffuse(schedule: Schedule, x0: Any, t: ArrayLike, z: Any) -> Any:
     return alpha * x0 + sigma * z
 
 
-# --- beta(t) of the variance-preserving family ------------------------------------------------
+def ones(t: ArrayLike) -> Array:
+    """Return alpha = 1, of every schedule that only adds noise."""
+    return np.ones_like(np.asarray(t, np.float64))
 
 
-class Beta(Protocol):
-    """A noise rate beta(t) on [0, 1] and its integral from 0."""
-
-    def __call__(self, t: ArrayLike) -> Array: ...
-    def integral(self, t: ArrayLike) -> Array: ...
-
-
-@dataclass(frozen=True)
-class LinearBeta:
-    """beta(t) = beta_min + t (beta_max - beta_min). Source: Song et al. 2021, eq. 33."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _ordered("beta_min", self.beta_min, "beta_max", self.beta_max)
-
-    def __call__(self, t: ArrayLike) -> Array:
-        return self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min)
-
-    def integral(self, t: ArrayLike) -> Array:
-        t = np.asarray(t, np.float64)
-        return t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
-
-
-@dataclass(frozen=True)
-class ExponentialBeta:
-    """beta(t) = beta_min (beta_max / beta_min)^t."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _ordered("beta_min", self.beta_min, "beta_max", self.beta_max)
-
-    def __call__(self, t: ArrayLike) -> Array:
-        return self.beta_min * (self.beta_max / self.beta_min) ** np.asarray(t, np.float64)
-
-    def integral(self, t: ArrayLike) -> Array:
-        rate = math.log(self.beta_max / self.beta_min)
-        return self.beta_min * np.expm1(rate * np.asarray(t, np.float64)) / rate
-
-
-@dataclass(frozen=True)
-class CosineBeta:
-    r"""alpha(t) = cos(pi/2 (t + o)/(1 + o)) / cos(pi/2 o/(1 + o)). Source: Nichol & Dhariwal 2021.
-
-    beta diverges at t = 1, so a schedule on it starts at T = 0.9946, as DPM-Solver does.
-    """
-
-    offset: float = 0.008
-
-    def _angle(self, t: ArrayLike) -> Array:
-        return 0.5 * np.pi * (np.asarray(t, np.float64) + self.offset) / (1.0 + self.offset)
-
-    def __call__(self, t: ArrayLike) -> Array:
-        return np.pi / (1.0 + self.offset) * np.tan(self._angle(t))
-
-    def integral(self, t: ArrayLike) -> Array:
-        return -2.0 * (np.log(np.cos(self._angle(t))) - np.log(np.cos(self._angle(0.0))))
-
-
-@dataclass(frozen=True)
-class FunctionBeta:
-    """Any positive smooth beta(t) on [0, 1]; integrated by 64-point Gauss-Legendre quadrature."""
-
-    fn: Callable[[Array], Array]
-
-    def __call__(self, t: ArrayLike) -> Array:
-        return np.asarray(self.fn(np.asarray(t, np.float64)), np.float64)
-
-    def integral(self, t: ArrayLike) -> Array:
-        t = np.asarray(t, np.float64)
-        nodes, weights = np.polynomial.legendre.leggauss(64)
-        return 0.5 * t * (self(0.5 * t[..., None] * (nodes + 1.0)) @ weights)
-
-
-# --- continuous schedules ---------------------------------------------------------------------
+def zeros(t: ArrayLike) -> Array:
+    """Return the derivative of ``ones``."""
+    return np.zeros_like(np.asarray(t, np.float64))
 
 
 @dataclass(frozen=True)
@@ -246,16 +173,16 @@ class SubVP:
 
     @property
     def T(self) -> float:
-        return 0.9946 if isinstance(self.beta, CosineBeta) else 1.0
+        return VP(self.beta).T
 
     def alpha(self, t: ArrayLike) -> Array:
-        return np.exp(-0.5 * self.beta.integral(t))
+        return VP(self.beta).alpha(t)
 
     def sigma(self, t: ArrayLike) -> Array:
         return -np.expm1(-self.beta.integral(t))
 
     def dalpha(self, t: ArrayLike) -> Array:
-        return -0.5 * self.beta(t) * self.alpha(t)
+        return VP(self.beta).dalpha(t)
 
     def dsigma(self, t: ArrayLike) -> Array:
         return self.beta(t) * self.alpha(t) ** 2
@@ -274,22 +201,17 @@ class VE:
     t_end: float = 1e-5
     T = 1.0
     t_clean = -math.inf
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
 
     def __post_init__(self) -> None:
-        _ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     @property
     def prior_std(self) -> float:
         return self.sigma_max
 
-    def alpha(self, t: ArrayLike) -> Array:
-        return np.ones_like(np.asarray(t, np.float64))
-
     def sigma(self, t: ArrayLike) -> Array:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** np.asarray(t, np.float64)
-
-    def dalpha(self, t: ArrayLike) -> Array:
-        return np.zeros_like(np.asarray(t, np.float64))
 
     def dsigma(self, t: ArrayLike) -> Array:
         return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
@@ -303,6 +225,7 @@ class TutorialVE:
     t_end: float = 1e-3
     T = 1.0
     t_clean = 0.0
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
 
     def __post_init__(self) -> None:
         if not self.base > 1.0:
@@ -312,15 +235,9 @@ class TutorialVE:
     def prior_std(self) -> float:
         return float(self.sigma(self.T))
 
-    def alpha(self, t: ArrayLike) -> Array:
-        return np.ones_like(np.asarray(t, np.float64))
-
     def sigma(self, t: ArrayLike) -> Array:
         rate = 2.0 * math.log(self.base)
         return np.sqrt(np.expm1(rate * np.asarray(t, np.float64)) / rate)
-
-    def dalpha(self, t: ArrayLike) -> Array:
-        return np.zeros_like(np.asarray(t, np.float64))
 
     def dsigma(self, t: ArrayLike) -> Array:
         return 0.5 * self.base ** (2.0 * np.asarray(t, np.float64)) / self.sigma(t)
@@ -333,9 +250,10 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     t_clean = 0.0
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
 
     def __post_init__(self) -> None:
-        _ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     @property
     def T(self) -> float:
@@ -349,14 +267,8 @@ class EDM:
     def prior_std(self) -> float:
         return self.sigma_max
 
-    def alpha(self, t: ArrayLike) -> Array:
-        return np.ones_like(np.asarray(t, np.float64))
-
     def sigma(self, t: ArrayLike) -> Array:
         return np.asarray(t, np.float64) * 1.0
-
-    def dalpha(self, t: ArrayLike) -> Array:
-        return np.zeros_like(np.asarray(t, np.float64))
 
     def dsigma(self, t: ArrayLike) -> Array:
         return np.ones_like(np.asarray(t, np.float64))
@@ -453,161 +365,3 @@ class Pair:
         h = 1e-2 * np.minimum(abs(self.T), t - self.t_clean) if math.isfinite(self.t_clean) else 1e-2
         near, middle, far = (fn(t + k * h) - fn(t - k * h) for k in (1, 2, 3))
         return (45.0 * near - 9.0 * middle + far) / (60.0 * h)
-
-
-# --- discrete tables: time is the index, -1 is the data ---------------------------------------
-
-
-@dataclass(frozen=True)
-class DiscreteVP:
-    """DDPM table: abar_i = prod_{j<=i} (1 - beta_j), ln alpha linear between the indices.
-
-    Time is the index itself, 0 .. N-1, with -1 for the data. Source: Ho et al. 2020; the
-    interpolation is DPM-Solver's (Lu et al. 2022, appendix).
-    """
-
-    betas: tuple[float, ...]
-    t_end = 0.0
-    t_clean = -1.0
-    prior_std = 1.0
-
-    def __post_init__(self) -> None:
-        betas = np.asarray(self.betas, np.float64)
-        if betas.ndim != 1 or len(betas) == 0 or not np.all((betas > 0.0) & (betas < 1.0)):
-            raise ValueError(
-                "DiscreteVP: betas must be a non-empty list of numbers strictly between 0 and 1; "
-                f"got {len(betas)} from {betas.min(initial=np.inf):.4g} to {betas.max(initial=-np.inf):.4g}"
-            )
-        object.__setattr__(self, "betas", tuple(float(b) for b in betas))
-
-    @property
-    def T(self) -> float:
-        return float(len(self.betas) - 1)
-
-    def _log_alpha(self, t: ArrayLike) -> Array:
-        knots = np.concatenate([[0.0], np.cumsum(0.5 * np.log1p(-np.asarray(self.betas)))])
-        return np.interp(np.asarray(t, np.float64), np.arange(-1.0, len(self.betas)), knots)
-
-    def alpha(self, t: ArrayLike) -> Array:
-        return np.exp(self._log_alpha(t))
-
-    def sigma(self, t: ArrayLike) -> Array:
-        return np.sqrt(-np.expm1(2.0 * self._log_alpha(t)))
-
-    def dalpha(self, t: ArrayLike) -> Array:
-        # Right-continuous would look into the noisier interval; a solver moves into the cleaner one.
-        upper = np.clip(np.ceil(np.asarray(t, np.float64)), 0, self.T).astype(int)
-        return 0.5 * np.log1p(-np.asarray(self.betas))[upper] * self.alpha(t)
-
-    def dsigma(self, t: ArrayLike) -> Array:
-        return -self.alpha(t) * self.dalpha(t) / self.sigma(t)
-
-
-@dataclass(frozen=True)
-class DiscreteVE:
-    """SMLD table of increasing sigma_i: alpha = 1, ln sigma linear between the indices.
-
-    Time is the index, 0 .. N-1, with -1 for the data (sigma = 0, reached linearly).
-    Source: Song & Ermon 2019.
-    """
-
-    sigmas: tuple[float, ...]
-    t_end = 0.0
-    t_clean = -1.0
-
-    def __post_init__(self) -> None:
-        sigmas = np.asarray(self.sigmas, np.float64)
-        if sigmas.ndim != 1 or len(sigmas) == 0 or sigmas[0] <= 0 or np.any(np.diff(sigmas) <= 0):
-            raise ValueError("DiscreteVE: sigmas must be a non-empty list of increasing positive numbers")
-        object.__setattr__(self, "sigmas", tuple(float(s) for s in sigmas))
-
-    @property
-    def T(self) -> float:
-        return float(len(self.sigmas) - 1)
-
-    @property
-    def prior_std(self) -> float:
-        return self.sigmas[-1]
-
-    def alpha(self, t: ArrayLike) -> Array:
-        return np.ones_like(np.asarray(t, np.float64))
-
-    def sigma(self, t: ArrayLike) -> Array:
-        t = np.asarray(t, np.float64)
-        log = np.interp(np.maximum(t, 0.0), np.arange(len(self.sigmas)), np.log(self.sigmas))
-        return np.where(t >= 0.0, np.exp(log), self.sigmas[0] * (t + 1.0))
-
-    def dalpha(self, t: ArrayLike) -> Array:
-        return np.zeros_like(np.asarray(t, np.float64))
-
-    def dsigma(self, t: ArrayLike) -> Array:
-        upper = np.clip(np.ceil(np.asarray(t, np.float64)), 0, self.T).astype(int)
-        slope = np.diff(np.log(self.sigmas), prepend=np.nan)[upper]
-        return np.where(upper == 0, self.sigmas[0], slope * self.sigma(t))
-
-
-def ddpm(kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DiscreteVP:
-    """Return a standard DDPM table of ``n`` betas: "linear", "scaled-linear" or "cosine".
-
-    scaled-linear is linear in sqrt(beta) (latent diffusion uses 0.00085 .. 0.012); cosine is
-    Nichol & Dhariwal 2021, with beta clipped at 0.999, and ignores beta_min and beta_max.
-    """
-    if n < 1:
-        raise ValueError(f"ddpm: n = {n} must be at least 1")
-    if kind == "linear":
-        betas = np.linspace(beta_min, beta_max, n)
-    elif kind == "scaled-linear":
-        betas = np.linspace(beta_min**0.5, beta_max**0.5, n) ** 2
-    elif kind == "cosine":
-        edge = np.cos(CosineBeta()._angle(np.arange(n + 1) / n)) ** 2
-        betas = np.minimum(1.0 - edge[1:] / edge[:-1], 0.999)
-    else:
-        raise ValueError(f"ddpm: kind = {kind!r} must be one of linear, scaled-linear, cosine")
-    return DiscreteVP(tuple(betas))
-
-
-def smld(n: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> DiscreteVE:
-    """Return ``n`` geometric noise levels from sigma_min to sigma_max. Source: Song & Ermon 2019."""
-    if n < 1:
-        raise ValueError(f"smld: n = {n} must be at least 1")
-    return DiscreteVE(tuple(np.exp(np.linspace(math.log(sigma_min), math.log(sigma_max), n))))
-
-
-# --- as JSON ----------------------------------------------------------------------------------
-
-_CLASSES = {
-    c.__name__: c
-    for c in (VP, SubVP, VE, TutorialVE, EDM, Flow, Trig, DiscreteVP, DiscreteVE, LinearBeta, ExponentialBeta, CosineBeta)
-}
-
-
-def to_dict(schedule: Any) -> dict[str, Any]:
-    """Return a schedule as plain JSON values, with its class under ``name``."""
-    name = type(schedule).__name__
-    if name not in _CLASSES:
-        raise ValueError(f"{name} holds Python functions and cannot be saved; only {', '.join(_CLASSES)} can")
-    values = {k.name: getattr(schedule, k.name) for k in fields(schedule)}
-    nested = {k: to_dict(v) if is_dataclass(v) else v for k, v in values.items()}
-    return {"name": name, **nested}
-
-
-def from_dict(data: dict[str, Any]) -> Any:
-    """Build the schedule that ``to_dict`` described.
-
-    Raises:
-        ValueError: unknown name or argument.
-    """
-    values = dict(data)
-    name = values.pop("name", None)
-    if name not in _CLASSES:
-        raise ValueError(f"schedule name = {name!r} must be one of {', '.join(_CLASSES)}")
-    values = {k: from_dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    try:
-        return _CLASSES[name](**values)
-    except TypeError as error:
-        raise ValueError(f"schedule {name}: {error}") from None
-
-
-def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:
-    if not 0.0 < low < high < math.inf:
-        raise ValueError(f"{low_name} = {low} and {high_name} = {high} must satisfy 0 < {low_name} < {high_name}")

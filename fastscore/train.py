@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastscore import losses
 from fastscore.data import Dataset
-from fastscore.model import ScoreModel, save_model, save_weights, write_atomic
+from fastscore.files import write_atomic
+from fastscore.model import ScoreModel, save_model
 from fastscore.nets import build
 from fastscore.noise import NoiseKey
 from fastscore.parametrization import Parametrization
@@ -136,9 +136,7 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = config.lr_at(seen)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
-            loss = losses.denoising_score_matching(
-                net, x0, t, z, cond, schedule, parametrization, config.weighting
-            )
+            loss = losses.denoising_score_matching(net, x0, t, z, cond, schedule, parametrization, config.weighting)
         if config.times == "importance":
             loss = loss * torch.as_tensor(losses.importance_weight(schedule, t), dtype=loss.dtype, device=device)
         loss.mean().backward()
@@ -229,7 +227,9 @@ def _resume(out: Path, state: _State, settings: dict[str, Any]) -> int:
             s["train"].pop(k)
     if old != new:
         changed = [f"{k}.{j}" for k in new for j in new[k] if old.get(k, {}).get(j) != new[k][j]]
-        raise ValueError(f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out or delete it")
+        raise ValueError(
+            f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out or delete it"
+        )
     state.load(out / "checkpoint.safetensors")
     return int(saved["seen"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -15,17 +14,18 @@ import torch
 from fastscore.analytic import GaussianMixture, score_model
 from fastscore.grid import Grid, Times, edm, uniform
 from fastscore.sampler import Sampler
-from fastscore.schedule import EDM, VE, VP, Pair, Schedule, SubVP, ddpm, t_of_lam
+from fastscore.schedule import EDM, VE, VP, Pair, Schedule, SubVP, t_of_lam
 from fastscore.solvers import (
     DDIM,
-    AnnealedLangevin,
     Ancestral,
+    AnnealedLangevin,
     DPMpp2M,
     Euler,
     Heun,
     Langevin,
     ScoreSDE,
 )
+from fastscore.tables import ddpm
 
 FOLDER = Path(os.environ.get("FASTSCORE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 COPY = Path(__file__).parent / "data"  # the few cases that must always run
@@ -133,7 +133,14 @@ def _edm(s: dict) -> Case | None:
         return Case(EDM(), Heun(), edm(n), [0], 1e-9)
     i = np.arange(n)
     if s["discretization"] == "vp":
-        return Case(VP(), Euler(denoise=False), Times((*np.linspace(1.0, 1e-3, n), 0.0)), [0], 1e-9, prior=float(VP().sigma(1.0)))
+        return Case(
+            VP(),
+            Euler(denoise=False),
+            Times((*np.linspace(1.0, 1e-3, n), 0.0)),
+            [0],
+            1e-9,
+            prior=float(VP().sigma(1.0)),
+        )
     if s["discretization"] == "ve":
         schedule = Pair(np.ones_like, np.sqrt, T=1e4)
         levels = 1e4 * (0.02**2 / 1e4) ** (i / (n - 1))
@@ -161,7 +168,11 @@ def _diffusers(s: dict) -> Case | None:
     if s["cls"] == "DDIMScheduler":
         eta = s["call"].get("eta", 0.0)
         return Case(table, DDIM(eta, keep_eps=clip is not None), times, list(range(n)) if eta else [0], 1e-5, clip)
-    if s["cls"] == "DPMSolverMultistepScheduler" and s["algorithm_type"] == "dpmsolver++" and s.get("solver_type") != "heun":
+    if (
+        s["cls"] == "DPMSolverMultistepScheduler"
+        and s["algorithm_type"] == "dpmsolver++"
+        and s.get("solver_type") != "heun"
+    ):
         solver = {1: DDIM(), 2: DPMpp2M()}.get(s["solver_order"])
         return None if solver is None else Case(table, solver, times, [0], 1e-5)
     if s["cls"] in ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler"):

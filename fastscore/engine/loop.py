@@ -37,7 +37,7 @@ class Step:
     x0: Tensor | None
 
 
-Observer = Callable[[int, Tensor, "Tensor | None"], None]
+Observer = Callable[[int, "Tensor | None"], None]
 
 
 class Loop:
@@ -66,14 +66,22 @@ class Loop:
         self.x0_map = _x0_map(plan, model)
 
     @torch.inference_mode()
-    def run(self, noise: Noise, cond: Tensor | None, valid: Tensor, observer: Observer | None = None) -> Tensor:
+    def run(
+        self,
+        noise: Noise,
+        cond: Tensor | None,
+        valid: Tensor,
+        observer: Observer | None = None,
+        estimate: bool = False,
+    ) -> Tensor:
         """Run all rows and return a copy of the state, [batch, *shape].
 
         Args:
             noise: of the batch.
             cond: labels [batch] or None.
             valid: 1 for samples, 0 for padding, [batch] in the state's dtype.
-            observer: called after each row as observer(row, x, x0 or None) with [batch, D] tensors.
+            observer: called after each row as observer(row, x0); the state is ``self.x``.
+            estimate: whether the observer wants x0, [batch, D]; it is None in rows without network.
         """
         self.x.zero_()
         self.hist.zero_()
@@ -83,7 +91,7 @@ class Loop:
                 u = self.u.view(self.batch, *self.model.shape)
                 F = self.model.net(u, self.labels[k].expand(self.batch), cond).reshape(self.batch, -1)
             x0 = None
-            if observer and row.evaluate:
+            if estimate and row.evaluate:
                 p, q = self.x0_map[k]
                 x0 = p * self.x + q * F.to(self.x.dtype)
             uses_network = row.evaluate or row.b != 0.0
@@ -101,7 +109,7 @@ class Loop:
                 out_u=self.u,
             )
             if observer:
-                observer(k, self.x, x0)
+                observer(k, x0)
         return self.x.clone().view(self.batch, *self.model.shape)
 
 

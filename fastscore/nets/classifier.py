@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,9 +20,7 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
         super().__init__()
         sizes = (channels, width, 2 * width, 4 * width, 4 * width)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(nn.GroupNorm(8, c) for c in sizes[1:])
         self.head = nn.Linear(sizes[-1], classes)
 

@@ -42,7 +42,7 @@ def update_ref(
     Error: float32 against float64 <= 4 u (|a x| + |b m| + sum |w h| + |c z|) with u = 2^-24 for each
     of the S + 3 terms; noise adds 1e-6 |c|.
     """
-    if F is not None and F.shape != x.shape or hist.shape[1:] != x.shape or idx.shape != x.shape[:1]:
+    if (F is not None and F.shape != x.shape) or hist.shape[1:] != x.shape or idx.shape != x.shape[:1]:
         shapes = tuple(None if t is None else tuple(t.shape) for t in (x, F, hist, idx))
         raise ValueError(f"update: x, F, hist and idx have shapes {shapes}; expected [N, D], [N, D], [S, N, D], [N]")
     row = table.index_select(0, idx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Euler:
     order = 1
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [[self._row(schedule, t, s)] for t, s in zip(t[:-1], t[1:], strict=True)]
+        return [[self._row(schedule, t, s)] for t, s in pairwise(t)]
 
     def _row(self, schedule: Schedule, t: np.float64, s: np.float64) -> Row:
         if s == schedule.t_clean and (self.denoise or not np.isfinite(s)):
@@ -42,7 +43,7 @@ class Heun:
     order = 2
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [self._rows(schedule, t, s) for t, s in zip(t[:-1], t[1:], strict=True)]
+        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
 
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:

@@ -16,12 +16,13 @@ Source: score_sde_pytorch, sampling.py and sde_lib.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastscore.beta import LinearBeta
 from fastscore.plan import Row
-from fastscore.schedule import VE, VP, Array, LinearBeta, Schedule, SubVP
+from fastscore.schedule import VE, VP, Array, Schedule, SubVP
 from fastscore.solvers.correctors import AnnealedLangevin, Langevin, alpha_i
 from fastscore.solvers.sde import EulerMaruyama
 
@@ -45,7 +46,7 @@ class ScoreSDE:
     """
 
     predictor: str = "reverse_diffusion"
-    corrector: Langevin | AnnealedLangevin | None = Langevin(norm="batch")
+    corrector: Langevin | AnnealedLangevin | None = field(default_factory=lambda: Langevin(norm="batch"))
     probability_flow: bool = False
     denoise: bool = True
     order = 1
@@ -58,7 +59,8 @@ class ScoreSDE:
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         n = len(t) - 1
-        if not isinstance(schedule, VP | SubVP | VE) or not isinstance(getattr(schedule, "beta", LinearBeta()), LinearBeta):
+        known = isinstance(schedule, VE) or (isinstance(schedule, VP | SubVP) and isinstance(schedule.beta, LinearBeta))
+        if not known:
             raise ValueError(f"ScoreSDE knows VP and SubVP with a linear beta, and VE; not {type(schedule).__name__}")
         if t[-1] == schedule.t_clean:
             raise ValueError("ScoreSDE ends at t_end > 0 as its model code does; use a grid with clean=False")
@@ -74,8 +76,9 @@ class ScoreSDE:
         if self.predictor == "none":
             return []
         s = t - 1.0 / n
-        if self.predictor == "euler_maruyama" or (self.predictor == "reverse_diffusion" and isinstance(schedule, SubVP)):
-            # For sub-VP their reverse diffusion is the Euler-Maruyama step.
+        # For sub-VP their reverse diffusion is the Euler-Maruyama step.
+        plain = isinstance(schedule, SubVP) and self.predictor == "reverse_diffusion"
+        if self.predictor == "euler_maruyama" or plain:
             return [EulerMaruyama(eta=0.0 if self.probability_flow else 1.0).row(schedule, t, 1.0 / n)]
         if self.predictor == "reverse_diffusion":
             r, v = _forward(schedule, index, n)

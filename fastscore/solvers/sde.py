@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,8 +36,7 @@ class EulerMaruyama:
             raise ValueError(f"EulerMaruyama: eta = {self.eta} must be at least 0")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        ends = zip(t[:-1], t[1:], strict=True)
-        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, t - s)] for t, s in ends]
+        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, t - s)] for t, s in pairwise(t)]
 
     def row(self, schedule: Schedule, t: float, h: float) -> Row:
         """Return the step of length ``h`` from ``t``."""
@@ -68,14 +68,14 @@ class ReverseDiffusion:
     order = 1
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [[self._row(schedule, t, s)] for t, s in zip(t[:-1], t[1:], strict=True)]
+        return [[self._row(schedule, t, s)] for t, s in pairwise(t)]
 
     def _row(self, schedule: Schedule, t: np.float64, s: np.float64) -> Row:
         if s == schedule.t_clean:
             return denoise(t, s)
         r, v = transition(schedule, s, t)
-        c = 0.0 if self.probability_flow else float(np.sqrt(v))
-        return Row(float(t), float(s), a=float(2.0 - r), b=float(v * (0.5 if self.probability_flow else 1.0)), c=c, m="score")
+        score, noise = (0.5, 0.0) if self.probability_flow else (1.0, 1.0)
+        return Row(float(t), float(s), a=float(2.0 - r), b=float(score * v), c=float(noise * np.sqrt(v)), m="score")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Ancestral:
             raise ValueError(f"variance = {self.variance!r} must be small or large")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [[self._row(schedule, t, s)] for t, s in zip(t[:-1], t[1:], strict=True)]
+        return [[self._row(schedule, t, s)] for t, s in pairwise(t)]
 
     def _row(self, schedule: Schedule, t: np.float64, s: np.float64) -> Row:
         if s == schedule.t_clean and self.denoise:
@@ -137,7 +137,7 @@ class DDIM:
             raise ValueError(f"DDIM: eta = {self.eta} must lie in 0 .. 1")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [self._rows(schedule, t, s) for t, s in zip(t[:-1], t[1:], strict=True)]
+        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
 
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:

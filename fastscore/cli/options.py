@@ -1,0 +1,269 @@
+"""What the commands share: parameter types, and names of schedules, solvers and grids."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fastscore.grid import Grid
+    from fastscore.model import ScoreModel
+    from fastscore.plan import Solver
+    from fastscore.schedule import Schedule
+
+SCHEDULES = (
+    "vp",
+    "subvp",
+    "ve",
+    "edm",
+    "flow",
+    "vp-cosine",
+    "vp-exponential",
+    "tutorial",
+    "ddpm",
+    "ddpm-cosine",
+    "smld",
+)
+SOLVERS = (
+    "dpmpp-2m", "ddim", "ddpm", "ancestral", "em", "reverse-diffusion", "euler", "heun", "none", "score-sde",
+)  # fmt: skip
+CORRECTORS = ("none", "langevin", "ald")
+GRIDS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "linspace")
+NORMS = ("sample", "batch", "expected")
+
+
+class Count(click.ParamType):
+    """A whole number, also as 50k, 1.5M or 1e6, within bounds."""
+
+    name = "count"
+
+    def __init__(self, low: int = 0, high: int = 2**63 - 1) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse one value."""
+        if isinstance(value, int):
+            number = value
+        elif re.fullmatch(r"\d{1,30}", str(value)):
+            number = int(value)
+        else:
+            match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)([kKmMgG]?)", str(value))
+            scaled = float(match[1]) * 1000 ** " kmg".index(match[2].lower() or " ") if match else math.nan
+            if not scaled < 2**63 or scaled != int(scaled):
+                self.fail(f"{shorten(value)!r} is not a whole number (examples: 64, 50k, 1e6).", param, ctx)
+            number = int(scaled)
+        if not self.low <= number <= self.high:
+            self.fail(f"{number} is outside {self.low} .. {self.high}.", param, ctx)
+        return number
+
+
+class Number(click.ParamType):
+    """A finite number within bounds; the low one is excluded if ``open`` is set."""
+
+    name = "number"
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf, open: bool = False) -> None:
+        self.low, self.high, self.open = low, high, open
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse one value."""
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{shorten(value)!r} is not a number.", param, ctx)
+        inside = self.low < number <= self.high if self.open else self.low <= number <= self.high
+        if not math.isfinite(number) or not inside:
+            bound = f"{'above' if self.open else 'at least'} {self.low:g}"
+            bound += "" if math.isinf(self.high) else f" and at most {self.high:g}"
+            self.fail(f"{number:g} must be a finite number{'' if math.isinf(self.low) else ' ' + bound}.", param, ctx)
+        return number
+
+
+class Ids(click.ParamType):
+    """Sample ids as a list of numbers and ranges: 0-63,100,7."""
+
+    name = "ids"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """Parse one list."""
+        if isinstance(value, list):
+            return value
+        ids: list[int] = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if not first <= last < 2**63:
+                self.fail(f"{shorten(part)!r} is not an id or a rising range (example: 0-63,100).", param, ctx)
+            if last - first + len(ids) >= 10_000_000:
+                self.fail("more than 10 million ids; split the run.", param, ctx)
+            ids += range(first, last + 1)
+        if len(set(ids)) != len(ids):
+            self.fail("an id appears twice.", param, ctx)
+        return ids
+
+
+class Name(click.Choice):
+    """A choice that takes underscores for hyphens and any case."""
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
+        """Fold spelling before comparing."""
+        return str(choice).replace("_", "-").lower()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Parse one name."""
+        return super().convert(shorten(value), param, ctx)
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """Return one short printable line of a value, for error messages."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose schedule, solver and grid."""
+    predictors = ("euler-maruyama", "reverse-diffusion", "ancestral-sampling", "none")
+    options = [
+        _option("--solver", Name(SOLVERS), "Sampler or predictor.", "dpmpp-2m"),
+        _option("--steps", Count(1, 1_000_000), "Steps of the solver.", 20),
+        _option("--schedule", Name(SCHEDULES), "Forward SDE; the model's own if left out."),
+        _option("--grid", Name(GRIDS), "Spacing of times; suits solver and schedule if left out."),
+        click.option(
+            "--clean/--no-clean", default=None, help="Whether the last step goes to sigma = 0.  [default: yes]"
+        ),
+        _option("--t-start", Number(), "First time; the schedule's T if left out."),
+        _option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
+        _option("--sigma-min", Number(0, open=True), "Of ve, edm and smld."),
+        _option("--sigma-max", Number(0, open=True), "Of ve, edm and smld."),
+        _option("--rho", Number(0, open=True), "Exponent of the karras grid.", 7.0),
+        _option("--eta", Number(0), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
+        _option("--variance", Name(("small", "large")), "Of ddpm and ancestral.", "small"),
+        _option("--corrector", Name(CORRECTORS), "Langevin steps at each time.", "none"),
+        _option("--snr", Number(0, open=True), "Signal-to-noise ratio of the corrector.", 0.16),
+        _option("--corrections", Count(1, 10_000), "Corrector steps a time.", 1),
+        _option("--norm", Name(NORMS), "Norms of the Langevin step.", "sample"),
+        _option("--predictor", Name(predictors), "Of --solver score-sde.", "reverse-diffusion"),
+        _option("--clip", Number(0, open=True), "Bound on the x0 estimate of each step."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _option(flag: str, kind: click.ParamType, text: str, default: Any = None) -> Callable[..., Any]:
+    # EDM's flags have underscores; both spellings work.
+    spellings = dict.fromkeys((flag, "--" + flag[2:].replace("-", "_")))
+    return click.option(*spellings, type=kind, default=default, show_default=default is not None, help=text)
+
+
+def make_schedule(name: str | None, sigma_min: float | None, sigma_max: float | None, own: Schedule) -> Schedule:
+    """Return the schedule of a name, or ``own`` if there is none; VP for an exact model, which fits all.
+
+    Raises:
+        ValueError: a noise bound for a schedule that has none.
+    """
+    from fastscore import beta as b
+    from fastscore import schedule as s
+    from fastscore import tables
+
+    bounds = {k: v for k, v in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if v is not None}
+    if name is None and isinstance(own, s.EDM | s.VE):
+        return type(own)(**{"sigma_min": own.sigma_min, "sigma_max": own.sigma_max, **bounds})
+    bounded: dict[str, Callable[..., Schedule]] = {"ve": s.VE, "edm": s.EDM, "smld": tables.smld}
+    if name in bounded:
+        return bounded[name](**bounds)
+    if bounds:
+        flag = "--" + next(iter(bounds)).replace("_", "-")
+        raise ValueError(f"{flag} belongs to the schedules ve, edm and smld, not {name or type(own).__name__}")
+    if name is None and not isinstance(own, s.Trig):
+        return own
+    plain: dict[str, Callable[[], Schedule]] = {
+        "vp": s.VP,
+        "subvp": s.SubVP,
+        "flow": s.Flow,
+        "vp-cosine": lambda: s.VP(b.CosineBeta()),
+        "vp-exponential": lambda: s.VP(b.ExponentialBeta()),
+        "tutorial": s.TutorialVE,
+        "ddpm": tables.ddpm,
+        "ddpm-cosine": lambda: tables.ddpm("cosine"),
+    }
+    return plain[name or "vp"]()
+
+
+def make_solver(o: dict[str, Any]) -> Solver:
+    """Return the solver that the options name.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    from fastscore import solvers as s
+
+    name, eta = o["solver"], o["eta"]
+    if eta is not None and name not in ("ddim", "em"):
+        raise ValueError(f"--eta belongs to the solvers ddim and em, not {name}")
+    corrector = {
+        "none": None,
+        "langevin": s.Langevin(o["snr"], o["corrections"], "batch" if name == "score-sde" else o["norm"]),
+        "ald": s.AnnealedLangevin(o["snr"], o["corrections"]),
+    }[o["corrector"]]
+    if name == "score-sde":
+        return s.ScoreSDE(o["predictor"].replace("-", "_"), corrector)
+    if name == "none" and corrector is None:
+        raise ValueError("--solver none needs a corrector: --corrector langevin or ald")
+    makers: dict[str, Callable[[], Solver | None]] = {
+        "dpmpp-2m": s.DPMpp2M,
+        "ddim": lambda: s.DDIM(eta or 0.0),
+        "ddpm": lambda: s.Ancestral(o["variance"]),
+        "ancestral": lambda: s.Ancestral(o["variance"]),
+        "em": lambda: s.EulerMaruyama(1.0 if eta is None else eta),
+        "reverse-diffusion": s.ReverseDiffusion,
+        "euler": s.Euler,
+        "heun": s.Heun,
+        "none": lambda: None,
+    }
+    solver = makers[name]()
+    if corrector is not None:
+        return s.PredictorCorrector(solver, corrector)
+    assert solver is not None
+    return solver
+
+
+def make_grid(o: dict[str, Any], schedule: Schedule) -> Grid:
+    """Return the grid that the options name; the default suits the solver.
+
+    Stochastic solvers and correctors get even times, as in their papers; deterministic ones get
+    Karras levels, or even times where the first one is pure noise. Tables get trailing indices.
+    """
+    from fastscore.grid import Grid
+    from fastscore.schedule import lam
+    from fastscore.tables import DiscreteVE, DiscreteVP
+
+    spacing, clean = o["grid"], o["clean"]
+    if spacing is None:
+        stochastic = o["solver"] not in ("dpmpp-2m", "ddim", "euler", "heun") or o["corrector"] != "none" or o["eta"]
+        if isinstance(schedule, DiscreteVP | DiscreteVE):
+            spacing = "trailing"
+        elif stochastic or not math.isfinite(
+            float(lam(schedule, schedule.T if o["t_start"] is None else o["t_start"]))
+        ):
+            spacing = "uniform"
+        else:
+            spacing = "karras"
+    if clean is None:
+        clean = o["solver"] != "score-sde"
+    return Grid(spacing, o["steps"], o["t_start"], o["t_end"], clean, o["rho"])
+
+
+def load(name: str, device: str = "cpu") -> ScoreModel:
+    """Load a bundled model, a model directory, or analytic:NAME."""
+    if name.startswith("analytic:"):
+        from fastscore.analytic import by_name
+
+        return by_name(name.removeprefix("analytic:"))
+    from fastscore.model import load_model
+
+    return load_model(name, device)

@@ -1,0 +1,30 @@
+"""fastscore plan: print what a solver does, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastscore.cli.options import make_grid, make_schedule, make_solver, solver_options
+
+
+@click.command()
+@solver_options
+def plan(**o: Any) -> None:
+    """Print the table of a schedule and a solver: every coefficient of every step.
+
+    A row does x <- a x + b m + sum w_k h_k + c z, where m is what the network says about x at
+    time t, and then stores m in a history slot (push). Nothing is sampled.
+    """
+    from fastscore import plan as plans
+    from fastscore.schedule import VP
+
+    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], VP())
+    made = plans.make_plan(make_solver(o), schedule, make_grid(o, schedule)(schedule))
+    if o["clip"] is not None:
+        made = plans.clip(made, o["clip"])
+    click.echo(str(made))
+    click.echo(
+        f"{type(schedule).__name__}, {made.nfe} network evaluations, {made.draws} noise draws, {made.slots} history slots"
+    )

@@ -1,0 +1,183 @@
+"""fastscore sample: draw samples and write them to a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastscore.cli.options import Count, Ids, load, make_grid, make_schedule, make_solver, shorten, solver_options
+
+
+@click.command()
+@click.argument("model")
+@click.option("-n", "--num", type=Count(), help="How many samples: ids 0 .. n-1.  [default: 64]")
+@click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
+@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Of all noise.")
+@click.option(
+    "--out", "--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
+)
+@click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
+@click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model.")
+@click.option("--batch", type=Count(1, 1 << 20), default=64, show_default=True, help="Micro-batch of the network.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id.")
+@click.option("--subdirs", is_flag=True, help="With --png: one folder for each 1000 ids.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in --out.")
+@click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
+@solver_options
+def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: Path, **o: Any) -> None:
+    """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder, or analytic:NAME.
+
+    Writes samples.npz (key samples: uint8 images [N, H, W, C], or float32 points), grid.png and
+    run.json (settings, plan hash, versions, timings). A sample is a function of the settings, --seed
+    and its id: it does not depend on how many are drawn, or in which order.
+    """
+    start = time.perf_counter()
+    if num is not None and ids is not None:
+        raise ValueError("-n and --ids exclude each other: -n 64 is --ids 0-63")
+    wanted = ids if ids is not None else range(64 if num is None else num)
+    _check_out(out, o["overwrite"])
+
+    import numpy as np
+    import torch
+
+    from fastscore.ops.quantize import quantize_ref
+    from fastscore.sampler import Sampler
+
+    device = _device(o["device"])
+    score_model = load(model, device)
+    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], score_model.schedule)
+    sampler = Sampler(
+        score_model,
+        schedule=schedule,
+        solver=make_solver(o),
+        grid=make_grid(o, schedule),
+        batch=o["batch"],
+        clip=o["clip"],
+        device=device,
+    )
+    if o["label"] is not None and o["unconditional"]:
+        raise ValueError("--class and --unconditional exclude each other")
+    labels = o["label"]
+    if labels is None and score_model.classes and not o["unconditional"]:
+        labels = "random"
+    image = len(score_model.shape) == 3
+    if not image and (o["png"] or len(score_model.shape) != 1):
+        raise ValueError(f"samples of shape {score_model.shape} are not images; leave --png out")
+    if image and o["png"] and score_model.shape[0] not in (1, 3):
+        raise ValueError(f"a PNG needs 1 or 3 channels; this model has {score_model.shape[0]}")
+
+    out.mkdir(parents=True, exist_ok=True)
+    ready = time.perf_counter()
+    parts, first = [], None
+    for part, x in sampler.stream(wanted, seed, labels=labels, progress=not o["quiet"]):
+        values = (quantize_ref(x) if image else x).cpu().numpy()
+        first = first or time.perf_counter() - ready
+        parts.append(values)
+        if o["png"]:
+            _write_pngs(out, part.tolist(), values, o["subdirs"])
+    seconds = time.perf_counter() - ready
+    shape = (*score_model.shape[1:], score_model.shape[0]) if image else score_model.shape
+    samples = np.concatenate(parts) if parts else np.empty((0, *shape), np.uint8 if image else np.float32)
+    given = sampler.label_of(wanted, seed, labels)
+    settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None}
+    settings |= {"model": model, "seed": seed, "num": len(wanted)}
+    settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
+    _write(out, samples, np.asarray(wanted, np.int64), given, image, {
+        "command": shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
+        "settings": settings,
+        "schedule": repr(schedule) if len(repr(schedule)) < 500 else type(schedule).__name__,
+        "solver": repr(sampler.solver),
+        "grid": repr(sampler.grid),
+        "nfe": sampler.plan.nfe,
+        "plan_sha256": sampler.plan.hash,
+        "batch": sampler.batch,
+        "timings": {
+            "setup_s": round(ready - start, 3),
+            "first_batch_s": round(first, 3) if first else None,
+            "sampling_s": round(seconds, 3),
+            "samples_per_s": round(len(samples) / seconds, 3) if len(samples) else None,
+        },
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+    })  # fmt: skip
+    if not o["quiet"]:
+        rate = f", {len(samples) / seconds:.1f} samples/s on {device}" if len(samples) else ""
+        click.echo(
+            f"{len(samples)} samples, {sampler.plan.nfe} evaluations each{rate}: {out}/samples.npz, grid.png, run.json"
+        )
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    taken = [name for name in ("samples.npz", "run.json") if (out / name).exists()]
+    if taken and not overwrite:
+        raise ValueError(f"{out} already holds {taken[0]}; choose another --out, or pass --overwrite to replace it")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {shorten(name)!r} must be cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {shorten(name)!r} must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return name
+
+
+def _write_pngs(out: Path, ids: list[int], images: Any, subdirs: bool) -> None:
+    from fastscore.sinks import write_png
+
+    for k, image in zip(ids, images, strict=True):
+        folder = out / "png" / (f"{k // 1000 * 1000:06d}" if subdirs else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"{k:06d}.png", image)
+
+
+def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dict[str, Any]) -> None:
+    from fastscore.files import write_atomic
+    from fastscore.sinks import contact_sheet, density_sheet, write_npz, write_png
+
+    extra = {} if labels is None else {"labels": labels.cpu().numpy()}
+    write_npz(out / "samples.npz", samples=samples, ids=ids, **extra)
+    if len(samples):
+        sheet = contact_sheet(samples[:100]) if image else density_sheet(samples)
+        if sheet.shape[2] in (1, 3):
+            write_png(out / "grid.png", sheet)
+    write_atomic(out / "run.json", json.dumps(run, indent=1) + "\n")
+
+
+def _ranges(ids: list[int]) -> str:
+    """Write ids the way --ids reads them."""
+    parts, start = [], 0
+    for k in range(1, len(ids) + 1):
+        if k == len(ids) or ids[k] != ids[k - 1] + 1:
+            parts.append(f"{ids[start]}" if k - start == 1 else f"{ids[start]}-{ids[k - 1]}")
+            start = k
+    return ",".join(parts)
+
+
+def _versions() -> dict[str, str]:
+    import numpy as np
+    import torch
+
+    from fastscore import __version__
+    from fastscore.noise import VERSION
+
+    return {
+        "fastscore": __version__,
+        "noise": f"v{VERSION}",
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+    }

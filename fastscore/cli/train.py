@@ -1,0 +1,243 @@
+"""fastscore train and train-classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastscore.cli.options import SCHEDULES, Count, Name, Number, make_schedule
+
+PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
+LABELS = ("t", "999t", "sigma", "log_sigma/4")
+
+
+@click.command()
+@click.argument("data")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Model folder to write; a half-done run there is resumed.",
+)
+@click.option("--images", type=Count(1), default=1_000_000, show_default=True, help="Training images to see in total.")
+@click.option(
+    "--net",
+    type=click.Choice(["auto", "unet", "scorenet", "mlp"]),
+    default="auto",
+    show_default=True,
+    help="auto: U-Net for images, MLP for points.",
+)
+@click.option("--width", type=Count(8, 4096), help="Channels of the first level, or hidden units.  [default: 64 / 128]")
+@click.option("--mult", default="1,2", show_default=True, help="U-Net: factor on the width of each level.")
+@click.option("--blocks", default="2,1", show_default=True, help="U-Net: residual blocks of each level.")
+@click.option("--patch", type=Count(1, 16), default=2, show_default=True, help="U-Net: space-to-depth factor.")
+@click.option("--conditional/--unconditional", default=True, show_default=True, help="Use the labels of labelled data.")
+@click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
+@click.option("--sigma-min", "--sigma_min", type=Number(0, open=True), help="Of ve, edm and smld.")
+@click.option("--sigma-max", "--sigma_max", type=Number(0, open=True), help="Of ve, edm and smld.")
+@click.option(
+    "--prediction", type=click.Choice(PREDICTIONS), default="edm", show_default=True, help="What the network predicts."
+)
+@click.option("--label", type=click.Choice(LABELS), help="Time label.  [default: log_sigma/4 for edm, else t]")
+@click.option(
+    "--sigma-data", type=Number(0, open=True), help="Standard deviation of the data, for edm.  [default: measured]"
+)
+@click.option(
+    "--weighting",
+    type=click.Choice(["simple", "sigma2", "likelihood"]),
+    default="simple",
+    show_default=True,
+    help="Weight of the loss over time.",
+)
+@click.option(
+    "--times",
+    type=click.Choice(["uniform", "lognormal", "importance"]),
+    help="Training times.  [default: lognormal for edm, else uniform]",
+)
+@click.option("--p-mean", type=Number(), default=-1.2, show_default=True, help="Mean of ln sigma for lognormal times.")
+@click.option(
+    "--p-std", type=Number(0, open=True), default=1.2, show_default=True, help="Standard deviation of ln sigma."
+)
+@click.option("--batch", type=Count(1, 1 << 20), default=128, show_default=True, help="Images a step.")
+@click.option("--lr", type=Number(0, open=True), default=1e-3, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--cooldown",
+    type=Number(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Last share of the run over which the rate falls to 0.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "fp32"]),
+    default="bf16",
+    show_default=True,
+    help="Of the network's arithmetic.",
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=True, show_default=True, help="Run the network through torch.compile."
+)
+@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Of everything random.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")  # fmt: skip
+def train(data: str, out: Path, **o: Any) -> None:
+    """Train a score network on DATA by denoising score matching.
+
+    DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set (moons, rings,
+    checkerboard, grid), a folder of IDX files or of images, or an .npy/.npz file. Writes a model
+    folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at any time: the same
+    command goes on from the last checkpoint.
+    """
+    from fastscore.cli.sample import _device
+    from fastscore.data import load
+    from fastscore.parametrization import Parametrization
+    from fastscore.schedule import EDM
+    from fastscore.train import TrainConfig
+    from fastscore.train import train as run
+
+    edm = o["prediction"] == "edm"
+    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], EDM())
+    config = TrainConfig(
+        images=o["images"],
+        batch=o["batch"],
+        lr=o["lr"],
+        cooldown=o["cooldown"],
+        weighting=o["weighting"],
+        times=o["times"] or ("lognormal" if edm else "uniform"),
+        mean=o["p_mean"],
+        std=o["p_std"],
+        dtype=o["dtype"],
+        compile=o["compiled"],
+        seed=o["seed"],
+    )
+    device = _device(o["device"])
+    dataset = load(data)
+    sigma_data = o["sigma_data"] or _measure(dataset)
+    label = o["label"] or ("log_sigma/4" if edm else "t")
+    classes = len(dataset.class_names) if o["conditional"] and dataset.labels is not None else 0
+    run(
+        out,
+        dataset,
+        _spec(dataset.shape, classes, o),
+        schedule,
+        Parametrization(o["prediction"], label, sigma_data),
+        config,
+        {"command": _command(), "data": data, "seed": o["seed"]},
+        device,
+        None if o["quiet"] else _Bar("image"),
+    )
+    click.echo(f"{out}: " + ", ".join(["model.safetensors", "config.json", "loss.csv", *_plot(out)]))
+
+
+@click.command("train-classifier")
+@click.argument("data")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
+@click.option("--epochs", type=Count(1, 1000), default=6, show_default=True, help="Passes over the data.")
+@click.option("--width", type=Count(8, 512), default=32, show_default=True, help="Channels of the first layer.")
+@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of initialisation and order.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, quiet: bool) -> None:
+    """Train the small classifier that `fastscore evaluate` judges samples with."""
+    from fastscore.classify import train_classifier as run
+    from fastscore.data import load
+
+    accuracy = run(
+        out, load(data), load(data, "test"), epochs, width,
+        seed=seed, info={"command": _command(), "data": data}, progress=None if quiet else _Bar("step"),
+    )  # fmt: skip
+    click.echo(f"{out}: test accuracy {accuracy:.4f}")
+
+
+class _Bar:
+    """A progress bar that is made on the first step and shows the last figures."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit, self.bar = unit, None
+
+    def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, unit=self.unit, initial=0)
+        self.bar.update(done - self.bar.n)
+        self.bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+        if done >= total:
+            self.bar.close()
+
+
+def _command() -> str:
+    import shlex
+    import sys
+
+    return shlex.join(["fastscore", *sys.argv[1:]])
+
+
+def _measure(dataset: Any) -> float:
+    """Return the root mean square deviation of the data as the network sees it, to two digits."""
+    import numpy as np
+
+    x = dataset.network_range(np.arange(min(len(dataset.x), 10_000)))
+    return float(f"{x.std():.2g}")
+
+
+def _levels(text: str, flag: str) -> list[int]:
+    try:
+        values = [int(v) for v in text.split(",")]
+    except ValueError:
+        values = []
+    if not 1 <= len(values) <= 6 or not all(1 <= v <= 64 for v in values):
+        raise ValueError(f"{flag} {text[:40]!r} must be 1 to 6 numbers from 1 to 64, as in 1,2,2")
+    return values
+
+
+def _spec(shape: tuple[int, ...], classes: int, o: dict[str, Any]) -> dict[str, Any]:
+    """Return the network's description for data of a shape."""
+    image = len(shape) == 3
+    net = o["net"] if o["net"] != "auto" else ("unet" if image else "mlp")
+    if (net == "mlp") == image:
+        raise ValueError(f"--net {net} does not fit samples of shape {shape}")
+    if net == "mlp":
+        return {"name": "MLP", "dim": shape[0], "width": o["width"] or 128, "classes": classes}
+    if shape[1] != shape[2]:
+        raise ValueError(f"images must be square; these are {shape[1]}x{shape[2]}")
+    if net == "scorenet":
+        if shape[1] != 28:
+            raise ValueError(f"--net scorenet is made for 28x28 images; these are {shape[1]}x{shape[2]}")
+        if o["prediction"] != "score" or o["schedule"] != "tutorial":
+            raise ValueError("--net scorenet predicts the score of its own SDE: --prediction score --schedule tutorial")
+        return {"name": "ScoreNet", "channels": shape[0]}
+    return {
+        "name": "UNet",
+        "channels": shape[0],
+        "size": shape[1],
+        "width": o["width"] or 64,
+        "mult": _levels(o["mult"], "--mult"),
+        "blocks": _levels(o["blocks"], "--blocks"),
+        "patch": o["patch"],
+        "classes": classes,
+    }
+
+
+def _plot(out: Path) -> list[str]:
+    """Draw loss.png from loss.csv, where matplotlib is installed; return what was written."""
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        click.echo("no loss.png: it needs matplotlib (pip install 'fastscore[plots]')", err=True)
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    curve = np.genfromtxt(out / "loss.csv", delimiter=",", names=True, ndmin=1)
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    axes.semilogy(curve["images"], curve["loss"], lw=1)
+    axes.set(xlabel="training images", ylabel="loss (mean of 50 steps)")
+    axes.grid(True, which="both", alpha=0.3)
+    figure.savefig(out / "loss.png", dpi=100)
+    plt.close(figure)
+    return ["loss.png"]
