@@ -85,6 +85,7 @@ class Empirical:
         """Return the denoiser D(x) = E[x_0 | x_t = x] at alpha = cos t, sigma = sin t."""
         y, points = x.flatten(1), self.points.flatten(1).to(x)
         alpha, sigma = _pair(t.to(y))
+        alpha = alpha.clamp_min(torch.finfo(y.dtype).eps)  # at pure noise the weights are even anyway
         best = torch.full((len(y), 1), -math.inf, dtype=y.dtype, device=y.device)
         mass, mean = torch.zeros_like(best), torch.zeros_like(y)
         for part in points.split(self.chunk):  # softmax over chunks, with a running maximum

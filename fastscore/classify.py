@@ -42,7 +42,7 @@ def train_classifier(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     spec = {"name": "Classifier", "channels": train.shape[0], "classes": int(train.labels.max()) + 1, "width": width}
-    net = build(spec).to(memory_format=torch.channels_last)
+    net = build(spec)
     assert isinstance(net, Classifier)
     steps = epochs * (len(train.x) // batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastscore.schedule import Array, Schedule, lam, t_of_lam
 
@@ -83,7 +82,7 @@ class Grid:
                 "move start (or end) off the end of the schedule"
             )
         if self.spacing == "logsnr":
-            values = np.linspace(*ends, n)
+            values = np.linspace(ends[0], ends[1], n)
         else:
             high, low = np.exp(-ends / self.rho)
             values = -self.rho * np.log(np.linspace(high, low, n))
@@ -102,8 +101,8 @@ class Grid:
         if self.spacing == "leading":
             return (np.arange(self.steps)[::-1] * (n // self.steps)).astype(np.float64)
         if self.spacing == "trailing":
-            return np.round(np.arange(self.steps, 0, -1) * (n / self.steps)) - 1.0
-        return np.round(np.linspace(n - 1.0, 0.0, self.steps))
+            return (np.round(np.arange(self.steps, 0, -1) * (n / self.steps)) - 1.0).astype(np.float64)
+        return np.round(np.linspace(n - 1.0, 0.0, self.steps)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,8 @@ def default_grid(schedule: Schedule, steps: int = 20) -> Grid:
     return karras(steps) if math.isfinite(float(lam(schedule, schedule.T))) else uniform(steps, clean=True)
 
 
-def edm(steps: int, sigma_min: ArrayLike = 0.002, sigma_max: ArrayLike = 80.0, rho: float = 7.0) -> Times:
+def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Times:
     """Return EDM's noise levels as times of the EDM schedule. Source: Karras et al. 2022, eq. 5."""
     from fastscore.schedule import EDM
 
-    return Times(tuple(karras(steps, rho=rho)(EDM(float(sigma_min), float(sigma_max)))))
+    return Times(tuple(karras(steps, rho=rho)(EDM(sigma_min, sigma_max))))

@@ -9,6 +9,8 @@ its floor, the distance between training and test images.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from fastscore.nets.classifier import Classifier
 
 
 @torch.inference_mode()
-def features(net: Classifier, images: NDArray[np.uint8], batch: int = 500) -> tuple[NDArray, NDArray]:
+def features(net: Classifier, images: NDArray[Any], batch: int = 500) -> tuple[NDArray, NDArray]:
     """Return (features [N, F], predicted labels [N]) of uint8 images [N, H, W, C], float64 and int64."""
     parts, labels = [], []
     for start in range(0, len(images), batch):

@@ -200,8 +200,9 @@ def validate(plan: Plan) -> Plan:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"row {k} (t = {row.t:.6g} to {row.s:.6g}): coefficient {name} = {value}; this solver or "
-                    f"prediction is singular there on {type(plan.schedule).__name__}: start the grid later or end it earlier"
+                    f"row {k} (t = {row.t:.6g} to {row.s:.6g}): coefficient {name} = {value}; on "
+                    f"{type(plan.schedule).__name__} this solver or prediction is singular there: start the grid "
+                    "later or end it earlier"
                 )
         read = {j for j, w in enumerate(row.w) if w != 0.0}
         if not read <= filled:

@@ -83,7 +83,7 @@ def t_of_lam(schedule: Schedule, value: ArrayLike) -> Array:
     slack = 1e-12 * max(1.0, abs(bottom)) if math.isfinite(bottom) else 0.0
     if np.any(np.isnan(value)) or np.any(value < bottom - slack):
         raise ValueError(
-            f"lam = {float(np.nanmin(value)):.6g} is noisier than {type(schedule).__name__} gets: its "
+            f"lam = {float(value.min()):.6g} is noisier than {type(schedule).__name__} gets: its "
             f"lam(T) is {bottom:.6g}; start the grid later or use a schedule with more noise at T"
         )
     for _ in range(1100):  # enough halvings to cross the whole exponent range of float64

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    raw = build(spec).to(device, memory_format=torch.channels_last if len(data.shape) == 3 else torch.contiguous_format)
+    raw = nn.utils.convert_conv2d_weight_memory_format(build(spec).to(device), torch.channels_last)
     classes = int(spec.get("classes", 0))
     model = ScoreModel(raw, data.shape, schedule, parametrization, classes, data.class_names if classes else (), info)
     settings = {"net": spec, "train": asdict(config), "parametrization": asdict(parametrization)}
@@ -175,13 +176,11 @@ class _State:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         beta = (1.0 - 1.0 / self.steps) ** (gamma + 1.0)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1.0 - beta)
+        for k, average in self.ema.items():
+            average.lerp_(self.parameters[k].detach(), 1.0 - beta)
 
     def averaged(self) -> nn.Module:
         """Return a copy of the network that carries the averaged weights."""
-        from copy import deepcopy
-
         net = deepcopy(self.net)
         net.load_state_dict({**net.state_dict(), **self.ema})
         return net

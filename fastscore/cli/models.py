@@ -70,6 +70,5 @@ def env(no_torch: bool) -> None:
     click.echo(f"CUDA devices   {count or 'none'}")
     for k in range(count):
         properties = torch.cuda.get_device_properties(k)
-        click.echo(
-            f"  cuda:{k}  {properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory >> 20} MiB"
-        )
+        arch, memory = f"sm_{properties.major}{properties.minor}", properties.total_memory >> 20
+        click.echo(f"  cuda:{k}  {properties.name}, {arch}, {memory} MiB")

@@ -25,6 +25,5 @@ def plan(**o: Any) -> None:
     if o["clip"] is not None:
         made = plans.clip(made, o["clip"])
     click.echo(str(made))
-    click.echo(
-        f"{type(schedule).__name__}, {made.nfe} network evaluations, {made.draws} noise draws, {made.slots} history slots"
-    )
+    counts = f"{made.nfe} network evaluations, {made.draws} noise draws, {made.slots} history slots"
+    click.echo(f"{type(schedule).__name__}: {counts}")

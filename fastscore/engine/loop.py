@@ -87,18 +87,18 @@ class Loop:
         self.hist.zero_()
         F = None
         for k, row in enumerate(self.plan.rows):
+            x0 = None
+            table, idx = self.table, self.common[k].expand(self.batch)
             if row.evaluate:
                 u = self.u.view(self.batch, *self.model.shape)
                 F = self.model.net(u, self.labels[k].expand(self.batch), cond).reshape(self.batch, -1)
-            x0 = None
-            if estimate and row.evaluate:
-                p, q = self.x0_map[k]
-                x0 = p * self.x + q * F.to(self.x.dtype)
+                if estimate:
+                    p, q = self.x0_map[k]
+                    x0 = p * self.x + q * F.to(self.x.dtype)
+                if row.langevin is not None:
+                    langevin_ref(self.x, F, table, idx, noise, self.scratch, row.langevin.norm, valid)
+                    table, idx = self.scratch, self.own
             uses_network = row.evaluate or row.b != 0.0
-            table, idx = self.table, self.common[k].expand(self.batch)
-            if row.langevin is not None:
-                langevin_ref(self.x, F, table, idx, noise, self.scratch, row.langevin.norm, valid)
-                table, idx = self.scratch, self.own
             update_ref(
                 self.x,
                 F if uses_network else None,

@@ -14,6 +14,8 @@ class FourierFeatures(nn.Module):
     Source: Tancik et al. 2020; Song et al. 2021, appendix C.
     """
 
+    freqs: Tensor
+
     def __init__(self, features: int, scale: float) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.empty(features // 2).normal_(std=scale))
@@ -26,6 +28,8 @@ class FourierFeatures(nn.Module):
 
 class SinusoidalFeatures(nn.Module):
     """Positional features with frequencies 1 .. 1e-4 per unit of c_noise. Source: Ho et al. 2020."""
+
+    freqs: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()

@@ -49,6 +49,45 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(-1, -2).reshape(n, c, h, w))
 
 
+class Upsample(nn.Module):
+    """Nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Down(nn.Module):
+    """One resolution on the way down; every block's output is kept for the way up."""
+
+    def __init__(self, resample: nn.Module, blocks: list[ResBlock], attention: nn.Module) -> None:
+        super().__init__()
+        self.resample, self.blocks, self.attention = resample, nn.ModuleList(blocks), attention
+
+    def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        x = self.resample(x)
+        for block in self.blocks:
+            x = block(x, emb)
+            skips.append(x)
+        return self.attention(x)
+
+
+class Up(nn.Module):
+    """One resolution on the way up; every block also reads what the way down kept."""
+
+    def __init__(self, blocks: list[ResBlock], attention: nn.Module, resample: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.attention, self.resample = nn.ModuleList(blocks), attention, resample
+
+    def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.resample(self.attention(x))
+
+
 class UNet(nn.Module):
     """Score network on images.
 
@@ -98,27 +137,27 @@ class UNet(nn.Module):
         self.label = nn.Embedding(classes + 1, emb) if classes else None
         self.stem = nn.Conv2d(channels * patch * patch, width, 3, padding=1)
 
-        self.down, skips, c = nn.ModuleList(), [], width
+        def attend(level: int, c: int) -> nn.Module:
+            return Attention(c) if level in attention else nn.Identity()
+
+        down, up, skips, c = [], [], [], width
         for level, (m, depth) in enumerate(zip(mult, blocks, strict=True)):
-            stage = nn.ModuleDict({"blocks": nn.ModuleList()})
-            if level:
-                stage["resample"] = nn.Conv2d(c, c := m * width, 3, stride=2, padding=1)
-            for _ in range(depth):
-                stage["blocks"].append(ResBlock(c, c := m * width, emb, dropout))
-                skips.append(c)
-            stage["attention"] = Attention(c) if level in attention else nn.Identity()
-            self.down.append(stage)
+            resample = nn.Conv2d(c, m * width, 3, stride=2, padding=1) if level else nn.Identity()
+            stack = [ResBlock(c if k == 0 and not level else m * width, m * width, emb, dropout) for k in range(depth)]
+            c = m * width
+            skips += [c] * depth
+            down.append(Down(resample, stack, attend(level, c)))
+        self.down = nn.ModuleList(down)
         self.mid1, self.mid_attention = ResBlock(c, c, emb, dropout), Attention(c)
         self.mid2 = ResBlock(c, c, emb, dropout)
-        self.up = nn.ModuleList()
         for level, (m, depth) in reversed(list(enumerate(zip(mult, blocks, strict=True)))):
-            stage = nn.ModuleDict({"blocks": nn.ModuleList()})
+            stack = []
             for _ in range(depth):
-                stage["blocks"].append(ResBlock(c + skips.pop(), c := m * width, emb, dropout))
-            stage["attention"] = Attention(c) if level in attention else nn.Identity()
-            if level:
-                stage["resample"] = nn.Conv2d(c, c := mult[level - 1] * width, 3, padding=1)
-            self.up.append(stage)
+                stack.append(ResBlock(c + skips.pop(), c := m * width, emb, dropout))
+            resample = Upsample(c, mult[level - 1] * width) if level else nn.Identity()
+            up.append(Up(stack, attend(level, c), resample))
+            c = mult[level - 1] * width if level else c
+        self.up = nn.ModuleList(up)
         self.norm = nn.GroupNorm(_groups(c), c)
         self.head = zero_(nn.Conv2d(c, channels * patch * patch, 3, padding=1))
 
@@ -129,21 +168,12 @@ class UNet(nn.Module):
             emb = emb + self.label(label)
         emb = F.silu(emb)
         x = self.stem(F.pixel_unshuffle(u, self.patch) if self.patch > 1 else u)
-        skips = []
-        for stage in self.down:
-            if "resample" in stage:
-                x = stage["resample"](x)
-            for block in stage["blocks"]:
-                x = block(x, emb)
-                skips.append(x)
-            x = stage["attention"](x)
+        skips: list[Tensor] = []
+        for down in self.down:
+            x = down(x, emb, skips)
         x = self.mid2(self.mid_attention(self.mid1(x, emb)), emb)
-        for stage in self.up:
-            for block in stage["blocks"]:
-                x = block(torch.cat([x, skips.pop()], dim=1), emb)
-            x = stage["attention"](x)
-            if "resample" in stage:
-                x = stage["resample"](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        for up in self.up:
+            x = up(x, emb, skips)
         x = self.head(F.silu(self.norm(x)))
         return (F.pixel_shuffle(x, self.patch) if self.patch > 1 else x).to(u.dtype)
 

@@ -106,11 +106,11 @@ class ScoreSDE:
         return [self.corrector.row(t, scale)] * self.corrector.corrections
 
 
-def _forward(schedule: VP | VE, index: int, n: int) -> tuple[float, float]:
+def _forward(schedule: Schedule, index: int, n: int) -> tuple[float, float]:
     """Return (r, v) of the discrete forward step into ``index``, 0 the cleanest."""
     if isinstance(schedule, VE):
         return 1.0, _sigma(schedule, index, n) ** 2 - _sigma(schedule, index - 1, n) ** 2
-    assert isinstance(schedule.beta, LinearBeta)
+    assert isinstance(schedule, VP) and isinstance(schedule.beta, LinearBeta)
     beta = float(np.linspace(schedule.beta.beta_min / n, schedule.beta.beta_max / n, n)[index])
     if beta >= 1.0:
         raise ValueError(

@@ -1,0 +1,5 @@
+"""``python -m fastscore`` is the command line."""
+
+from fastscore.cli import main
+
+main()
