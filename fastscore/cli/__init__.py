@@ -12,6 +12,7 @@ import click
 from fastscore import __version__
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.models import env, models
+from fastscore.cli.options import shorten
 from fastscore.cli.plan import plan
 from fastscore.cli.sample import sample
 from fastscore.cli.train import train, train_classifier
@@ -32,8 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         group.main(argv, prog_name="fastscore", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "fastscore"
+        _fail(error.exit_code, f"{error.format_message()} Try '{path} --help'.")
     except (click.Abort, KeyboardInterrupt):
         _fail(130, "interrupted")
     except FloatingPointError as error:
@@ -48,5 +50,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(code: int, message: str) -> None:
-    click.echo(f"fastscore: error: {' '.join(message.split())}", err=True)
+    click.echo(f"fastscore: error: {shorten(' '.join(message.split()), 600)}", err=True)
     sys.exit(code)

@@ -236,23 +236,23 @@ def make_grid(o: dict[str, Any], schedule: Schedule) -> Grid:
     """Return the grid that the options name; the default suits the solver.
 
     Stochastic solvers and correctors get even times, as in their papers; deterministic ones get
-    Karras levels, or even times where the first one is pure noise. Tables get trailing indices.
+    Karras levels, or even times where the first one is pure noise. EDM's time is sigma itself, which
+    even steps do not suit. Tables get trailing indices.
     """
     from fastscore.grid import Grid
-    from fastscore.schedule import lam
+    from fastscore.schedule import EDM, lam
     from fastscore.tables import DiscreteVE, DiscreteVP
 
     spacing, clean = o["grid"], o["clean"]
     if spacing is None:
         stochastic = o["solver"] not in ("dpmpp-2m", "ddim", "euler", "heun") or o["corrector"] != "none" or o["eta"]
+        first = schedule.T if o["t_start"] is None else o["t_start"]
         if isinstance(schedule, DiscreteVP | DiscreteVE):
             spacing = "trailing"
-        elif stochastic or not math.isfinite(
-            float(lam(schedule, schedule.T if o["t_start"] is None else o["t_start"]))
-        ):
-            spacing = "uniform"
-        else:
+        elif isinstance(schedule, EDM) or (not stochastic and math.isfinite(float(lam(schedule, first)))):
             spacing = "karras"
+        else:
+            spacing = "uniform"
     if clean is None:
         clean = o["solver"] != "score-sde"
     return Grid(spacing, o["steps"], o["t_start"], o["t_end"], clean, o["rho"])

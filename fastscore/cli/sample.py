@@ -72,6 +72,8 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     if image and o["png"] and score_model.shape[0] not in (1, 3):
         raise ValueError(f"a PNG needs 1 or 3 channels; this model has {score_model.shape[0]}")
 
+    given = sampler.label_of(wanted, seed, labels)
+
     out.mkdir(parents=True, exist_ok=True)
     ready = time.perf_counter()
     parts, first = [], None
@@ -84,7 +86,6 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     seconds = time.perf_counter() - ready
     shape = (*score_model.shape[1:], score_model.shape[0]) if image else score_model.shape
     samples = np.concatenate(parts) if parts else np.empty((0, *shape), np.uint8 if image else np.float32)
-    given = sampler.label_of(wanted, seed, labels)
     settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None}
     settings |= {"model": model, "seed": seed, "num": len(wanted)}
     settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from fastscore.model import ScoreModel
 from fastscore.noise import Noise
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.update import update_ref
-from fastscore.parametrization import basis, convert, network_time
-from fastscore.plan import Plan, lower
+from fastscore.plan import Plan, Row, fold, lower
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,14 @@ class Loop:
         self.x = torch.zeros((batch, d), dtype=dtype, device=device)
         self.u = torch.zeros_like(self.x)
         self.hist = torch.zeros((plan.slots, batch, d), dtype=dtype, device=device)
-        self.x0_map = _x0_map(plan, model)
 
-    @torch.inference_mode()
+    @cached_property
+    def x0_rows(self) -> tuple[Row, ...]:
+        """The same rows with m = x0: their p and q turn a network output into the estimate of x0."""
+        in_x0 = replace(self.plan, rows=tuple(replace(row, m="x0") for row in self.plan.rows))
+        return fold(in_x0, self.model.schedule, self.model.parametrization).rows
+
+    @torch.no_grad()
     def run(
         self,
         noise: Noise,
@@ -93,8 +98,7 @@ class Loop:
                 u = self.u.view(self.batch, *self.model.shape)
                 F = self.model.net(u, self.labels[k].expand(self.batch), cond).reshape(self.batch, -1)
                 if estimate:
-                    p, q = self.x0_map[k]
-                    x0 = p * self.x + q * F.to(self.x.dtype)
+                    x0 = self.x0_rows[k].p * self.x + self.x0_rows[k].q * F.to(self.x.dtype)
                 if row.langevin is not None:
                     langevin_ref(self.x, F, table, idx, noise, self.scratch, row.langevin.norm, valid)
                     table, idx = self.scratch, self.own
@@ -111,18 +115,3 @@ class Loop:
             if observer:
                 observer(k, x0)
         return self.x.clone().view(self.batch, *self.model.shape)
-
-
-def _x0_map(plan: Plan, model: ScoreModel) -> list[tuple[float, float]]:
-    """Return (p, q) of x0 = p x + q F for each row; (nan, nan) where the network does not run."""
-    pairs = []
-    for row in plan.rows:
-        if not row.evaluate:
-            pairs.append((float("nan"), float("nan")))
-            continue
-        t = np.float64(row.t)
-        there, _ = network_time(model.schedule, plan.schedule, t)
-        source = model.parametrization.basis(model.schedule, there)
-        p, q = convert(basis("x0", plan.schedule, t), source, plan.schedule.alpha(t), plan.schedule.sigma(t))
-        pairs.append((float(p), float(q)))
-    return pairs

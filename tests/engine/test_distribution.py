@@ -1,0 +1,105 @@
+"""Samples of a two-dimensional mixture follow its law, and broken samplers are caught by the same tests.
+
+Each sampler draws 100,000 points. The law of any projection is known exactly, so every test is
+against the truth, not against other samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fastscore import plan as plans
+from fastscore.analytic import GaussianMixture, score_model
+from fastscore.engine.loop import Loop
+from fastscore.grid import Grid, logsnr, uniform
+from fastscore.noise import NoiseKey
+from fastscore.plan import Plan
+from fastscore.schedule import EDM, VE, VP, SubVP
+from fastscore.solvers import AnnealedLangevin, DPMpp2M, EulerMaruyama, Heun, PredictorCorrector, ReverseDiffusion
+
+N = 100_000
+WEIGHTS, MEANS, STDS = np.array([0.5, 0.3, 0.2]), np.array([[-1.0, 0.5], [1.2, 0.2], [0.2, -1.1]]), [0.4, 0.3, 0.5]
+TARGET = GaussianMixture(*(torch.tensor(v, dtype=torch.float64) for v in (WEIGHTS, MEANS, STDS)))
+DIRECTIONS = [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8), (0.8, -0.6)]
+
+SAMPLERS = {
+    "em": (VP(), EulerMaruyama(), logsnr(1000)),
+    "pc": (SubVP(), PredictorCorrector(ReverseDiffusion(), AnnealedLangevin(snr=0.1)), uniform(400, clean=True)),
+    "ode": (VE(), Heun(), logsnr(100)),
+    "dpmpp-2m": (EDM(), DPMpp2M(), Grid("karras", 60, clean=True, rho=7.0)),
+}
+
+
+def draw(name: str, change=None) -> np.ndarray:
+    schedule, solver, grid = SAMPLERS[name]
+    model = score_model(TARGET)
+    plan: Plan = plans.make_plan(solver, schedule, grid(schedule))
+    if change is not None:
+        plan = change(plan)
+    plan = plans.validate(plans.fold(plan, model.schedule, model.parametrization))
+    loop = Loop(plan, model, 20_000, torch.device("cpu"), torch.float32)
+    parts = [loop.run(NoiseKey.of(11, range(k, k + 20_000)), None, torch.ones(20_000)) for k in range(0, N, 20_000)]
+    return torch.cat(parts).double().numpy()
+
+
+def law(direction: tuple[float, float]):
+    """CDF of the target's projection on a direction."""
+    centres = MEANS @ np.asarray(direction)
+    return lambda v: sum(w * stats.norm.cdf(v, c, s) for w, c, s in zip(WEIGHTS, centres, STDS, strict=True))
+
+
+def smallest_p(x: np.ndarray) -> float:
+    """Bonferroni p-value of Kolmogorov-Smirnov tests along four directions and of the mode weights."""
+    p = [stats.kstest(x @ np.asarray(d), law(d)).pvalue for d in DIRECTIONS]
+    return len(p) * min(p)
+
+
+def energy_excess(x: np.ndarray) -> float:
+    """Energy distance to the target over the mean that exact samples give, in units of its spread."""
+    rng = np.random.default_rng(0)
+
+    def exact(n):
+        k = rng.choice(3, n, p=WEIGHTS)
+        return MEANS[k] + np.asarray(STDS)[k, None] * rng.standard_normal((n, 2))
+
+    def mean_distance(a, b):
+        return torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).mean().item()
+
+    m = 4000
+    reference = exact(m)
+    within = mean_distance(reference, exact(m))
+    null = [2 * mean_distance(exact(m), reference) - mean_distance(exact(m), exact(m)) - within for _ in range(20)]
+    ours = 2 * mean_distance(x[:m], reference) - mean_distance(x[m : 2 * m], x[2 * m : 3 * m]) - within
+    return (ours - np.mean(null)) / np.std(null)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_follow_the_law(name):
+    x = draw(name)
+    assert np.isfinite(x).all()
+    assert smallest_p(x) > 1e-3
+    assert energy_excess(x) < 4
+
+
+def louder(plan: Plan) -> Plan:
+    """Scale all noise but the prior's by 1.05."""
+    return replace(plan, rows=(plan.rows[0], *(replace(r, c=1.05 * r.c) for r in plan.rows[1:])))
+
+
+def shifted(plan: Plan) -> Plan:
+    """Use each row's coefficients one step too late."""
+    coefficients = [(r.a, r.b, r.c, r.w) for r in plan.rows]
+    rows = [replace(r, a=a, b=b, c=c, w=w) for r, (a, b, c, w) in zip(plan.rows[2:], coefficients[1:], strict=False)]
+    return replace(plan, rows=(*plan.rows[:2], *rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "change"), [("em", louder), ("pc", louder), ("ode", shifted), ("dpmpp-2m", shifted)])
+def test_broken_samplers_are_rejected(name, change):
+    assert smallest_p(draw(name, change)) < 1e-6
