@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fastscore.data import Dataset
-from fastscore.files import BUNDLED, FORMAT, load_weights, read_config, save_weights, write_atomic
+from fastscore.files import BUNDLED, FORMAT, load_weights, read_config, save_weights, write_text
 from fastscore.metrics import features
 from fastscore.nets import build
 from fastscore.nets.classifier import Classifier
@@ -71,7 +71,7 @@ def train_classifier(
         "info": {**(info or {}), "test accuracy": round(accuracy, 4)},
     }
     save_weights(out / "model.safetensors", net, torch.float16)
-    write_atomic(out / "config.json", json.dumps(config, indent=1) + "\n")
+    write_text(out / "config.json", json.dumps(config, indent=1) + "\n")
     return accuracy
 
 

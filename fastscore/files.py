@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from fastscore.beta import CosineBeta, ExponentialBeta, LinearBeta
 from fastscore.schedule import EDM, VE, VP, Flow, SubVP, Trig, TutorialVE
@@ -64,14 +66,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, net: nn.Module, dtype: torch.dtype) -> None:
-    """Write the state of a network as safetensors, atomically; parameters in ``dtype``."""
+    """Write the state of a network as safetensors; parameters in ``dtype``, buffers as they are."""
     parameters = {name for name, _ in net.named_parameters()}
-    state = {
-        k: v.detach().to("cpu", dtype if k in parameters else v.dtype).contiguous() for k, v in net.state_dict().items()
-    }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(state, partial)
-    os.replace(partial, path)
+    write_tensors(path, {k: v.to(dtype) if k in parameters else v for k, v in net.state_dict().items()})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
+    with atomic(path) as file:
+        file.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
 
 
 def load_weights(path: Path, net: nn.Module) -> nn.Module:
@@ -95,11 +98,24 @@ def load_weights(path: Path, net: nn.Module) -> nn.Module:
     return net
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write such that others see the old one or the whole new one, whatever happens."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def schedule_to_dict(schedule: Any) -> dict[str, Any]:

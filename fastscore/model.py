@@ -61,7 +61,7 @@ def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreMod
         "info": model.info,
     }
     files.save_weights(path / "model.safetensors", net, dtype)
-    files.write_atomic(path / "config.json", json.dumps(config, indent=1) + "\n")
+    files.write_text(path / "config.json", json.dumps(config, indent=1) + "\n")
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreModel:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastscore.files import atomic
 
-def write_npz(path: Path, **arrays: NDArray[np.generic]) -> None:
-    """Write arrays as an .npz file, so that a reader sees all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays as an .npz file."""
+    with atomic(path) as file:
+        np.savez(file, **arrays)
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write one uint8 image [H, W, C], grey or RGB, atomically.
+    """Write one uint8 image [H, W, C], grey or RGB.
 
     Raises:
         ValueError: neither 1 nor 3 channels.
     """
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"a PNG needs 1 or 3 channels; the sample has shape {image.shape}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(partial, format="PNG")
-    os.replace(partial, path)
+    with atomic(path) as file:
+        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int = 0, scale: int = 0, gap: int = 2) -> NDArray[np.uint8]:

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastscore import losses
 from fastscore.data import Dataset
-from fastscore.files import write_atomic
+from fastscore.files import write_tensors, write_text
 from fastscore.model import ScoreModel, save_model
 from fastscore.nets import build
 from fastscore.noise import NoiseKey
@@ -125,7 +125,7 @@ def train(
     settings = {"net": spec, "train": asdict(config), "parametrization": asdict(parametrization)}
     state = _State(raw, config.lr)
     seen = _resume(out, state, settings)
-    net = torch.compile(raw) if config.compile and _has_compiler() else raw
+    net = torch.compile(raw) if config.compile and has_compiler() else raw
 
     def export() -> None:
         save_model(out, state.averaged(), spec, replace(model, info={**info, "images": seen}), torch.float16)
@@ -156,7 +156,7 @@ def train(
             progress(seen, config.images, {"loss": float(loss.detach().mean()), "images/s": rate})
         if seen // config.checkpoint_every > (seen - len(x0)) // config.checkpoint_every or seen >= config.images:
             state.save(out / "checkpoint.safetensors")
-            write_atomic(out / "train.json", json.dumps({"seen": seen, "settings": settings}, indent=1))
+            write_text(out / "train.json", json.dumps({"seen": seen, "settings": settings}, indent=1))
             export()
     return replace(model, net=state.averaged().eval())
 
@@ -192,11 +192,7 @@ class _State:
         for k, v in self.parameters.items():
             slot = self.optimizer.state[v]
             tensors |= {f"m.{k}": slot["exp_avg"], f"v.{k}": slot["exp_avg_sq"]}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        tensors["steps"] = torch.tensor(self.steps)
-        partial = path.with_name(f".{path.name}.tmp")
-        save_file(tensors, partial)
-        partial.replace(path)
+        write_tensors(path, {**tensors, "steps": torch.tensor(self.steps)})
 
     def load(self, path: Path) -> None:
         """Restore what ``save`` wrote."""
@@ -282,5 +278,6 @@ def _append(path: Path, seen: int, loss: float, lr: float, seconds: float) -> No
         writer.writerow([seen, f"{loss:.6f}", f"{lr:.3e}", f"{seconds:.1f}"])
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Return whether torch.compile can build code here: a GPU, or a C++ compiler for the CPU."""
     return torch.cuda.is_available() or any(shutil.which(c) for c in ("g++", "clang++", "c++"))

@@ -20,7 +20,7 @@ LAYERS = [
     {"data", "files", "model", "analytic", "losses", "metrics"},
     {"engine"},
     {"sampler", "sinks", "train", "classify"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}
 FILES = sorted(

@@ -146,7 +146,7 @@ def _write_pngs(out: Path, ids: list[int], images: Any, subdirs: bool) -> None:
 
 
 def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dict[str, Any]) -> None:
-    from fastscore.files import write_atomic
+    from fastscore.files import write_text
     from fastscore.sinks import contact_sheet, density_sheet, write_npz, write_png
 
     extra = {} if labels is None else {"labels": labels.cpu().numpy()}
@@ -155,7 +155,7 @@ def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dic
         sheet = contact_sheet(samples[:100]) if image else density_sheet(samples)
         if sheet.shape[2] in (1, 3):
             write_png(out / "grid.png", sheet)
-    write_atomic(out / "run.json", json.dumps(run, indent=1) + "\n")
+    write_text(out / "run.json", json.dumps(run, indent=1) + "\n")
 
 
 def _ranges(ids: list[int]) -> str:

@@ -1,0 +1,138 @@
+"""Quality of the bundled model: classifier-FID against network evaluations, for several solvers.
+
+    python bench/quality.py --num 10k            # appends bench/results/quality.jsonl, rewrites README's table
+
+Every row is drawn from the same seed and ids, so that solvers start from the same noise. samples/s is
+what this machine did; it is no comparison with anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fastscore as fs
+from fastscore.classify import load_classifier
+from fastscore.cli.options import Count
+from fastscore.data import load
+from fastscore.metrics import features, frechet_distance
+from fastscore.ops.quantize import quantize_ref
+from fastscore.train import has_compiler
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results" / "quality.jsonl"
+
+CASES = {
+    "DPM-Solver++(2M), 10 steps": (fs.EDM(), fs.DPMpp2M(), fs.karras(10)),
+    "DPM-Solver++(2M), 20 steps": (fs.EDM(), fs.DPMpp2M(), fs.karras(20)),
+    "Heun, 10 steps": (fs.EDM(), fs.Heun(), fs.karras(10)),
+    "DDIM, 20 steps": (fs.EDM(), fs.DDIM(), fs.karras(20)),
+    "ancestral, 50 steps": (fs.EDM(), fs.Ancestral(), fs.karras(50)),
+    "reverse diffusion + Langevin, VE, 50 steps": (
+        fs.VE(0.01, 50.0),
+        fs.PredictorCorrector(fs.ReverseDiffusion(), fs.Langevin(snr=0.16)),
+        fs.uniform(50, clean=True),
+    ),
+}
+
+
+def processor() -> str:
+    """Return the CPU's name as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, batch: int) -> dict:
+    """Draw ``num`` images with one solver and judge them."""
+    schedule, solver, grid = CASES[name]
+    sampler = fs.Sampler(model, schedule=schedule, solver=solver, grid=grid, batch=batch)
+    sampler.run(range(1), labels="random")  # compile outside the clock
+    start, parts = time.perf_counter(), []
+    for _, x in sampler.stream(range(num), seed=0, labels="random", progress=True):
+        parts.append(quantize_ref(x).numpy())
+    seconds = time.perf_counter() - start
+    net, names = load_classifier("fashion-classifier")
+    ours, predicted = features(net, np.concatenate(parts))
+    asked = sampler.label_of(range(num), 0, "random")
+    assert asked is not None
+    share = np.bincount(predicted, minlength=len(names)) / num
+    return {
+        "solver": name,
+        "nfe": sampler.plan.nfe,
+        "classifier-FID": round(frechet_distance(ours, reference), 3),
+        "label agreement": round(float((predicted == asked.numpy()).mean()), 4),
+        "predicted classes": {k: round(float(v), 4) for k, v in zip(names, share, strict=True)},
+        "samples/s": round(num / seconds, 1),
+    }
+
+
+def table(run: dict) -> str:
+    """Return the README's table of one run."""
+    lines = [
+        f"Classifier-FID of the bundled model, {run['num']} samples against {run['reference']} test images "
+        f"(training against test images: **{run['floor']}**). {run['hardware']}, {run['threads']} threads, "
+        f"torch {run['torch']}, float32, torch.compile {'on' if run['compile'] else 'off'}, {run['date']}; "
+        "made by `python bench/quality.py`.",
+        "",
+        "| solver | evaluations | classifier-FID | right class | samples/s |",
+        "|---|---|---|---|---|",
+    ]
+    for row in run["rows"]:
+        cells = (row["solver"], row["nfe"], row["classifier-FID"], f"{row['label agreement']:.1%}", row["samples/s"])
+        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=lambda v: Count(2).convert(v, None, None), default=10_000, help="samples of each")
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), help="solvers to run")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-readme", action="store_true", help="leave the README's table alone")
+    args = parser.parse_args()
+
+    model = fs.load_model("fashion")
+    compiled = has_compiler() and not args.no_compile
+    if compiled:
+        model = replace(model, net=torch.compile(model.net))
+    net, _ = load_classifier("fashion-classifier")
+    test = load("fashion-mnist", "test").x
+    reference, _ = features(net, test)
+    floor = frechet_distance(features(net, load("fashion-mnist").x[: args.num])[0], reference)
+    run = {
+        "date": date.today().isoformat(),
+        "hardware": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "compile": compiled,
+        "num": args.num,
+        "reference": len(test),
+        "floor": round(floor, 3),
+        "rows": [measure(name, args.num, model, reference, args.batch) for name in args.only],
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(run) + "\n")
+    print(table(run))
+    if not args.no_readme:
+        text = (ROOT / "README.md").read_text()
+        before, rest = text.split("<!-- quality -->", 1)
+        after = rest.split("<!-- /quality -->", 1)[1]
+        (ROOT / "README.md").write_text(f"{before}<!-- quality -->\n{table(run)}\n<!-- /quality -->{after}")
+
+
+if __name__ == "__main__":
+    main()
