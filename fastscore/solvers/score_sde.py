@@ -76,7 +76,7 @@ class ScoreSDE:
         s = t - 1.0 / n
         if self.predictor == "euler_maruyama" or (self.predictor == "reverse_diffusion" and isinstance(schedule, SubVP)):
             # For sub-VP their reverse diffusion is the Euler-Maruyama step.
-            return [EulerMaruyama(eta=0.0 if self.probability_flow else 1.0).row(schedule, t, 1.0 / n)]
+            return [EulerMaruyama(eta=0.0 if self.probability_flow else 1.0).row(schedule, t, s)]
         if self.predictor == "reverse_diffusion":
             r, v = _forward(schedule, index, n)
             score, noise = (0.5, 0.0) if self.probability_flow else (1.0, 1.0)

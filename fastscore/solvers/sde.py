@@ -36,14 +36,14 @@ class EulerMaruyama:
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         ends = zip(t[:-1], t[1:], strict=True)
-        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, t - s)] for t, s in ends]
+        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, s)] for t, s in ends]
 
-    def row(self, schedule: Schedule, t: float, h: float) -> Row:
-        """Return the step of length ``h`` from ``t``."""
-        diffusion = g2(schedule, t)
+    def row(self, schedule: Schedule, t: float, s: float) -> Row:
+        """Return the step from ``t`` to ``s``."""
+        diffusion, h = g2(schedule, t), t - s
         return Row(
             float(t),
-            float(t - h),
+            float(s),
             a=float(1.0 - f(schedule, t) * h),
             b=float(0.5 * (1.0 + self.eta**2) * diffusion * h),
             c=float(self.eta * np.sqrt(diffusion * h)),
