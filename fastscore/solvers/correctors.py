@@ -28,8 +28,9 @@ class Langevin:
 
         step = min(2 alpha_i (snr |z| / |score|)^2, sigma(t)^2)
 
-    The bound, at which one step already replaces all the noise in x, is never met where norms
-    concentrate. In low dimension they do not: a step that depends on |score| then draws from
+    The bound, at which one step already replaces all the noise in x, is not in the paper. Where norms
+    concentrate it is met only once sigma is below sqrt(2) snr times every scale of the data (on a manifold,
+    as images are, never). In low dimension they do not: a step that depends on |score| then draws from
     p |score|^2 rather than p, so use AnnealedLangevin (or norm="batch") below some 32 dimensions.
 
     Args:
