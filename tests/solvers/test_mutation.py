@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from oracles import CASES, MODEL, ORDERED, check_invariants, check_order, check_textbook, knots_of, planned
+from cases import CASES, knots_of
+from oracles import MODEL, ORDERED, check_invariants, check_order, check_textbook, planned
 
 pytestmark = pytest.mark.slow
 

@@ -3,12 +3,14 @@
 import ast
 from pathlib import Path
 
+import cases
 import numpy as np
 import oracles
 import pytest
 import textbook
 import torch
-from oracles import CASES, DENOISER, NOISE, PAIRS, SETTINGS, N, check_textbook
+from cases import CASES, PAIRS, SETTINGS
+from oracles import DENOISER, NOISE, N, check_textbook
 
 from fastscore.grid import Times
 from fastscore.model import ScoreModel
@@ -107,7 +109,11 @@ def _run(model, setting, solver, knots):
 
 
 def test_the_oracles_are_independent():
-    for file, banned in ((textbook, ("fastscore", "torch")), (oracles, ("fastscore.plan", "fastscore.ops"))):
+    for file, banned in (
+        (textbook, ("fastscore", "torch")),
+        (cases, ("fastscore.plan", "fastscore.ops")),
+        (oracles, ("fastscore.plan", "fastscore.ops")),
+    ):
         tree = ast.parse(Path(file.__file__).read_text())
         names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
         names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
