@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -76,6 +78,13 @@ class Sampler:
         unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
         if clip is not None:
             unfolded = plans.clip(unfolded, clip)
+        d = math.prod(model.shape)
+        if d < 32 and any(r.langevin and r.langevin.norm != "batch" for r in unfolded.rows):
+            warnings.warn(
+                f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
+                "use AnnealedLangevin",
+                stacklevel=2,
+            )
         self.plan: Plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
 
     @cached_property

@@ -49,9 +49,7 @@ class DiscreteVP:
         return np.sqrt(-np.expm1(2.0 * self._log_alpha(t)))
 
     def dalpha(self, t: ArrayLike) -> Array:
-        # Right-continuous would look into the noisier interval; a solver moves into the cleaner one.
-        upper = np.clip(np.ceil(np.asarray(t, np.float64)), 0, self.T).astype(int)
-        return 0.5 * np.log1p(-np.asarray(self.betas))[upper] * self.alpha(t)
+        return 0.5 * _slope(np.log1p(-np.asarray(self.betas)), t) * self.alpha(t)
 
     def dsigma(self, t: ArrayLike) -> Array:
         return -self.alpha(t) * self.dalpha(t) / self.sigma(t)
@@ -90,9 +88,23 @@ class DiscreteVE:
         return np.where(t >= 0.0, np.exp(log), self.sigmas[0] * (t + 1.0))
 
     def dsigma(self, t: ArrayLike) -> Array:
-        upper = np.clip(np.ceil(np.asarray(t, np.float64)), 0, self.T).astype(int)
-        slope = np.diff(np.log(self.sigmas), prepend=np.nan)[upper]
-        return np.where(upper == 0, self.sigmas[0], slope * self.sigma(t))
+        if len(self.sigmas) == 1:
+            return np.full_like(np.asarray(t, np.float64), self.sigmas[0])
+        # The piece below index 0, linear in sigma, has no slope of ln sigma: a step that ends at 0 comes from above.
+        log = np.diff(np.log(self.sigmas))
+        slope = _slope(np.concatenate([log[:1], log]), t)
+        return np.where(np.asarray(t) < 0.0, self.sigmas[0], slope * self.sigma(t))
+
+
+def _slope(slopes: Array, t: ArrayLike) -> Array:
+    """Return the slope at t of a line through a table, ``slopes[i]`` between i - 1 and i.
+
+    At an index it is the mean of both sides: either side alone is the slope half an index away,
+    an error that does not shrink with the steps and that leaves no second order to Heun.
+    """
+    t, last = np.asarray(t, np.float64), len(slopes) - 1
+    below, above = (np.clip(k, 0, last).astype(int) for k in (np.ceil(t), np.floor(t) + 1.0))
+    return 0.5 * (slopes[below] + slopes[above])
 
 
 def ddpm(kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DiscreteVP:

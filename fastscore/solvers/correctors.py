@@ -26,11 +26,12 @@ class Corrector(Protocol):
 class Langevin:
     r"""Langevin corrector with a signal-to-noise ratio.
 
-        step = min(2 alpha_i (snr |z| / |score|)^2, sigma(t)^2)
+        step = min(2 alpha_i (snr |z| / |score|)^2, alpha(t)^2 + sigma(t)^2)
 
-    The bound, at which one step already replaces all the noise in x, is never met where norms
-    concentrate. In low dimension they do not: a step that depends on |score| then draws from
-    p |score|^2 rather than p, so use AnnealedLangevin (or norm="batch") below some 32 dimensions.
+    The bound, the variance of x for data of variance one, is not in the paper. Norms that concentrate
+    stay far below it; it keeps the step finite where a score vanishes. In low dimension norms do not
+    concentrate: a step that depends on |score| then draws from p |score|^2 rather than p, so use
+    AnnealedLangevin (or norm="batch") below some 32 dimensions.
 
     Args:
         snr: r of the paper.
@@ -52,7 +53,7 @@ class Langevin:
 
     def rows(self, schedule: Schedule, t: float, cleaner: float) -> list[Row]:
         scale = 2.0 * alpha_i(schedule, t, cleaner) * self.snr**2
-        cap = float(schedule.sigma(t)) ** 2
+        cap = float(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)
         return [self.row(t, scale, cap)] * self.corrections
 
     def row(self, t: float, scale: float, cap: float = math.inf) -> Row:

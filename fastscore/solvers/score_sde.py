@@ -79,7 +79,7 @@ class ScoreSDE:
         # For sub-VP their reverse diffusion is the Euler-Maruyama step.
         plain = isinstance(schedule, SubVP) and self.predictor == "reverse_diffusion"
         if self.predictor == "euler_maruyama" or plain:
-            return [EulerMaruyama(eta=0.0 if self.probability_flow else 1.0).row(schedule, t, 1.0 / n)]
+            return [EulerMaruyama(eta=0.0 if self.probability_flow else 1.0).row(schedule, t, s)]
         if self.predictor == "reverse_diffusion":
             r, v = _forward(schedule, index, n)
             score, noise = (0.5, 0.0) if self.probability_flow else (1.0, 1.0)

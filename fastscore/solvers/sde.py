@@ -36,14 +36,14 @@ class EulerMaruyama:
             raise ValueError(f"EulerMaruyama: eta = {self.eta} must be at least 0")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, t - s)] for t, s in pairwise(t)]
+        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, s)] for t, s in pairwise(t)]
 
-    def row(self, schedule: Schedule, t: float, h: float) -> Row:
-        """Return the step of length ``h`` from ``t``."""
-        diffusion = g2(schedule, t)
+    def row(self, schedule: Schedule, t: float, s: float) -> Row:
+        """Return the step from ``t`` to ``s``."""
+        diffusion, h = g2(schedule, t), t - s
         return Row(
             float(t),
-            float(t - h),
+            float(s),
             a=float(1.0 - f(schedule, t) * h),
             b=float(0.5 * (1.0 + self.eta**2) * diffusion * h),
             c=float(self.eta * np.sqrt(diffusion * h)),

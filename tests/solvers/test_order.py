@@ -1,0 +1,35 @@
+"""Convergence orders, measured on the exact moments of Gaussian data."""
+
+import math
+
+import numpy as np
+import pytest
+from oracles import GAUSSIAN, MEAN, OFFSET, ORDERED, STD, check_order, moments
+
+from fastscore.grid import Times
+from fastscore.sampler import Sampler
+from fastscore.solvers import Euler, Heun
+from fastscore.tables import DiscreteVE, ddpm
+
+
+@pytest.mark.parametrize(("name", "setting"), ORDERED)
+def test_declared_order_is_the_measured_one(name, setting):
+    check_order(name, setting)
+
+
+# ln alpha of a table has a kink at each index. Steps over many indices must see the smooth curve through them.
+@pytest.mark.parametrize("solver", [Euler(), Heun()], ids=["euler", "heun"])
+@pytest.mark.parametrize(
+    "table", [ddpm(n=1000), DiscreteVE(tuple(np.linspace(0.01, 3.0, 1000)))], ids=["ddpm", "smld-linear"]
+)
+def test_order_on_a_table(table, solver):
+    strides, errors = np.array([32, 16, 8, 4]), []
+    for stride in strides:
+        t = np.arange(600.0, 87.0, -stride)
+        plan = Sampler(GAUSSIAN, schedule=table, solver=solver, grid=Times(tuple(t))).plan
+        (alpha, alpha_s), (sigma, sigma_s) = table.alpha(t[[0, -1]]), table.sigma(t[[0, -1]])
+        V, V_s = (alpha * STD) ** 2 + sigma**2, (alpha_s * STD) ** 2 + sigma_s**2
+        mean, variance = moments(plan, alpha * MEAN + OFFSET, V)
+        errors.append([abs(mean - alpha_s * MEAN - OFFSET * math.sqrt(V_s / V)), abs(variance - V_s)])
+    measured = np.polyfit(np.log(strides), np.log(errors), 1)[0]
+    assert np.all(np.abs(measured - solver.order) < 0.15), measured
