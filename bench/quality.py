@@ -23,9 +23,9 @@ import fastscore as fs
 from fastscore.classify import load_classifier
 from fastscore.cli.options import Count
 from fastscore.data import load
+from fastscore.engine.compile import has_compiler
 from fastscore.metrics import features, frechet_distance
 from fastscore.ops.quantize import quantize_ref
-from fastscore.train import has_compiler
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "quality.jsonl"

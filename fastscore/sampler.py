@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastscore import plan as plans
+from fastscore.backend import REFERENCE, resolve
+from fastscore.engine import selfcheck
+from fastscore.engine.compile import compiled
+from fastscore.engine.graph import MODES, Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step
 from fastscore.grid import Grid, Times, default_grid
 from fastscore.model import ScoreModel
@@ -44,6 +49,10 @@ class Sampler:
         clip: bound on the x0 estimate of every row, or None.
         device: of the state and the network.
         dtype: of the state; torch.float32, or torch.float64 for parity runs.
+        backend: "auto", "reference" or "triton"; see fastscore.backend.
+        compile: of the network: "off", "full" or "regional"; see fastscore.engine.compile.
+        graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or
+            "auto", which times them on the first batch and keeps the fastest; off on the CPU.
 
     Raises:
         ValueError: a solver, grid and model that do not fit each other.
@@ -60,21 +69,32 @@ class Sampler:
         clip: float | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
+        compile: str = "off",
+        graph: str = "auto",
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch = {batch} must be at least 1")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
-        self.model, self.batch, self.dtype = model, batch, dtype
+        self.batch, self.dtype = batch, dtype
         self.device = torch.device(device)
+        self.ops = resolve(backend, self.device) if dtype == torch.float32 else REFERENCE
+        if graph not in ("auto", "off", *MODES):
+            raise ValueError(f"graph = {graph!r} must be auto, off, {' or '.join(MODES)}")
+        if graph in MODES and self.device.type != "cuda":
+            raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
+        self.graph = "off" if self.device.type != "cuda" or dtype != torch.float32 else graph
+        if self.device.type == "cuda" and self.ops is not REFERENCE:
+            selfcheck.ensure(self.device)
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
         self.grid = _within_model(
             grid if grid is not None else default_grid(self.schedule), self.schedule, model.schedule
         )
         if isinstance(model.net, nn.Module):
-            # float64 parity runs want the network in float64 too; the caller's own is left alone.
             model.net.to(self.device).eval()
+        self.model = replace(model, net=compiled(model.net, compile))
         unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
         if clip is not None:
             unfolded = plans.clip(unfolded, clip)
@@ -89,7 +109,27 @@ class Sampler:
 
     @cached_property
     def _loop(self) -> Loop:
-        return Loop(self.plan, self.model, self.batch, self.device, self.dtype)
+        return Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops)
+
+    @cached_property
+    def _graphed(self) -> tuple[Graphed | None, dict[str, float]]:
+        return (None, {}) if self.graph == "off" else capture(self._loop, self.graph)
+
+    def prepare(self, seed: int = 0) -> dict[str, float | str]:
+        """Compile and capture now rather than on the first batch; return what it took, in seconds.
+
+        Keys: ``first_s``, the first run of the plain loop with any compilation in it; ``capture_s``;
+        ``graph``, the way that will run; and ``off_s``, ``step_s``, ``loop_s`` where they were timed.
+        """
+        key = NoiseKey.of(seed, range(self.batch), self.device)
+        self._loop.load(key.seed, key.ids, self._labels(key, None))
+        start = time.perf_counter()
+        self._loop.run().sum().item()  # waits for the device
+        first = time.perf_counter() - start
+        graphed, seconds = self._graphed
+        times = {f"{name}_s": value for name, value in seconds.items()}
+        captured = graphed.capture_s if graphed else 0.0
+        return {"first_s": first, "capture_s": captured, "graph": graphed.mode if graphed else "off", **times}
 
     def run(
         self,
@@ -183,17 +223,17 @@ class Sampler:
     ) -> Tensor:
         ids = key.ids[part]
         count = len(ids)
-        valid = torch.arange(self.batch, device=self.device) < count
-
-        def pad(v: Tensor, axis: int = 0) -> Tensor:
-            filler = v.narrow(axis, count - 1, 1).expand(*v.shape[:axis], self.batch - count, *v.shape[axis + 1 :])
-            return torch.cat([v, filler], axis)
-
-        noise = NoiseKey(key.seed, pad(ids)) if recorded is None else RecordedNoise(pad(recorded[:, part], 1))
-        padded = None if cond is None else pad(cond[part])
+        loop = self._loop
+        loop.load(key.seed, ids, None if cond is None else cond[part])
+        noise = None
+        if recorded is not None:
+            drawn = recorded[:, part]
+            noise = RecordedNoise(torch.cat([drawn, drawn[:, -1:].expand(-1, self.batch - count, -1)], dim=1))
 
         def run(observer: Observer | None) -> Tensor:
-            return self._loop.run(noise, padded, valid.to(self.dtype), observer, callback is not None)[:count]
+            graphed = None if observer or noise is not None else self._graphed[0]
+            x = graphed.run() if graphed else loop.run(noise, observer, callback is not None)
+            return x[:count]
 
         def observe(k: int, x0: Tensor | None) -> None:
             if bar is not None:
@@ -201,7 +241,7 @@ class Sampler:
             if callback is not None:
                 row, shape = self.plan.rows[k], (count, *self.model.shape)
                 estimate = None if x0 is None else x0[:count].reshape(shape)
-                callback(Step(k, row.t, row.s, ids, self._loop.x[:count].clone().reshape(shape), estimate))
+                callback(Step(k, row.t, row.s, ids, loop.x[:count].clone().reshape(shape), estimate))
 
         x = run(observe if callback or bar is not None else None)
         if not bool(torch.isfinite(x).all()):

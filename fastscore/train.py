@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from fastscore import losses
 from fastscore.data import Dataset
+from fastscore.engine.compile import has_compiler
 from fastscore.files import write_tensors, write_text
 from fastscore.model import ScoreModel, save_model
 from fastscore.nets import build
@@ -276,8 +276,3 @@ def _append(path: Path, seen: int, loss: float, lr: float, seconds: float) -> No
         if new:
             writer.writerow(["images", "loss", "lr", "seconds"])
         writer.writerow([seen, f"{loss:.6f}", f"{lr:.3e}", f"{seconds:.1f}"])
-
-
-def has_compiler() -> bool:
-    """Return whether torch.compile can build code here: a GPU, or a C++ compiler for the CPU."""
-    return torch.cuda.is_available() or any(shutil.which(c) for c in ("g++", "clang++", "c++"))

@@ -16,10 +16,11 @@ LAYERS = [
     {"plan"},
     {"solvers"},
     {"ops"},
+    {"backend"},
     {"nets"},
     {"data", "files", "model", "analytic", "losses", "metrics"},
     {"engine"},
-    {"sampler", "sinks", "train", "classify"},
+    {"sampler", "sinks", "train", "classify", "testing"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}

@@ -10,6 +10,7 @@ import sys
 import click
 
 from fastscore import __version__
+from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.models import env, models
 from fastscore.cli.options import shorten
@@ -24,7 +25,7 @@ def group() -> None:
     """Sample score-based generative models: fast, exact, reproducible to the bit."""
 
 
-for command in (sample, plan, train, train_classifier, evaluate, models, env):
+for command in (sample, plan, train, train_classifier, evaluate, models, env, doctor):
     group.add_command(command)
 
 

@@ -258,6 +258,27 @@ def make_grid(o: dict[str, Any], schedule: Schedule) -> Grid:
     return Grid(spacing, o["steps"], o["t_start"], o["t_end"], clean, o["rho"])
 
 
+def checked_device(name: str) -> str:
+    """Return the name of a device that is there.
+
+    Raises:
+        ValueError: another kind of device, or none of that number.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {shorten(name)!r} must be cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {shorten(name)!r} must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return name
+
+
 def load(name: str, device: str = "cpu") -> ScoreModel:
     """Load a bundled model, a model directory, or analytic:NAME."""
     if name.startswith("analytic:"):

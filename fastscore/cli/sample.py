@@ -10,7 +10,17 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import Count, Ids, load, make_grid, make_schedule, make_solver, shorten, solver_options
+from fastscore.cli.options import (
+    Count,
+    Ids,
+    checked_device,
+    load,
+    make_grid,
+    make_schedule,
+    make_solver,
+    shorten,
+    solver_options,
+)
 
 
 @click.command()
@@ -49,7 +59,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     from fastscore.ops.quantize import quantize_ref
     from fastscore.sampler import Sampler
 
-    device = _device(o["device"])
+    device = checked_device(o["device"])
     score_model = load(model, device)
     schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], score_model.schedule)
     sampler = Sampler(
@@ -118,22 +128,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
     taken = [name for name in ("samples.npz", "run.json") if (out / name).exists()]
     if taken and not overwrite:
         raise ValueError(f"{out} already holds {taken[0]}; choose another --out, or pass --overwrite to replace it")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {shorten(name)!r} must be cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {shorten(name)!r} must be cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return name
 
 
 def _write_pngs(out: Path, ids: list[int], images: Any, subdirs: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import SCHEDULES, Count, Name, Number, make_schedule
+from fastscore.cli.options import SCHEDULES, Count, Name, Number, checked_device, make_schedule
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
 LABELS = ("t", "999t", "sigma", "log_sigma/4")
@@ -90,7 +90,6 @@ def train(data: str, out: Path, **o: Any) -> None:
     folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at any time: the same
     command goes on from the last checkpoint.
     """
-    from fastscore.cli.sample import _device
     from fastscore.data import load
     from fastscore.parametrization import Parametrization
     from fastscore.schedule import EDM
@@ -112,7 +111,7 @@ def train(data: str, out: Path, **o: Any) -> None:
         compile=o["compiled"],
         seed=o["seed"],
     )
-    device = _device(o["device"])
+    device = checked_device(o["device"])
     dataset = load(data)
     sigma_data = o["sigma_data"] or _measure(dataset)
     label = o["label"] or ("log_sigma/4" if edm else "t")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROUNDINGS = ("nearest", "floor")
+
 
 def quantize_ref(x: Tensor, rounding: str = "nearest") -> Tensor:
     """Return uint8 [N, H, W, C] of float images [N, C, H, W] in [-1, 1]; values outside are clipped.
@@ -15,7 +17,7 @@ def quantize_ref(x: Tensor, rounding: str = "nearest") -> Tensor:
     Raises:
         ValueError: an unknown rounding rule.
     """
-    if rounding not in ("nearest", "floor"):
-        raise ValueError(f"rounding = {rounding!r} must be nearest or floor")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding = {rounding!r} must be one of {', '.join(ROUNDINGS)}")
     y = x * 127.5 + (128.0 if rounding == "nearest" else 127.5)
     return y.clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ def update_ref(
     if F is not None:
         m = column(abi.P) * x + column(abi.Q) * F.to(x.dtype)
         bound = column(abi.CLIP)
-        bound = torch.where(bound > 0, bound, torch.inf)
+        bound = bound.masked_fill(bound <= 0.0, math.inf)
         m = torch.maximum(torch.minimum(m, bound), -bound)
         y = y + column(abi.B) * m
     for k in range(len(hist)):

@@ -17,7 +17,6 @@ from fastscore import plan as plans
 from fastscore.analytic import GaussianMixture, score_model
 from fastscore.engine.loop import Loop
 from fastscore.grid import Grid, logsnr, uniform
-from fastscore.noise import NoiseKey
 from fastscore.plan import Plan
 from fastscore.schedule import EDM, VE, VP, SubVP
 from fastscore.solvers import AnnealedLangevin, DPMpp2M, EulerMaruyama, Heun, PredictorCorrector, ReverseDiffusion
@@ -43,7 +42,10 @@ def draw(name: str, change=None) -> np.ndarray:
         plan = change(plan)
     plan = plans.validate(plans.fold(plan, model.schedule, model.parametrization))
     loop = Loop(plan, model, 20_000, torch.device("cpu"), torch.float32)
-    parts = [loop.run(NoiseKey.of(11, range(k, k + 20_000)), None, torch.ones(20_000)) for k in range(0, N, 20_000)]
+    parts = []
+    for k in range(0, N, 20_000):
+        loop.load(torch.tensor([11]), torch.arange(k, k + 20_000), None)
+        parts.append(loop.run())
     return torch.cat(parts).double().numpy()
 
 

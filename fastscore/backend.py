@@ -1,0 +1,65 @@
+"""Which code runs a row: resolved once, by name and device, never silently."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from fastscore.ops.norms import langevin_ref
+from fastscore.ops.quantize import quantize_ref
+from fastscore.ops.update import update_ref
+
+BACKENDS = ("auto", "reference", "triton")
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The operations of one backend, with the signatures of their references."""
+
+    name: str
+    update: Callable[..., None]
+    langevin: Callable[..., None]
+    quantize: Callable[..., torch.Tensor]
+
+
+REFERENCE = Ops("reference", update_ref, langevin_ref, quantize_ref)
+
+
+@cache
+def resolve(name: str, device: torch.device) -> Ops:
+    """Return the operations for a device.
+
+    Args:
+        name: "reference" (PyTorch, anywhere), "triton" (CUDA devices) or "auto" (the fastest that
+            runs there). The environment variable FASTSCORE_BACKEND overrides "auto".
+
+    Raises:
+        ValueError: an unknown name, or a backend that cannot run on the device.
+    """
+    if name == "auto":
+        name = os.environ.get("FASTSCORE_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"backend = {name!r} must be one of {', '.join(BACKENDS)}")
+    has_triton = importlib.util.find_spec("triton") is not None
+    if name == "triton" and (device.type != "cuda" or not has_triton):
+        why = "triton is not installed (pip install triton)" if device.type == "cuda" else "it runs on CUDA devices"
+        raise ValueError(f"backend = 'triton' cannot run on {device}: {why}; use backend='auto'")
+    if name == "reference" or device.type != "cuda":
+        return REFERENCE
+    if not has_triton:
+        warnings.warn("triton is not installed: using the reference backend, same samples, slower", stacklevel=3)
+        return REFERENCE
+    return operators("triton")
+
+
+def operators(name: str) -> Ops:
+    """Return the torch operators: Triton on CUDA tensors, the reference on CPU ones, shapes on fake ones."""
+    from fastscore.ops import library
+
+    return Ops(name, library.update, library.langevin, library.quantize)

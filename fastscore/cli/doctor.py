@@ -1,0 +1,38 @@
+"""fastscore doctor: check this machine and say what would be faster."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--device", default=None, help="cpu, cuda or cuda:N.  [default: cuda where there is one]")
+def doctor(device: str | None) -> None:
+    """Check that this machine gives the promised bits, and print what runs what."""
+    import importlib.util
+    import time
+
+    import torch
+
+    from fastscore.backend import resolve
+    from fastscore.cli.options import checked_device
+    from fastscore.engine.compile import has_compiler
+    from fastscore.engine.selfcheck import checks, fingerprint
+
+    where = torch.device(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    start = time.perf_counter()
+    click.echo(fingerprint(where))
+    for passed in checks(where):
+        click.echo(f"  ok  {passed}")
+    click.echo(f"checked in {time.perf_counter() - start:.2f} s")
+    ops = resolve("auto", where)
+    click.echo(f"backend on {where}: {ops.name} (update, langevin, quantize)")
+    advice = []
+    if where.type != "cuda":
+        advice.append("a CUDA device would run the fused kernels and capture the loop")
+    elif importlib.util.find_spec("triton") is None:
+        advice.append("pip install triton for the fused kernels")
+    if not has_compiler():
+        advice.append("a C++ compiler (g++ or clang++) would let torch.compile run the network")
+    for line in advice:
+        click.echo(f"faster with: {line}")

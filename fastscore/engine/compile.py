@@ -1,0 +1,51 @@
+"""torch.compile around the score network."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+COMPILE = ("off", "full", "regional")
+Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def has_compiler() -> bool:
+    """Return whether torch.compile can build code here: a GPU, or a C++ compiler for the CPU."""
+    return torch.cuda.is_available() or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
+
+
+def compiled(net: Net, how: str) -> Net:
+    """Return the network run through torch.compile, without graph breaks and at fixed shapes.
+
+    Args:
+        net: the network; it is not changed.
+        how: "off"; "full" compiles it as one graph, which is fastest; "regional" compiles each class
+            of block that occurs more than once, so that equal blocks share one compilation.
+
+    Raises:
+        ValueError: an unknown choice, no compiler, or nothing repeated to compile.
+    """
+    if how not in COMPILE:
+        raise ValueError(f"compile = {how!r} must be one of {', '.join(COMPILE)}")
+    if how == "off":
+        return net
+    if not has_compiler():
+        raise ValueError(f"compile = {how!r} needs a C++ compiler (g++ or clang++) on the CPU; use compile='off'")
+    if how == "full":
+        return torch.compile(net, fullgraph=True, dynamic=False)
+    if not isinstance(net, nn.Module):
+        raise ValueError("compile = 'regional' needs an nn.Module; use compile='full'")
+    blocks = Counter(type(m) for m in net.modules() if type(m).__module__.split(".")[0] != "torch")
+    repeated = {kind for kind, count in blocks.items() if count > 1}
+    if not repeated:
+        raise ValueError(f"compile = 'regional': {type(net).__name__} repeats no block of its own; use compile='full'")
+    net = deepcopy(net)
+    for m in net.modules():
+        if type(m) in repeated:
+            m.compile(fullgraph=True)
+    return net
