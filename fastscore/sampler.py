@@ -77,39 +77,42 @@ class Sampler:
             raise ValueError(f"batch = {batch} must be at least 1")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
-        self.batch, self.dtype = batch, dtype
-        self.device = torch.device(device)
-        self.ops = resolve(backend, self.device) if dtype == torch.float32 else REFERENCE
         if graph not in ("auto", "off", *MODES):
             raise ValueError(f"graph = {graph!r} must be auto, off, {' or '.join(MODES)}")
-        if graph in MODES and self.device.type != "cuda":
+        self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
+        if self.device.type != "cuda" and graph in MODES:
             raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
-        self.graph = "off" if self.device.type != "cuda" or dtype != torch.float32 else graph
-        if self.device.type == "cuda" and self.ops is not REFERENCE:
+        self.graph = graph if self.device.type == "cuda" else "off"
+        # The kernels are float32; only the reference also runs float64.
+        self.ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, self.device)
+        if self.ops is not REFERENCE:
+            if dtype == torch.float64:
+                raise ValueError(f"backend = {backend!r} keeps a float32 state; float64 needs backend='reference'")
             selfcheck.ensure(self.device)
+
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
-        self.grid = _within_model(
-            grid if grid is not None else default_grid(self.schedule), self.schedule, model.schedule
-        )
-        if isinstance(model.net, nn.Module):
-            model.net.to(self.device).eval()
-        self.model = replace(model, net=compiled(model.net, compile))
+        wanted = grid if grid is not None else default_grid(self.schedule)
+        self.grid = _within_model(wanted, self.schedule, model.schedule)
         unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
         if clip is not None:
             unfolded = plans.clip(unfolded, clip)
+        self.plan: Plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
         d = math.prod(model.shape)
-        if d < 32 and any(r.langevin and r.langevin.norm != "batch" for r in unfolded.rows):
+        if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in self.plan.rows):
             warnings.warn(
                 f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
                 "use AnnealedLangevin",
                 stacklevel=2,
             )
-        self.plan: Plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
+        if isinstance(model.net, nn.Module):
+            model.net.to(self.device).eval()
+        self.net_dtype = _network_dtype(model, dtype)
+        self.model = replace(model, net=compiled(model.net, compile))
 
     @cached_property
     def _loop(self) -> Loop:
-        return Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops)
+        return Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
 
     @cached_property
     def _graphed(self) -> tuple[Graphed | None, dict[str, float]]:
@@ -277,3 +280,12 @@ def _within_model(grid: Grid | Times, schedule: Schedule, model: Schedule) -> Gr
     if float(lam(schedule, schedule.T)) >= bottom:
         return grid
     return replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
+
+
+def _network_dtype(model: ScoreModel, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that the network reads: that of its parameters, or the state's if it has none."""
+    parameters = model.net.parameters() if isinstance(model.net, nn.Module) else ()
+    own = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
+    if own != dtype and (dtype == torch.float64 or own == torch.float64):
+        raise ValueError(f"the network is in {own} and the state in {dtype}; convert it with net.to({dtype})")
+    return own

@@ -13,7 +13,7 @@ from PIL import Image
 from fastscore.files import atomic
 
 
-def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
+def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays as an .npz file."""
     with atomic(path) as file:
         np.savez(file, **arrays)

@@ -13,6 +13,7 @@ import click
 from fastscore.cli.options import (
     Count,
     Ids,
+    Name,
     checked_device,
     load,
     make_grid,
@@ -34,6 +35,24 @@ from fastscore.cli.options import (
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
 @click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model.")
 @click.option("--batch", type=Count(1, 1 << 20), default=64, show_default=True, help="Micro-batch of the network.")
+@click.option(
+    "--compile",
+    "compiled",
+    type=Name(("off", "full", "regional")),
+    default="off",
+    show_default=True,
+    help="torch.compile the network: pays off on long runs.",
+)
+@click.option(
+    "--graph", type=Name(("auto", "off", "step", "loop")), default="auto", show_default=True, help="CUDA graphs."
+)
+@click.option(
+    "--backend",
+    type=Name(("auto", "reference", "triton")),
+    default="auto",
+    show_default=True,
+    help="What runs the rows.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id.")
 @click.option("--subdirs", is_flag=True, help="With --png: one folder for each 1000 ids.")
@@ -70,6 +89,9 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
         batch=o["batch"],
         clip=o["clip"],
         device=device,
+        backend=o["backend"],
+        compile=o["compiled"],
+        graph=o["graph"],
     )
     if o["label"] is not None and o["unconditional"]:
         raise ValueError("--class and --unconditional exclude each other")
@@ -108,6 +130,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
         "nfe": sampler.plan.nfe,
         "plan_sha256": sampler.plan.hash,
         "batch": sampler.batch,
+        "backend": sampler.ops.name,
         "timings": {
             "setup_s": round(ready - start, 3),
             "first_batch_s": round(first, 3) if first else None,

@@ -69,6 +69,7 @@ class Loop:
         batch: samples of a micro-batch.
         dtype: of the state; float32, or float64 for parity runs.
         ops: the backend.
+        net_dtype: of the network's input; the state's if left out.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Loop:
         device: torch.device,
         dtype: torch.dtype,
         ops: Ops = REFERENCE,
+        net_dtype: torch.dtype | None = None,
     ) -> None:
         self.plan, self.model, self.batch, self.ops = plan, model, batch, ops
         self.kinds = tuple(Kind.of(row) for row in plan.rows)
@@ -92,7 +94,8 @@ class Loop:
         self.row = zeros(1, dtype=torch.int64)
         # Each sample's own row, for steps that depend on its norms.
         self.scratch, self.own = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
-        self.x, self.u, self.hist = zeros(batch, d), zeros(batch, d), zeros(plan.slots, batch, d)
+        self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
+        self.u = zeros(batch, d, dtype=net_dtype or dtype)
         self.key = NoiseKey(zeros(1, dtype=torch.int64), zeros(batch, dtype=torch.int64))
         self.cond = zeros(batch, dtype=torch.int64) if model.classes else None
         self.valid = zeros(batch)

@@ -19,7 +19,7 @@ import torch
 
 from fastscore import __version__
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, resolve
+from fastscore.backend import REFERENCE, Ops, resolve
 from fastscore.engine.graph import CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
 from fastscore.files import write_text
@@ -100,7 +100,7 @@ def cache_file() -> Path:
     return Path(base) / "fastscore" / "selfcheck.json"
 
 
-def _loop(solver: plans.Solver, device: torch.device, ops: object) -> Loop:
+def _loop(solver: plans.Solver, device: torch.device, ops: Ops) -> Loop:
     schedule, parametrization = VP(), Parametrization("eps")
     model = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), (3, 7, 11), schedule, parametrization)
     plan = plans.fold(plans.make_plan(solver, schedule, karras(4)(schedule)), schedule, parametrization)

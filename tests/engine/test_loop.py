@@ -190,3 +190,28 @@ def test_another_schedule_starts_where_the_network_does():
     assert ratio == pytest.approx(80.0, rel=1e-6)
     with pytest.raises(ValueError, match="noisier than EDM gets"):
         Sampler(model(), schedule=VP(), grid=karras(8, start=1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_network_keeps_a_float32_state(dtype):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 36), torch.nn.Unflatten(1, SHAPE))
+    seen = []
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net
+
+        def forward(self, u, t, cond):
+            seen.append((u.dtype, t.dtype))
+            return self.body(u)
+
+    m = replace(model(), net=Net())
+    full = Sampler(m, grid=karras(5), batch=4).run(range(4))
+    half = Sampler(replace(m, net=Net().to(dtype)), grid=karras(5), batch=4).run(range(4))
+    assert set(seen) == {(torch.float32, torch.float32), (dtype, torch.float32)}
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 0.1
+    with pytest.raises(ValueError, match=r"convert it with net\.to"):
+        Sampler(m, dtype=torch.float64)
