@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Protocol
 
 import torch
@@ -58,18 +59,20 @@ class NoiseKey:
         """Build a key from Python integers.
 
         Raises:
-            ValueError: seed outside 0 .. 2^64-1, or an id outside 0 .. 2^63-1.
+            ValueError: seed outside 0 .. 2^64-1, an id outside 0 .. 2^63-1, or not an integer.
         """
-        seed = int(seed)
+        try:
+            seed, listed = index(seed), [index(k) for k in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        except TypeError:
+            raise ValueError(f"seed = {seed!r} and ids must be integers") from None
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed = {seed} must lie in 0 .. 2^64-1")
-        if not isinstance(ids, Tensor):
-            outside = next((k for k in ids if not 0 <= k < 1 << 63), None)
-            if outside is not None:
-                raise ValueError(f"id {outside} must lie in 0 .. 2^63-1")
-            ids = torch.tensor(list(ids), dtype=torch.int64)
+        outside = next((k for k in listed if not 0 <= k < 1 << 63), None)
+        if outside is not None:
+            raise ValueError(f"id {outside} must lie in 0 .. 2^63-1")
         signed = seed - (1 << 64) if seed >> 63 else seed
-        return cls(torch.tensor([signed], dtype=torch.int64, device=device), ids.to(device, torch.int64))
+        key, numbers = torch.tensor([signed], device=device), torch.tensor(listed, dtype=torch.int64, device=device)
+        return cls(key, numbers)
 
     def words(self, draw: Tensor | int, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the four Philox words of ``blocks`` blocks of each sample, int64 [N, blocks] each."""

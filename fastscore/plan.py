@@ -132,7 +132,9 @@ class Plan:
 def make_plan(solver: Solver, schedule: Schedule, t: Array) -> Plan:
     """Build the plan of a solver between the knots ``t``: prior, steps, numbered draws."""
     start = float(t[0])
-    prior = Row(start, start, a=0.0, b=0.0, c=schedule.prior_std, evaluate=False)
+    # A grid may start below T, where there is less noise.
+    std = schedule.prior_std * float(schedule.sigma(start) / schedule.sigma(schedule.T))
+    prior = Row(start, start, a=0.0, b=0.0, c=std, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
         groups = solver.steps(schedule, t)
     rows = [prior, *(row for group in groups for row in group)]

@@ -234,9 +234,7 @@ class Sampler:
             noise = RecordedNoise(torch.cat([drawn, drawn[:, -1:].expand(-1, self.batch - count, -1)], dim=1))
 
         def run(observer: Observer | None) -> Tensor:
-            graphed = None if observer or noise is not None else self._graphed[0]
-            x = graphed.run() if graphed else loop.run(noise, observer, callback is not None)
-            return x[:count]
+            return loop.run(noise, observer, callback is not None)[:count]
 
         def observe(k: int, x0: Tensor | None) -> None:
             if bar is not None:
@@ -246,7 +244,13 @@ class Sampler:
                 estimate = None if x0 is None else x0[:count].reshape(shape)
                 callback(Step(k, row.t, row.s, ids, loop.x[:count].clone().reshape(shape), estimate))
 
-        x = run(observe if callback or bar is not None else None)
+        graphed = self._graphed[0] if callback is None and noise is None else None
+        if graphed is None:
+            x = run(observe if callback or bar is not None else None)
+        else:
+            x = graphed.run()[:count]
+            if bar is not None:
+                bar.update(len(self.plan.rows))
         if not bool(torch.isfinite(x).all()):
             self._report(run, ids)
         return x

@@ -156,7 +156,15 @@ def test_recorded_noise_returns_its_draw():
 
 @pytest.mark.parametrize(
     ("seed", "ids", "message"),
-    [(-1, [0], "seed = -1"), (2**64, [0], "seed = "), (0, [-1], "id -1"), (0, [2**63], "id 9223372036854775808")],
+    [
+        (0.5, [0], "must be integers"),
+        (0, [1.0], "must be integers"),
+        (0, torch.tensor([3, -4]), "id -4"),
+        (-1, [0], "seed = -1"),
+        (2**64, [0], "seed = "),
+        (0, [-1], "id -1"),
+        (0, [2**63], "id 9223372036854775808"),
+    ],
 )
 def test_bad_keys_are_named(seed, ids, message):
     with pytest.raises(ValueError, match=message):

@@ -24,6 +24,11 @@ def test_first_row_draws_the_prior():
     assert (row.a, row.b, row.c, row.draw, row.evaluate) == (0.0, 0.0, 50.0, 0, False)
 
 
+def test_a_later_start_has_less_noise():
+    assert make(EulerMaruyama(), VE(), uniform(4, start=0.5)).rows[0].c == pytest.approx(float(VE().sigma(0.5)))
+    assert make(EulerMaruyama(), VP(), uniform(4, start=0.8)).rows[0].c == pytest.approx(1.0, abs=0.01)
+
+
 def test_draws_are_numbered_without_gaps():
     plan = make(PredictorCorrector(ReverseDiffusion(), Langevin(corrections=2)))
     assert [r.draw for r in plan.rows if r.noisy] == list(range(plan.draws))

@@ -50,7 +50,8 @@ def test_ancestral_without_denoising_adds_beta_noise(variance, scale):
     knots = np.array(here.knots)[-2:]
     ours = _run(oracles.MODEL, "vp-linear", Ancestral(variance, denoise=False), knots)
     alpha, sigma = here.process.alpha(knots[0]), here.process.sigma(knots[0])
-    theirs = DENOISER(NOISE[0], alpha, sigma) + scale * sigma * NOISE[1]  # beta_1 = 1 - abar_1 = sigma^2
+    first = sigma / here.process.sigma(1.0) * NOISE[0]
+    theirs = DENOISER(first, alpha, sigma) + scale * sigma * NOISE[1]  # beta_1 = 1 - abar_1 = sigma^2
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -84,7 +85,9 @@ def test_any_prediction_is_the_same_denoiser(prediction, sampled):
     model = ScoreModel(net, (oracles.D,), here.schedule, Parametrization(prediction, label))
     # Only noise that the model was trained on: of VE the last knots, of VP all but the first for EDM's 80.
     start = -3 if sampled == "ve" else int(prediction == "edm")
-    knots = np.array(SETTINGS[sampled].knots)[start:]
+    whole = np.array(SETTINGS[sampled].knots)
+    knots, sde = whole[start:], SETTINGS[sampled].process
+    prior = SETTINGS[sampled].prior * sde.sigma(knots[0]) / sde.sigma(whole[0])
     for solver, loop in (
         (EulerMaruyama(), textbook.euler_maruyama),
         (Heun(), textbook.heun),
@@ -92,7 +95,7 @@ def test_any_prediction_is_the_same_denoiser(prediction, sampled):
         (DDIM(keep_eps=True), textbook.ddim),
     ):
         ours = _run(model, sampled, solver, knots)
-        theirs = loop(SETTINGS[sampled].process, DENOISER, knots, SETTINGS[sampled].prior * NOISE[0], iter(NOISE[1:]))
+        theirs = loop(sde, DENOISER, knots, prior * NOISE[0], iter(NOISE[1:]))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11 * np.abs(theirs).max())
 
 
