@@ -85,12 +85,12 @@ class NoiseKey:
         """Return z ~ N(0, 1), [N, d]; float64 widens the float32 normals."""
         w0, w1, w2, w3 = self.words(draw, (d + 3) // 4)
         z = torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], dim=-1)
-        return z.reshape(len(self.ids), -1)[:, :d].to(dtype)
+        return z.flatten(1)[:, :d].to(dtype)
 
     def uniform(self, draw: Tensor | int, d: int) -> Tensor:
         """Return u = (w + 1/2) 2^-32 in float32, in (0, 1], [N, d]."""
         words = torch.stack(self.words(draw, (d + 3) // 4), dim=-1)
-        return ((words.to(torch.float32) + 0.5) * 2.0**-32).reshape(len(self.ids), -1)[:, :d]
+        return ((words.to(torch.float32) + 0.5) * 2.0**-32).flatten(1)[:, :d]
 
     def integer(self, draw: Tensor | int, n: int) -> Tensor:
         """Return one integer of 0 .. n-1 for each sample, int64 [N]: floor(w n / 2^32)."""
