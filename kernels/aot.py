@@ -1,8 +1,8 @@
 """Compile what a launcher would launch, for any target, with no GPU at hand.
 
-    with capture() as launches:
-        update_triton(x, F, hist, table, idx, noise)     # CPU tensors; nothing runs
-    kernel = launches[0].compile(GPUTarget("cuda", 90, 32))
+with capture() as launches:
+    update_triton(x, F, hist, table, idx, noise)     # CPU tensors; nothing runs
+kernel = launches[0].compile(GPUTarget("cuda", 90, 32))
 """
 
 import contextlib
@@ -79,7 +79,9 @@ def capture(act: Callable[[Launch], None] | None = None) -> Iterator[list[Launch
     """Record launches instead of launching; ``act`` is called with each."""
     launches: list[Launch] = []
 
-    def record(kernel: triton.JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **kwargs: object) -> None:
+    def record(
+        kernel: triton.JITFunction, *args: object, grid: tuple[int, ...], warmup: bool, **kwargs: object
+    ) -> None:
         options = {k: kwargs.pop(k) for k in list(kwargs) if k in _OPTIONS}
         arguments = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
         launches.append(Launch(kernel, grid, {p.name: arguments[p.name] for p in kernel.params}, options))

@@ -10,7 +10,9 @@ TILE = 1024  # elements of a program: 8 for each thread of 4 warps
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def require(op: str, device: torch.device, **expected: tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]) -> None:
+def require(
+    op: str, device: torch.device, **expected: tuple[Tensor | None, tuple[int, ...], tuple[torch.dtype, ...]]
+) -> None:
     """Check tensors given as name=(tensor, shape, dtypes); None passes.
 
     Raises:
@@ -33,7 +35,9 @@ def require_rows(op: str, device: torch.device, n: int, table: Tensor, idx: Tens
     """Check a table of rows and the row numbers of n samples, which may be one broadcast number."""
     require(op, device, table=(table, (len(table), width), (torch.float32,)))
     if idx.shape != (n,) or idx.dtype not in (torch.int32, torch.int64) or idx.device != device:
-        raise ValueError(f"{op}: idx is {idx.dtype} {list(idx.shape)} on {idx.device}; expected int32 or int64 [{n}] on {device}")
+        raise ValueError(
+            f"{op}: idx is {idx.dtype} {list(idx.shape)} on {idx.device}; expected int32 or int64 [{n}] on {device}"
+        )
 
 
 def vector(d: int) -> int:
@@ -53,7 +57,9 @@ def block(d: int) -> int:
     return size
 
 
-def launch(kernel: triton.JITFunction, grid: tuple[int, ...], x: Tensor, *args: object, num_warps: int = 4, **meta: object) -> None:
+def launch(
+    kernel: triton.JITFunction, grid: tuple[int, ...], x: Tensor, *args: object, num_warps: int = 4, **meta: object
+) -> None:
     """Launch on the device and stream of x, with every multiply and add rounded on its own.
 
     Raises:

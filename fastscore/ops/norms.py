@@ -64,8 +64,7 @@ def _sum(v: Tensor) -> Tensor:
     Lane j of 1024 adds elements j, j + 1024, j + 2048, ... one after the other; then the upper half
     of the lanes is added to the lower half until one is left. Zeros pad the last lanes.
     """
-    n, d = v.shape
-    terms = torch.nn.functional.pad(v, (0, -d % abi.LANES)).reshape(n, -1, abi.LANES)
+    terms = torch.nn.functional.pad(v, (0, -v.shape[1] % abi.LANES)).unflatten(1, (-1, abi.LANES))
     lanes = terms[:, 0]
     for k in range(1, terms.shape[1]):
         lanes = lanes + terms[:, k]

@@ -72,7 +72,7 @@ def update_ref(
     """
     if F2 is not None and (F is None or F2.shape != F.shape):
         raise ValueError(f"update: F2 {tuple(F2.shape)} needs an F of the same shape")
-    if F is not None and F.shape != x.shape or hist.shape[1:] != x.shape or idx.shape != x.shape[:1]:
+    if (F is not None and F.shape != x.shape) or hist.shape[1:] != x.shape or idx.shape != x.shape[:1]:
         shapes = tuple(None if t is None else tuple(t.shape) for t in (x, F, hist, idx))
         raise ValueError(f"update: x, F, hist and idx have shapes {shapes}; expected [N, D], [N, D], [S, N, D], [N]")
     row = table.index_select(0, idx)
