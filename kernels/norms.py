@@ -60,7 +60,7 @@ def _norms_kernel(
     sample = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     real = sample < n
     row = table_ptr + row_of(idx_ptr, sample, idx_stride, real) * abi.WIDTH
-    sample_id = tl.load(ids_ptr + sample, mask=real, other=0)
+    sample_id = tl.load(ids_ptr + sample, mask=real)
     draw = column(row, abi.DRAW, real).to(tl.int32)
     mm = tl.full([ROWS, BLOCK], 0.0, tl.float32)
     zz = tl.full([ROWS, BLOCK], 0.0, tl.float32)
@@ -68,7 +68,7 @@ def _norms_kernel(
         element = start + tl.arange(0, BLOCK)[None, :]
         inside = real & (element < d)
         at = sample.to(tl.int64) * d + element
-        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        x = tl.load(x_ptr + at, mask=inside)
         m = network_value(row, x, f_ptr, f2_ptr, at, inside, real, HAS_F2)
         mm += tl.where(inside, m * m, 0.0)
         if HAS_Z:
@@ -126,8 +126,8 @@ def square_of_mean(squares_ptr, valid_ptr, n):
     count = tl.full([1, LANES], 0.0, tl.float32)
     for start in range(0, n, LANES):
         at = start + tl.arange(0, LANES)[None, :]
-        valid = tl.load(valid_ptr + at, mask=at < n, other=0.0)
-        total += tl.sqrt_rn(tl.load(squares_ptr + at, mask=at < n, other=0.0)) * valid
+        valid = tl.load(valid_ptr + at, mask=at < n)
+        total += tl.sqrt_rn(tl.load(squares_ptr + at, mask=at < n)) * valid
         count += valid
     mean = tl.div_rn(halve(total, 1, LANES), halve(count, 1, LANES))
     return mean * mean

@@ -142,7 +142,7 @@ def _noise_kernel(
     sample = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     counter = tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]
-    sample_id = tl.load(ids_ptr + sample, mask=sample < n, other=0)
+    sample_id = tl.load(ids_ptr + sample, mask=sample < n)
     number = tl.full([1, 1], 0, tl.int32) + draw
     if KIND == NORMAL:
         value = normals(seed_ptr, sample_id, number, counter.to(tl.uint32), ROWS, BLOCK)

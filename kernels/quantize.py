@@ -1,6 +1,6 @@
 """Float images to bytes, NCHW -> NHWC, in one pass."""
 
-# ruff: noqa: ANN001, ANN202  (arguments of device functions are tensors and constants of Triton)
+# ruff: noqa: ANN001, ANN202, RUF005  (arguments of device functions are tensors and constants of Triton)
 import torch
 import triton
 import triton.language as tl
@@ -38,7 +38,7 @@ def _quantize_kernel(
     pixel = quad[:, None] * 4 + corner
     planes = ()
     for c in tl.static_range(CHANNELS):
-        x = tl.load(x_ptr + (image + (c * pixels + pixel)), mask=pixel < pixels, other=0.0)
+        x = tl.load(x_ptr + (image + (c * pixels + pixel)), mask=pixel < pixels)
         y = tl.minimum(tl.maximum(x * 127.5 + OFFSET, 0.0), 255.0).to(tl.int32)
         if not PACKED:
             tl.store(out_ptr + (image + (pixel * CHANNELS + c)), y.to(tl.uint8), mask=pixel < pixels)
