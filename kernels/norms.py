@@ -126,8 +126,8 @@ def square_of_mean(squares_ptr, valid_ptr, n):
     count = tl.full([1, LANES], 0.0, tl.float32)
     for start in range(0, n, LANES):
         at = start + tl.arange(0, LANES)[None, :]
-        valid = tl.load(valid_ptr + at, mask=at < n)
-        total += tl.sqrt_rn(tl.load(squares_ptr + at, mask=at < n)) * valid
+        valid = tl.load(valid_ptr + at, mask=at < n, other=0.0)
+        total += tl.sqrt_rn(tl.load(squares_ptr + at, mask=at < n, other=0.0)) * valid
         count += valid
     mean = tl.div_rn(halve(total, 1, LANES), halve(count, 1, LANES))
     return mean * mean
@@ -176,5 +176,5 @@ def langevin_triton(
     )  # fmt: skip
     launch(
         _langevin_kernel, (n,), x, scratch, mm, zz, valid, table, idx, n, d, idx.stride(0),
-        NORM=norm, WIDTH=abi.WIDTH, num_warps=4 if norm == "batch" else 1,
+        NORM=norm, WIDTH=abi.WIDTH, num_warps=8 if norm == "batch" else 1,
     )  # fmt: skip

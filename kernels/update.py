@@ -59,6 +59,14 @@ def _update_kernel(
     if HAS_NOISE or HAS_KNOWN:
         sample_id = tl.load(ids_ptr + sample, mask=real)
         counter = (tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]).to(tl.uint32)
+    # Normals come first: Philox needs most registers, and nothing else is alive yet.
+    if HAS_NOISE:
+        draw = column(row, abi.DRAW, real).to(tl.int32)
+        z = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
+    if HAS_KNOWN:
+        mine = known_table_ptr + row_of(known_idx_ptr, sample, known_idx_stride, real) * abi.WIDTH
+        draw = column(mine, abi.DRAW, real).to(tl.int32)
+        z_known = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
 
     x = tl.load(x_ptr + at, mask=inside)
     y = column(row, abi.A, real) * x
@@ -75,16 +83,11 @@ def _update_kernel(
         y = y + column(row, abi.W0 + k, real) * h
     mean = y
     if HAS_NOISE:
-        draw = column(row, abi.DRAW, real).to(tl.int32)
-        z = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
         y = y + column(row, abi.C, real) * z
     if HAS_KNOWN:
-        mine = known_table_ptr + row_of(known_idx_ptr, sample, known_idx_stride, real) * abi.WIDTH
         center = column(mine, abi.A, real) * tl.load(known_ptr + at, mask=inside)
-        draw = column(mine, abi.DRAW, real).to(tl.int32)
-        z = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
         is_known = tl.load(mask_ptr + at, mask=inside) != 0
-        y = tl.where(is_known, center + column(mine, abi.C, real) * z, y)
+        y = tl.where(is_known, center + column(mine, abi.C, real) * z_known, y)
         mean = tl.where(is_known, center, mean)
 
     tl.store(x_ptr + at, y, mask=inside)

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -33,12 +34,14 @@ EXECUTORS = (
 
 
 @cache
-def load(name: str) -> SimpleNamespace:
+def load(name: str, folder: Path = Path(kernels.__file__).parent) -> SimpleNamespace:
     """Import the kernels under a name of their own: Triton decides at decoration whether to interpret."""
-    spec = importlib.util.spec_from_file_location(name, kernels.__file__, submodule_search_locations=kernels.__path__)
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-    with mock.patch.dict("os.environ", TRITON_INTERPRET="1" if name.endswith("interpreter") else "0"):
+    with mock.patch.dict("os.environ", TRITON_INTERPRET="0" if name == "kernels_compiled" else "1"):
         return SimpleNamespace(**{module: importlib.import_module(f"{name}.{module}") for module in MODULES})
 
 
