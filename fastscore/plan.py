@@ -132,8 +132,9 @@ class Plan:
 def make_plan(solver: Solver, schedule: Schedule, t: Array) -> Plan:
     """Build the plan of a solver between the knots ``t``: prior, steps, numbered draws."""
     start = float(t[0])
-    # A grid may start below T, where there is less noise.
-    std = schedule.prior_std * float(schedule.sigma(start) / schedule.sigma(schedule.T))
+    # A grid may start below T, where x has another length: that of data of variance one and its noise.
+    here, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (start, schedule.T))
+    std = schedule.prior_std * float(here / top)
     prior = Row(start, start, a=0.0, b=0.0, c=std, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
         groups = solver.steps(schedule, t)

@@ -91,7 +91,7 @@ def _settings() -> dict[str, Setting]:
             math.sqrt(624.0 / (2.0 * log25)),
         ),
         "edm": Setting(EDM(), textbook.ve(lambda t: t, lambda t: 2.0 * t), (80.0, 30.0, 8.0, 2.0, 0.5, 0.1, 0.0), 80.0),
-        "flow": Setting(Flow(), flow, _bend(0.95, 0.05, 0.0), 0.95),
+        "flow": Setting(Flow(), flow, _bend(0.95, 0.05, 0.0), math.hypot(0.05, 0.95)),
         "flow-from-noise": Setting(Flow(), flow, _bend(1.0, 0.05, 0.0)),
         "ddpm-table": Setting(
             ddpm("linear", 8, 0.02, 0.3), textbook.ddpm_table(betas), tuple(np.arange(7.0, -2.0, -1.0))

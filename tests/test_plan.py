@@ -25,8 +25,10 @@ def test_first_row_draws_the_prior():
 
 
 def test_a_later_start_has_less_noise():
-    assert make(EulerMaruyama(), VE(), uniform(4, start=0.5)).rows[0].c == pytest.approx(float(VE().sigma(0.5)))
-    assert make(EulerMaruyama(), VP(), uniform(4, start=0.8)).rows[0].c == pytest.approx(1.0, abs=0.01)
+    sigma = float(VE().sigma(0.5))
+    expected = 50.0 * np.hypot(1.0, sigma) / np.hypot(1.0, 50.0)
+    assert make(EulerMaruyama(), VE(), uniform(4, start=0.5)).rows[0].c == pytest.approx(expected)
+    assert make(EulerMaruyama(), VP(), uniform(4, start=0.8)).rows[0].c == pytest.approx(1.0, abs=1e-12)
 
 
 def test_draws_are_numbered_without_gaps():

@@ -9,17 +9,27 @@ from torch import Tensor
 
 from fastscore.kernels import abi
 from fastscore.noise import Noise
+from fastscore.ops.update import network_value
 
 
 def langevin_ref(
-    x: Tensor, F: Tensor, table: Tensor, idx: Tensor, noise: Noise, scratch: Tensor, norm: str, valid: Tensor
+    x: Tensor,
+    F: Tensor,
+    table: Tensor,
+    idx: Tensor,
+    noise: Noise,
+    scratch: Tensor,
+    norm: str,
+    valid: Tensor,
+    *,
+    F2: Tensor | None = None,
 ) -> None:
     r"""Write each sample's own row, with the step that the norms of its score and noise set.
 
-        step = min(snr |z|^2 / |m|^2, cap),   b = step,   c = sqrt(2 step),   m = p x + q F
+        step = min(snr |z|^2 / |m|^2, cap),   b = step,   c = sqrt(2 step),   m = p x + q F + q2 F2
 
     Args:
-        x, F, table, idx, noise: as for update_ref.
+        x, F, table, idx, noise, F2: as for update_ref.
         scratch: receives the rows, [N, abi.WIDTH]; update_ref then reads them.
         norm: "sample"; "expected" takes |z|^2 = D; "batch" replaces both norms by their mean over
             the valid samples.
@@ -28,15 +38,15 @@ def langevin_ref(
     Source: Song et al. 2021, algorithms 4 and 5.
     """
     row = table.index_select(0, idx)
-    m = row[:, abi.P : abi.P + 1] * x + row[:, abi.Q : abi.Q + 1] * F.to(x.dtype)
+    m = network_value(row, x, F, F2)
     z = noise.normal(row[:, abi.DRAW], x.shape[1], x.dtype)
     mm, zz = sum_of_squares(m), sum_of_squares(z)
     if norm == "expected":
         zz = torch.full_like(zz, float(x.shape[1]))
     elif norm == "batch":
-        count = valid.sum()
-        mm = ((sqrt(mm) * valid).sum() / count).square().expand_as(mm)
-        zz = ((sqrt(zz) * valid).sum() / count).square().expand_as(zz)
+        count = _sum(valid[None])
+        mm = (_sum((sqrt(mm) * valid)[None]) / count).square().expand_as(mm)
+        zz = (_sum((sqrt(zz) * valid)[None]) / count).square().expand_as(zz)
     step = torch.minimum(row[:, abi.SNR] * (zz / mm), row[:, abi.CAP])
     scratch.copy_(row)
     scratch[:, abi.B] = step
@@ -44,16 +54,20 @@ def langevin_ref(
 
 
 def sum_of_squares(v: Tensor) -> Tensor:
-    """Return |v|^2 of each sample, [N], in one fixed order of float32 additions.
+    """Return |v|^2 of each sample, [N], in one fixed order of float32 additions."""
+    return _sum(v * v)
+
+
+def _sum(v: Tensor) -> Tensor:
+    """Return the sum of each line of v, [N].
 
     Lane j of 1024 adds elements j, j + 1024, j + 2048, ... one after the other; then the upper half
     of the lanes is added to the lower half until one is left. Zeros pad the last lanes.
     """
-    n, d = v.shape
-    square = torch.nn.functional.pad(v * v, (0, -d % abi.LANES)).reshape(n, -1, abi.LANES)
-    lanes = square[:, 0]
-    for k in range(1, square.shape[1]):
-        lanes = lanes + square[:, k]
+    terms = torch.nn.functional.pad(v, (0, -v.shape[1] % abi.LANES)).unflatten(1, (-1, abi.LANES))
+    lanes = terms[:, 0]
+    for k in range(1, terms.shape[1]):
+        lanes = lanes + terms[:, k]
     for _ in range(int(math.log2(abi.LANES))):
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]

@@ -50,8 +50,7 @@ def test_ancestral_without_denoising_adds_beta_noise(variance, scale):
     knots = np.array(here.knots)[-2:]
     ours = _run(oracles.MODEL, "vp-linear", Ancestral(variance, denoise=False), knots)
     alpha, sigma = here.process.alpha(knots[0]), here.process.sigma(knots[0])
-    first = sigma / here.process.sigma(1.0) * NOISE[0]
-    theirs = DENOISER(first, alpha, sigma) + scale * sigma * NOISE[1]  # beta_1 = 1 - abar_1 = sigma^2
+    theirs = DENOISER(NOISE[0], alpha, sigma) + scale * sigma * NOISE[1]  # beta_1 = 1 - abar_1 = sigma^2
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -87,7 +86,8 @@ def test_any_prediction_is_the_same_denoiser(prediction, sampled):
     start = -3 if sampled == "ve" else int(prediction == "edm")
     whole = np.array(SETTINGS[sampled].knots)
     knots, sde = whole[start:], SETTINGS[sampled].process
-    prior = SETTINGS[sampled].prior * sde.sigma(knots[0]) / sde.sigma(whole[0])
+    lengths = [np.hypot(sde.alpha(t), sde.sigma(t)) for t in (knots[0], whole[0])]
+    prior = SETTINGS[sampled].prior * lengths[0] / lengths[1]
     for solver, loop in (
         (EulerMaruyama(), textbook.euler_maruyama),
         (Heun(), textbook.heun),

@@ -1,0 +1,180 @@
+"""Per-sample norms and the Langevin step they set, on the device from end to end."""
+
+# ruff: noqa: ANN001, ANN201, ANN202  (arguments of device functions are tensors and constants of Triton)
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import abi
+from .launch import FLOATS, TILE, launch, require, require_rows, vector
+from .philox import normals
+from .update import column, network_value, row_of
+
+NORMS = ("sample", "batch", "expected")
+LANES: tl.constexpr = tl.constexpr(abi.LANES)
+
+
+@triton.jit
+def _add(a, b):
+    return a + b
+
+
+@triton.jit
+def halve(lanes, ROWS: tl.constexpr, COUNT: tl.constexpr):
+    """Add the upper half of the lanes to the lower half until one is left, [ROWS, COUNT] -> [ROWS]."""
+    HALF: tl.constexpr = COUNT // 2
+    if HALF == 0:
+        return tl.reshape(lanes, [ROWS])
+    else:
+        # A reduction over two is one addition: its order is not the compiler's to choose.
+        return halve(tl.reduce(tl.reshape(lanes, [ROWS, 2, HALF]), 1, _add), ROWS, HALF)
+
+
+# Grid: (samples / ROWS,); a program walks over its samples' elements in steps of BLOCK.
+# Bytes per element: 4 (x) and the size of F (and F2) read; 4 or 8 bytes a sample written. z costs none.
+# Deterministic: lane j adds elements j, j + 1024, ... in turn, then the lanes fold in halves; below 1024
+#   elements the missing lanes are zeros, which change no sum of squares.
+# Aliasing: none.
+@triton.jit(do_not_specialize=["n", "units", "idx_stride"])
+def _norms_kernel(
+    mm_ptr,
+    zz_ptr,
+    x_ptr,
+    f_ptr,
+    f2_ptr,
+    table_ptr,
+    idx_ptr,
+    seed_ptr,
+    ids_ptr,
+    n,
+    units,
+    idx_stride,
+    HAS_F2: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    d = units * VECTOR
+    sample = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    real = sample < n
+    row = table_ptr + row_of(idx_ptr, sample, idx_stride, real) * abi.WIDTH
+    sample_id = tl.load(ids_ptr + sample, mask=real)
+    draw = column(row, abi.DRAW, real).to(tl.int32)
+    mm = tl.full([ROWS, BLOCK], 0.0, tl.float32)
+    zz = tl.full([ROWS, BLOCK], 0.0, tl.float32)
+    for start in range(0, d, BLOCK):
+        element = start + tl.arange(0, BLOCK)[None, :]
+        inside = real & (element < d)
+        at = sample.to(tl.int64) * d + element
+        x = tl.load(x_ptr + at, mask=inside)
+        m = network_value(row, x, f_ptr, f2_ptr, at, inside, real, HAS_F2)
+        mm += tl.where(inside, m * m, 0.0)
+        if HAS_Z:
+            counter = (start // 4 + tl.arange(0, BLOCK // 4)[None, :]).to(tl.uint32)
+            z = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
+            zz += tl.where(inside, z * z, 0.0)
+    one = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tl.store(mm_ptr + one, halve(mm, ROWS, BLOCK), mask=one < n)
+    if HAS_Z:
+        tl.store(zz_ptr + one, halve(zz, ROWS, BLOCK), mask=one < n)
+
+
+# Grid: (samples,).
+# Bytes per sample: 64 read, 64 written, 8 of norms; with BATCH each program reads the norms of all samples.
+# Deterministic: a batch mean adds in the order of a per-sample norm, in every program alike.
+# Aliasing: scratch may alias nothing.
+@triton.jit(do_not_specialize=["n", "units", "idx_stride"])
+def _langevin_kernel(
+    scratch_ptr,
+    mm_ptr,
+    zz_ptr,
+    valid_ptr,
+    table_ptr,
+    idx_ptr,
+    n,
+    d,
+    idx_stride,
+    NORM: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    sample = tl.program_id(0)
+    if NORM == "batch":
+        mm = square_of_mean(mm_ptr, valid_ptr, n)
+        zz = square_of_mean(zz_ptr, valid_ptr, n)
+    else:
+        mm = tl.load(mm_ptr + sample)
+        if NORM == "sample":
+            zz = tl.load(zz_ptr + sample)
+        else:
+            zz = d.to(tl.float32)
+    row = table_ptr + tl.load(idx_ptr + sample.to(tl.int64) * idx_stride).to(tl.int64) * WIDTH
+    step = tl.load(row + abi.SNR) * tl.div_rn(zz, mm)
+    step = tl.minimum(step, tl.load(row + abi.CAP), propagate_nan=tl.PropagateNan.ALL)
+    k = tl.arange(0, WIDTH)
+    value = tl.load(row + k)
+    value = tl.where(k == abi.B, step, value)
+    value = tl.where(k == abi.C, tl.sqrt_rn(step * 2.0), value)
+    tl.store(scratch_ptr + sample.to(tl.int64) * WIDTH + k, value)
+
+
+@triton.jit
+def square_of_mean(squares_ptr, valid_ptr, n):
+    """(sum of sqrt(squares) over the valid samples / their number)^2."""
+    total = tl.full([1, LANES], 0.0, tl.float32)
+    count = tl.full([1, LANES], 0.0, tl.float32)
+    for start in range(0, n, LANES):
+        at = start + tl.arange(0, LANES)[None, :]
+        valid = tl.load(valid_ptr + at, mask=at < n, other=0.0)
+        total += tl.sqrt_rn(tl.load(squares_ptr + at, mask=at < n, other=0.0)) * valid
+        count += valid
+    mean = tl.div_rn(halve(total, 1, LANES), halve(count, 1, LANES))
+    return mean * mean
+
+
+def langevin_triton(
+    x: Tensor,
+    F: Tensor,
+    table: Tensor,
+    idx: Tensor,
+    noise: object,
+    scratch: Tensor,
+    norm: str,
+    valid: Tensor,
+    *,
+    F2: Tensor | None = None,
+) -> None:
+    r"""Write each sample's own row into scratch [N, abi.WIDTH], as langevin_ref does and to the same bits.
+
+    Args: as for update_triton; ``norm`` is "sample", "expected" or "batch"; ``valid`` is float32 [N].
+
+    Raises:
+        ValueError: an unknown norm; a shape, dtype, device or stride that the kernels do not support.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm = {norm!r} must be one of {', '.join(NORMS)}")
+    if x.ndim != 2:
+        raise ValueError(f"langevin: x has shape {list(x.shape)}; expected [N, D]")
+    n, d = x.shape
+    state = (torch.float32,)
+    require(
+        "langevin", x.device, x=(x, (n, d), state), F=(F, (n, d), FLOATS), F2=(F2, (n, d), FLOATS),
+        scratch=(scratch, (n, abi.WIDTH), state), valid=(valid, (n,), state),
+        seed=(noise.seed, (1,), (torch.int64,)), ids=(noise.ids, (n,), (torch.int64,)),
+    )  # fmt: skip
+    require_rows("langevin", x.device, n, table, idx, abi.WIDTH)
+
+    mm, zz = torch.empty((2, n), dtype=torch.float32, device=x.device)
+    unit = vector(d)
+    size = min(max(4, triton.next_power_of_2(d)), abi.LANES)
+    rows = TILE // size
+    launch(
+        _norms_kernel, (triton.cdiv(n, rows),), x, mm, zz, x, F, x if F2 is None else F2, table, idx,
+        noise.seed, noise.ids, n, d // unit, idx.stride(0),
+        HAS_F2=F2 is not None, HAS_Z=norm != "expected", VECTOR=unit, ROWS=rows, BLOCK=size,
+    )  # fmt: skip
+    launch(
+        _langevin_kernel, (n,), x, scratch, mm, zz, valid, table, idx, n, d, idx.stride(0),
+        NORM=norm, WIDTH=abi.WIDTH, num_warps=8 if norm == "batch" else 1,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""The machine code of every kind of launch, compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import torch
+import triton
+from fastscore.kernels import sass
+
+from .cases import Case, inputs
+from .conftest import load
+
+BF16, F16 = torch.bfloat16, torch.float16
+ROWS = {
+    case.id: case
+    for case in (
+        Case(3072),
+        Case(3072, network=BF16, u=BF16),
+        Case(3072, slots=2, noisy=False),
+        Case(3072, network=F16, u=F16, guided=True),
+        Case(3072, slots=4, guided=True, mean=True, own=True),
+        Case(3072, known=True, mean=True),
+        Case(3072, network=None),
+        Case(784),
+        Case(784, network=BF16, u=BF16, slots=1),
+        Case(1009, n=2),
+        Case(2, n=7),
+    )
+}
+NORMS = {
+    f"{norm}-{case.id}": (case, norm)
+    for norm in ("sample", "batch", "expected")
+    for case in (Case(3072, network=BF16),)
+}
+IMAGES = {"x".join(map(str, shape)): shape for shape in ((2, 1, 32, 32), (2, 3, 32, 32), (2, 3, 5, 5))}
+NAMES = [*ROWS, *NORMS, *IMAGES]
+QUICK = {next(iter(ROWS)), next(iter(NORMS)), *list(ROWS)[1:3], "2x3x32x32"}
+CUDA = [
+    pytest.param(
+        name, target, id=f"{target}-{name}", marks=() if target == "sm_90" and name in QUICK else pytest.mark.slow
+    )
+    for target in ("sm_80", "sm_90", "sm_100")
+    for name in NAMES
+]
+HIP = [pytest.param(name, id=f"gfx942-{name}", marks=() if name == NAMES[0] else pytest.mark.slow) for name in NAMES]
+
+
+@cache
+def launches(name: str) -> list:
+    modules = load("kernels_compiled")
+    with modules.aot.capture() as recorded:
+        if name in IMAGES:
+            modules.quantize.quantize_triton(torch.zeros(IMAGES[name]))
+        elif name in NORMS:
+            case, norm = NORMS[name]
+            (x, F, _, table, idx, noise), _ = inputs(case, "cpu")
+            modules.norms.langevin_triton(x, F, table, idx, noise, table[: case.n].clone(), norm, torch.ones(case.n))
+        else:
+            arguments, options = inputs(ROWS[name], "cpu")
+            modules.update.update_triton(*arguments, **options)
+    return recorded
+
+
+def compiled(name: str, target: str, capfd: pytest.CaptureFixture) -> list:
+    kernels = [launch.compile(load("kernels_compiled").aot.TARGETS[target]) for launch in launches(name)]
+    errors = capfd.readouterr().err
+    assert "error:" not in errors, errors
+    return kernels
+
+
+def wide_accesses(case: Case) -> tuple[int, int]:
+    """128-bit loads and stores of a thread that owns eight elements of each streamed tensor."""
+    network = 0 if case.network is None else case.network.itemsize
+    loads = 8 * (4 + network * (1 + case.guided) + 4 * case.slots + 4 * case.known)
+    stores = 8 * (4 + (case.u.itemsize if case.u else 0) + 4 * (case.slots > 0 and network > 0) + 4 * case.mean)
+    return loads // 16, stores // 16
+
+
+@pytest.mark.parametrize(("name", "target"), CUDA)
+def test_machine_code(name, target, capfd):
+    for kernel in compiled(name, target, capfd):
+        ptx, code = kernel.asm["ptx"], sass.disassemble(kernel.asm["cubin"])
+        assert code.stack == 0 and code.count("LDL", "STL") == 0
+        assert code.registers <= 64  # half of the 2048 threads of an SM share 65536 registers
+        assert "fma" not in ptx and "approx" not in ptx
+        fused = [i for i, _ in code.likely_path() if i.name.startswith("FFMA")]
+        exact = sum(i.opcode.startswith("MUFU") for i, _ in code.likely_path())
+        assert len(fused) <= 4 * exact  # only inside correctly rounded roots and quotients
+        if name in ROWS and ROWS[name].d % 8 == 0:
+            wide = [
+                sum(i.opcode.startswith(f"{op}.E") and ".128" in i.opcode for i in code.instructions)
+                for op in ("LDG", "STG")
+            ]
+            assert tuple(wide) == wide_accesses(ROWS[name])
+            assert code.count("STG") == wide[1]
+
+
+@pytest.mark.parametrize("name", HIP)
+def test_amd(name, capfd, monkeypatch):
+    monkeypatch.setattr(triton.knobs.compilation, "always_compile", True)  # errors are printed, not raised
+    for kernel in compiled(name, "gfx942", capfd):
+        text = kernel.asm["amdgcn"]
+        assert [int(n) for n in re.findall(r"\.(?:[sv]gpr_spill_count|private_segment_fixed_size):\s*(\d+)", text)] == [
+            0,
+            0,
+            0,
+        ]
+        assert int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]) <= 128
+        if "v_div_fixup_f32" not in text:  # an exact division is made of fused operations
+            assert not re.search(r"v_(?:pk_fma|fmac|mad)_f32", text)
+        if name in ROWS and not ROWS[name].noisy and not ROWS[name].known:
+            assert "v_fma_f32" not in text
+        if name in ROWS and ROWS[name].d % 8 == 0:
+            assert "global_load_dwordx4" in text and "global_store_dwordx4" in text
+
+
+def test_bytes_of_images_leave_as_words(capfd):
+    (kernel,) = compiled("2x3x32x32", "sm_90", capfd)
+    code = sass.disassemble(kernel.asm["cubin"])
+    assert all(".128" in i.opcode for i in code.instructions if i.name == "LDG")
+    assert not [i for i in code.instructions if i.name == "STG" and (".U8" in i.opcode or ".U16" in i.opcode)]
+
+
+def test_specialization_is_triton_s_own():
+    """What ``aot`` derives from arguments, against Triton's binder."""
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    modules = load("kernels_compiled")
+    for launch in [*launches(NAMES[0]), *launches(next(iter(NORMS))), *launches("2x3x5x5")]:
+        backend = make_backend(modules.aot.TARGETS["sm_90"])
+        binder = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+        _, derived, _ = binder(**launch.arguments)
+        signature, constants, attributes = launch.specialization()
+        for k, (name, (kind, special)) in enumerate(zip(signature, derived, strict=True)):
+            assert signature[name] == kind, name
+            if name in constants:
+                continue
+            assert ((k,) in attributes) == (special == "D"), name

@@ -1,0 +1,73 @@
+"""Kernels with one mistake each: the tests must notice every one."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastscore import kernels
+
+from . import test_norms, test_philox, test_quantize, test_update
+from .cases import Case
+from .conftest import load
+
+row = partial(test_update.test_same_bits, case=Case(48, guided=True, slots=3, known=True, mean=True, own=True))
+points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
+normals = partial(test_philox.test_normals, d=129)
+norms = partial(test_norms.test_same_bits, case=Case(1500, n=7), norm="sample")
+batch = partial(test_norms.test_same_bits, case=Case(3), norm="batch")
+image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="floor")
+levels = partial(test_quantize.test_every_level_and_its_edges, rounding="nearest")
+
+MUTANTS = [
+    # philox: a word of the counter or the key, a round, a sign
+    ("philox", "(key >> 32).to(tl.uint32)", "(key & 0xFFFFFFFF).to(tl.uint32)", normals),
+    ("philox", "draw.to(tl.uint32, bitcast=True),", "draw.to(tl.uint32, bitcast=True) + 1,", normals),
+    ("philox", "tl.static_range(10)", "tl.static_range(9)", normals),
+    ("philox", "tl.join(tl.join(v0, v2), tl.join(v1, v3))", "tl.join(tl.join(v0, v1), tl.join(v2, v3))", normals),
+    ("philox", "signed(z1, w1)", "signed(z1, w0)", normals),
+    ("philox", " + scale * -3.4060639508490254e-13", "", normals),
+    # update: a term dropped, a wrong counter, a wrong slot, column or draw
+    ("update", "y = y + column(row, abi.B, real) * m", "y = y + m", row),
+    ("update", "        m = m + column(row, abi.Q2, real) * f2\n", "        m = m\n", row),
+    ("update", "abi.W0 + k", "abi.W0", row),
+    ("update", "push * slot + at", "0 * slot + at", row),
+    ("update", "counter = (tl.program_id(1) * (BLOCK // 4)", "counter = (tl.program_id(1) * BLOCK", points),
+    ("update", "draw = column(mine, abi.DRAW, real)", "draw = column(row, abi.DRAW, real)", row),
+    ("update", "mean = tl.where(is_known, center, mean)", "mean = mean", row),
+    ("update", "m = tl.maximum(m, -bound, propagate_nan=tl.PropagateNan.ALL)", "m = m", points),
+    ("update", "column(row, abi.C_IN, real) * y", "column(row, abi.A, real) * y", row),
+    # norms: a dropped lane, a wrong counter, another order of additions, a factor
+    ("norms", "start // 4 + tl.arange", "tl.arange", norms),
+    ("norms", "mm += tl.where(inside, m * m, 0.0)", "mm = tl.where(inside, m * m, 0.0)", norms),
+    ("norms", "[ROWS, 2, HALF]), 1, _add", "[ROWS, HALF, 2]), 2, _add", norms),
+    ("norms", "tl.sqrt_rn(step * 2.0)", "tl.sqrt_rn(step)", norms),
+    ("norms", "tl.div_rn(zz, mm)", "tl.div_rn(mm, zz)", norms),
+    ("norms", "mask=at < n, other=0.0)) * valid", "mask=at < n, other=0.0))", batch),
+    # quantize: a wrong channel, no clamp, no offset
+    ("quantize", "c * pixels + pixel", "(CHANNELS - 1 - c) * pixels + pixel", image),
+    ("quantize", "tl.minimum(tl.maximum(x * 127.5 + OFFSET, 0.0), 255.0)", "(x * 127.5 + OFFSET)", levels),
+    ("quantize", "x * 127.5 + OFFSET", "x * 127.5 + 127.5", levels),
+]
+
+
+@pytest.mark.parametrize(("module", "old", "new", "check"), MUTANTS, ids=[f"{m[0]}-{k}" for k, m in enumerate(MUTANTS)])
+def test_is_caught(module, old, new, check, tmp_path):
+    folder = tmp_path / "kernels"
+    shutil.copytree(Path(kernels.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / f"{module}.py"
+    source = file.read_text()
+    assert source.count(old) == 1
+    file.write_text(source.replace(old, new))
+    mutant = SimpleNamespace(**vars(load(f"kernels_mutant_{tmp_path.name}", folder)), name="mutant", device="cpu")
+    with pytest.raises(AssertionError):
+        check(mutant)
+
+
+@pytest.mark.parametrize("check", [row, points, normals, norms, batch, image, levels])
+def test_the_original_passes(check):
+    check(SimpleNamespace(**vars(load("kernels_interpreter")), name="interpreter", device="cpu"))

@@ -1,0 +1,56 @@
+"""Langevin rows of kernels/norms.py against langevin_ref, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastscore.kernels import abi
+
+from fastscore.ops.norms import langevin_ref
+
+from .cases import Case, differing, inputs
+
+BF16, F16 = torch.bfloat16, torch.float16
+CASES = [
+    (Case(1), "sample"),
+    (Case(2, n=7), "batch"),
+    (Case(3, guided=True), "expected"),
+    (Case(127, network=BF16), "sample"),
+    (Case(128, n=0), "sample"),
+    (Case(129, own=True, guided=True), "batch"),
+    (Case(784, network=F16), "expected"),
+    (Case(1009, n=2, network=BF16), "batch"),
+    (Case(2048, n=2, network=F16, guided=True), "sample"),
+    (Case(3072, own=True), "sample"),
+]
+
+
+@pytest.mark.parametrize(("case", "norm"), CASES, ids=[f"{case.id}-{norm}" for case, norm in CASES])
+def test_same_bits(executor, case, norm):
+    (x, F, _, table, idx, noise), options = inputs(case, executor.device)
+    valid = torch.ones(case.n, device=executor.device)
+    valid[1:2] = 0.0
+    want, got = (torch.full((case.n, abi.WIDTH), torch.nan, device=executor.device) for _ in range(2))
+    langevin_ref(x, F, table, idx, noise, want, norm, valid, F2=options["F2"])
+    executor.norms.langevin_triton(x, F, table, idx, noise, got, norm, valid, F2=options["F2"])
+    assert differing(got, want) == 0
+    assert (want[:, abi.B] > 0).all() and torch.isfinite(want[:, : abi.CAP]).all()
+    if norm == "batch":
+        assert len(want[:, abi.B].unique()) == 1
+
+
+def test_cap(executor):
+    (x, F, _, table, idx, noise), _ = inputs(Case(16), executor.device)
+    table[:, abi.CAP] = 1e-3
+    scratch = torch.full((3, abi.WIDTH), torch.nan, device=executor.device)
+    executor.norms.langevin_triton(x, F, table, idx, noise, scratch, "sample", torch.ones(3, device=executor.device))
+    assert (scratch[:, abi.B] == torch.tensor(1e-3)).all()
+
+
+def test_refuses(executor):
+    (x, F, _, table, idx, noise), _ = inputs(Case(16), executor.device)
+    scratch, valid = table[:3].clone(), torch.ones(3, device=executor.device)
+    with pytest.raises(ValueError, match="norm = 'max' must be one of"):
+        executor.norms.langevin_triton(x, F, table, idx, noise, scratch, "max", valid)
+    with pytest.raises(ValueError, match=r"scratch is float32 \[3, 12\]"):
+        executor.norms.langevin_triton(x, F, table, idx, noise, scratch[:, :12], "sample", valid)
