@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+collect_ignore_glob = [] if HAS_TRITON else ["kernels/*"]
+
+
+def pytest_report_header() -> str:
+    return "triton: installed" if HAS_TRITON else "triton: not installed, so the tests of its kernels do not run"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,10 +1,11 @@
-"""On a CUDA device the reference gives the same bits as on the CPU."""
+"""On a CUDA device: the CPU's bits, whatever runs the rows and however they are captured."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from fastscore.engine import selfcheck
 from fastscore.grid import karras
 from fastscore.model import ScoreModel
 from fastscore.noise import NoiseKey
@@ -15,6 +16,13 @@ from fastscore.solvers import DPMpp2M, Heun, Langevin, PredictorCorrector, Rever
 
 pytestmark = pytest.mark.gpu
 
+SOLVERS = {"2m": DPMpp2M(), "heun": Heun(), "pc": PredictorCorrector(ReverseDiffusion(), Langevin())}
+
+
+def sampler(solver: str, **kw) -> Sampler:
+    m = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), (3, 16, 16), EDM(), Parametrization("edm", "log_sigma/4"))
+    return Sampler(m, solver=SOLVERS[solver], grid=karras(8), batch=8, **kw)
+
 
 def test_noise_bits():
     ids = [0, 1, 2**40, 2**63 - 1]
@@ -22,12 +30,35 @@ def test_noise_bits():
     assert torch.equal(cpu, cuda.cpu())
 
 
-@pytest.mark.parametrize(
-    "solver", [DPMpp2M(), Heun(), PredictorCorrector(ReverseDiffusion(), Langevin())], ids=["2m", "heun", "pc"]
-)
-def test_trajectories_of_an_elementwise_network(solver):
-    m = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), (3, 16, 16), EDM(), Parametrization("edm", "log_sigma/4"))
-    cpu, cuda = (
-        Sampler(m, solver=solver, grid=karras(8), batch=8, device=device).run(range(12)) for device in ("cpu", "cuda")
-    )
-    assert torch.equal(cpu, cuda.cpu())
+@pytest.mark.parametrize("graph", ["off", "step", "loop", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_trajectories_of_an_elementwise_network(solver, backend, graph):
+    fast = sampler(solver, device="cuda", backend=backend, graph=graph)
+    expected = sampler(solver).run(range(20))
+    assert torch.equal(fast.run(range(20)).cpu(), expected)
+    assert torch.equal(fast.run([19, 3]).cpu(), expected[[19, 3]])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_row_makes_the_host_wait(solver):
+    fast = sampler(solver, device="cuda")
+    fast.run(range(8))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fast._loop.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graph_memory_is_released():
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        sampler("2m", device="cuda", graph="loop").run(range(8))
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() <= before
+
+
+def test_selfcheck():
+    assert len(list(selfcheck.checks(torch.device("cuda")))) == 7
