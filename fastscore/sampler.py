@@ -118,6 +118,12 @@ class Sampler:
     def _graphed(self) -> tuple[Graphed | None, dict[str, float]]:
         return (None, {}) if self.graph == "off" else capture(self._loop, self.graph)
 
+    @property
+    def way(self) -> str:
+        """How batches run: "off" (the plain loop), or the captured "step" or "loop"; captures if it has not yet."""
+        graphed = self._graphed[0]
+        return "off" if graphed is None else graphed.mode
+
     def prepare(self, seed: int = 0) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
 
@@ -132,7 +138,7 @@ class Sampler:
         graphed, seconds = self._graphed
         times = {f"{name}_s": value for name, value in seconds.items()}
         captured = graphed.capture_s if graphed else 0.0
-        return {"first_s": first, "capture_s": captured, "graph": graphed.mode if graphed else "off", **times}
+        return {"first_s": first, "capture_s": captured, "graph": self.way, **times}
 
     def run(
         self,

@@ -131,6 +131,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
         "plan_sha256": sampler.plan.hash,
         "batch": sampler.batch,
         "backend": sampler.ops.name,
+        "graph": sampler.way,
         "timings": {
             "setup_s": round(ready - start, 3),
             "first_batch_s": round(first, 3) if first else None,

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastscore import plan as plans
 from fastscore.backend import REFERENCE, operators
+from fastscore.engine import graph
 from fastscore.engine.graph import Graphed, Segment, Tape, segments
 from fastscore.engine.loop import Kind, Loop
 from fastscore.grid import uniform
@@ -175,3 +176,38 @@ def test_kernels_refuse_recorded_noise():
     loop.run(noise=loop.key)  # falls back to the reference
     with pytest.raises(ValueError, match="recorded noise"):
         operators("triton").update(loop.x, None, loop.hist, loop.table, loop.own * 0, object())
+
+
+@pytest.fixture
+def pretend_cuda(monkeypatch):
+    """Let ``capture`` believe in CUDA graphs, which are tapes, and in a clock that we set."""
+    monkeypatch.setattr(graph, "CudaGraphs", lambda device: Tape())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+
+@pytest.mark.parametrize(("seconds", "fastest"), [((3, 2, 1), "loop"), ((3, 1, 2), "step"), ((1, 2, 3), None)])
+def test_auto_keeps_the_fastest(pretend_cuda, monkeypatch, seconds, fastest):
+    loop = make("heun", VP(), steps=3)
+    load(loop, 0)
+    captures = [0.0, 0.0, 0.0, 0.0]
+    trials = [t for s in seconds for t in (0.0, float(s))]
+    clock = iter([*captures, *trials])
+    monkeypatch.setattr(graph.time, "perf_counter", lambda: next(clock))
+    graphed, measured = graph.capture(loop, "auto")
+    assert measured == dict(zip(("off", "step", "loop"), map(float, seconds), strict=True))
+    assert (graphed.mode if graphed else None) == fastest
+
+
+def test_a_network_that_cannot_be_captured_is_named(monkeypatch):
+    class Refuses:
+        def record(self, prepare, work):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graph, "CudaGraphs", lambda device: Refuses())
+    loop = make("heun", VP(), steps=2)
+    with pytest.raises(ValueError, match=r"graph = 'loop': .*\(operation not permitted.*capturing\); use graph='off'"):
+        graph.capture(loop, "loop")
+    with pytest.warns(UserWarning, match="no CUDA graph"):
+        assert graph.capture(loop, "auto") == (None, {})
+    with pytest.raises(ValueError, match="graph = 'whole'"):
+        Graphed(loop, Tape(), "whole")
