@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import torch
+from records import RESULTS, ROOT, between, processor
 
 import fastscore as fs
 from fastscore.classify import load_classifier
@@ -27,8 +26,7 @@ from fastscore.engine.compile import has_compiler
 from fastscore.metrics import features, frechet_distance
 from fastscore.ops.quantize import quantize_ref
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results" / "quality.jsonl"
+RECORDS = RESULTS / "quality.jsonl"
 
 CASES = {
     "DPM-Solver++(2M), 10 steps": (fs.EDM(), fs.DPMpp2M(), fs.karras(10)),
@@ -42,15 +40,6 @@ CASES = {
         fs.uniform(50, clean=True),
     ),
 }
-
-
-def processor() -> str:
-    """Return the CPU's name as the kernel gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, batch: int) -> dict:
@@ -123,15 +112,13 @@ def main() -> None:
         "floor": round(floor, 3),
         "rows": [measure(name, args.num, model, reference, args.batch) for name in args.only],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
+    RESULTS.mkdir(exist_ok=True)
+    with RECORDS.open("a") as file:
         file.write(json.dumps(run) + "\n")
     print(table(run))
     if not args.no_readme:
-        text = (ROOT / "README.md").read_text()
-        before, rest = text.split("<!-- quality -->", 1)
-        after = rest.split("<!-- /quality -->", 1)[1]
-        (ROOT / "README.md").write_text(f"{before}<!-- quality -->\n{table(run)}\n<!-- /quality -->{after}")
+        readme = ROOT / "README.md"
+        readme.write_text(between(readme.read_text(), "quality", table(run)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""End to end: samples a second at a fixed number of network evaluations, and where the time goes.
+
+Claim: outside the network the engine costs next to nothing. Each solver runs in fastscore's modes and as
+published code runs it (baselines.py), same network, same weights, same noise; both must give the same
+samples first. Timed in the same rounds: the same loops around a stub of constant time, and the network
+alone. Of a run of T seconds, net = the evaluations alone, update = the run around the stub, gap = the
+rest, which is negative where a device overlaps them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import baselines
+import torch
+from common import Case, Check, Setting, Work
+from torch import Tensor
+
+import fastscore as fs
+from fastscore.nets import build
+from fastscore.noise import NoiseKey
+
+SIGMA_MIN, SIGMA_MAX, SNR, SEED = 0.01, 50.0, 0.16, 0
+SPEC = {"name": "UNet", "channels": 1, "size": 28, "width": 64, "mult": [1, 2], "blocks": [2, 1], "patch": 2,
+        "classes": 10}  # fmt: skip
+TOLERANCE = 1e-4  # of the largest |x|: two loops round differently, and a network amplifies it
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Yield one case a solver."""
+    model, name = score_model(setting.device)
+    batch, steps = (4, 4) if setting.quick else (64, 20)
+    for solver in (DPMpp2M(steps), PC(max(2, steps // 2))):
+        yield Bench(setting, model, name, batch, solver).case()
+
+
+@dataclass(frozen=True)
+class DPMpp2M:
+    """DPM-Solver++(2M) on EDM's noise levels."""
+
+    steps: int
+    name = "DPM-Solver++(2M)"
+
+    def sampler(self, model: fs.ScoreModel, **how: Any) -> fs.Sampler:
+        """Return fastscore's."""
+        schedule = fs.EDM(SIGMA_MIN, SIGMA_MAX)
+        return fs.Sampler(model, schedule=schedule, solver=fs.DPMpp2M(), grid=fs.karras(self.steps), **how)
+
+    def published(self, denoise: baselines.Denoiser, x: Tensor, draw: baselines.Draw) -> Tensor:
+        """Run the published loop."""
+        knots = fs.karras(self.steps)(fs.EDM(SIGMA_MIN, SIGMA_MAX))
+        return baselines.dpmpp_2m(denoise, x, torch.tensor(knots, dtype=torch.float32, device=x.device))
+
+
+@dataclass(frozen=True)
+class PC:
+    """Song's predictor-corrector on VE, one Langevin step a time, norms averaged over the batch."""
+
+    steps: int
+    name = "PC, Langevin"
+
+    def sampler(self, model: fs.ScoreModel, **how: Any) -> fs.Sampler:
+        """Return fastscore's."""
+        solver = fs.ScoreSDE(corrector=fs.Langevin(SNR, norm="batch"))
+        return fs.Sampler(
+            model, schedule=fs.VE(SIGMA_MIN, SIGMA_MAX), solver=solver, grid=fs.uniform(self.steps), **how
+        )
+
+    def published(self, denoise: baselines.Denoiser, x: Tensor, draw: baselines.Draw) -> Tensor:
+        """Run the published loop."""
+        return baselines.predictor_corrector(denoise, x, self.steps, SIGMA_MIN, SIGMA_MAX, SNR, draw)
+
+
+class Bench:
+    """One solver in all its ways."""
+
+    def __init__(self, setting: Setting, model: fs.ScoreModel, name: str, batch: int, solver: DPMpp2M | PC) -> None:
+        self.setting, self.model, self.name, self.batch, self.solver = setting, model, name, batch, solver
+        self.labels = torch.arange(batch, device=setting.device) % model.classes if model.classes else None
+        constant = torch.full((batch, *model.shape), 0.1, device=setting.device)
+        self.stub = replace(model, net=lambda u, t, cond: constant)
+        self.ways: dict[str, Work] = {}
+        self.pairs: list[tuple[str, str]] = []
+        self.skipped: dict[str, str] = {}
+        self.prepared: dict[str, Any] = {}
+        self.samplers: dict[str, fs.Sampler] = {}
+        self.stubs: dict[str, fs.Sampler] = {}
+
+    def case(self) -> Case:
+        """Build every sampler, which compiles and captures, and return the case."""
+        self.add("eager", {"graph": "off"})
+        if self.setting.no_compile:
+            self.skipped["compiled"] = self.setting.no_compile
+        else:
+            self.add("compiled", {"graph": "off", "compile": "full"})
+        kinds = list(self.samplers)
+        for graph in ("step", "loop"):
+            try:
+                self.add(f"{graph} graph", {"graph": graph, "compile": "full" if "compiled" in kinds else "off"})
+            except ValueError as error:  # no CUDA device, or a network that cannot be captured
+                self.skipped[f"{graph} graph"] = str(error)
+        for kind in kinds:
+            net = self.samplers[kind].model.net
+            self.ways[f"published, {kind}"] = self.published(net)
+            self.ways[f"network alone, {kind}"] = self.alone(net)
+        for mode in self.samplers:
+            bases = ["eager"] if mode == "eager" else kinds
+            self.pairs += [(f"fastscore, {mode}", f"published, {kind}") for kind in bases]
+            self.pairs.append((f"stub: fastscore, {mode}", "stub: published"))
+        self.ways["stub: published"] = self.published(self.stub.net)
+        plan = self.samplers["eager"].plan
+        facts = {
+            "backend": self.setting.ops.name,
+            "network": self.name,
+            "weights_sha256": fingerprint(self.model.net),
+            "nfe": plan.nfe,
+            "steps": self.solver.steps,
+            "batch": self.batch,
+            "dtype": "float32",
+            "plan_sha256": plan.hash[:16],
+            "prepare": self.prepared,
+        }
+        shape = "x".join(str(k) for k in (self.batch, *self.model.shape))
+        name = f"{self.solver.name}, {plan.nfe} evaluations, {shape}, {self.name}"
+        return Case(
+            "sampler", name, self.ways, self.pairs, self.check, (self.batch, "sample"), facts=facts,
+            skipped=self.skipped, derive=self.derive,
+            costed=[way for way in self.ways if way.startswith(("fastscore", "published"))],
+        )  # fmt: skip
+
+    def add(self, mode: str, how: dict[str, str]) -> None:
+        """Add fastscore in one mode, with the network and with the stub."""
+        sampler, around = self.sampler(self.model, how), self.sampler(self.stub, {"graph": how["graph"]})
+        self.prepared[mode] = sampler.prepare()
+        around.prepare()
+        self.samplers[mode], self.stubs[mode] = sampler, around
+        self.ways[f"fastscore, {mode}"] = self.ours(sampler)
+        self.ways[f"stub: fastscore, {mode}"] = self.ours(around)
+
+    def sampler(self, model: fs.ScoreModel, how: dict[str, str]) -> fs.Sampler:
+        """Return fastscore's sampler around a network."""
+        return self.solver.sampler(model, batch=self.batch, device=self.setting.device, **how)
+
+    def ours(self, sampler: fs.Sampler) -> Callable[[], Tensor]:
+        """Return a call of the public function, checks and copies included."""
+        return lambda: sampler.run(range(self.batch), SEED, labels=self.labels)
+
+    def published(self, net: Callable[..., Tensor], draw: baselines.Draw = torch.randn_like) -> Callable[[], Tensor]:
+        """Return the published loop around a network."""
+        denoise = baselines.edm_denoiser(net, self.model.parametrization.sigma_data, self.labels)
+        like = torch.empty((self.batch, *self.model.shape), device=self.setting.device)
+        return lambda: self.solver.published(denoise, draw(like) * SIGMA_MAX, draw)
+
+    def alone(self, net: Callable[..., Tensor]) -> Work:
+        """Return the evaluations of a run, without what lies between them."""
+        u = torch.linspace(
+            -1.0, 1.0, self.batch * int(torch.Size(self.model.shape).numel()), device=self.setting.device
+        )
+        u, label = u.reshape(self.batch, *self.model.shape), torch.zeros(self.batch, device=self.setting.device)
+        nfe = self.samplers["eager"].plan.nfe
+
+        def work() -> None:
+            for _ in range(nfe):
+                net(u, label, self.labels)
+
+        return work
+
+    @torch.no_grad()
+    def check(self) -> list[Check]:
+        """Compare every mode with the published loop on the noise that fastscore generates."""
+        checks = []
+        for net, samplers, note in ((self.model.net, self.samplers, ""), (self.stub.net, self.stubs, "stub, ")):
+            key, draws = NoiseKey.of(SEED, range(self.batch)), itertools.count()
+
+            def draw(x: Tensor, key: NoiseKey = key, draws: Iterator[int] = draws) -> Tensor:
+                return key.normal(next(draws), x[0].numel()).reshape(x.shape).to(x.device)
+
+            expected = self.published(net, draw)()
+            for mode, sampler in samplers.items():
+                error = (self.ours(sampler)() - expected).abs().max() / expected.abs().max()
+                checks.append(Check(f"{note}{mode} equals the published loop", float(error), TOLERANCE))
+        return checks
+
+    def derive(self, seconds: dict[str, float]) -> dict[str, Any]:
+        """Return rates, shares, and the time outside the network."""
+        rates, shares, outside = {}, {}, {}
+        nfe = self.samplers["eager"].plan.nfe
+        for way, total in seconds.items():
+            source, _, mode = way.partition(", ")
+            if source == "fastscore":
+                kind = "eager" if mode == "eager" or "compiled" not in self.samplers else "compiled"
+                net, update = seconds[f"network alone, {kind}"] / total, seconds[f"stub: {way}"] / total
+                shares[mode] = {"net": net, "update": update, "gap": 1.0 - net - update}
+            if source in ("fastscore", "published"):
+                rates[way] = {"samples_per_s": self.batch / total, "nfe_per_s": nfe / total}
+            if way.startswith("stub: "):
+                outside[way.removeprefix("stub: ")] = 1000.0 * total / self.solver.steps
+        return {"rates": rates, "shares": shares, "outside_ms_per_step": outside}
+
+
+def score_model(device: torch.device) -> tuple[fs.ScoreModel, str]:
+    """Return the bundled model, or the same network with arbitrary weights, and what it is called."""
+    for name in fs.bundled():
+        model = fs.load_model(name, device)
+        if model.parametrization.prediction == "edm" and len(model.shape) == 3:
+            return model, name
+    torch.manual_seed(0)
+    net = build(SPEC).to(device).eval()
+    with torch.no_grad():
+        for p in net.parameters():  # its last layer starts at zero, which would hide a wrong step
+            if not p.any():
+                p.normal_(std=0.02)
+    parametrization = fs.Parametrization("edm", "log_sigma/4")
+    shape = (SPEC["channels"], SPEC["size"], SPEC["size"])
+    return fs.ScoreModel(net, shape, fs.EDM(), parametrization, classes=10), "random weights"
+
+
+def fingerprint(net: Any) -> str:
+    """Return a digest of a network's weights."""
+    digest = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

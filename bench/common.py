@@ -1,0 +1,255 @@
+"""What every bench shares: the gate, the clock, paired runs and the record they make."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import telemetry
+import torch
+
+from fastscore.backend import Ops, resolve
+from fastscore.engine.compile import has_compiler
+
+OURS, EAGER, COMPILED, COPY = "fastscore", "eager", "torch.compile", "copy"
+
+Work = Callable[[], object]
+
+
+class RedGate(RuntimeError):
+    """A result is wrong, so its speed is of no interest."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of the gate; NaN is red."""
+
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within its bound."""
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one call of run.py measures.
+
+    Attributes:
+        device: where everything runs.
+        quick: smallest sizes, fewest repeats, no torch.compile: to see that it works, not how fast.
+    """
+
+    device: torch.device
+    quick: bool = False
+
+    @cached_property
+    def ops(self) -> Ops:
+        """The backend that fastscore chooses by itself."""
+        return resolve("auto", self.device)
+
+    @property
+    def no_compile(self) -> str | None:
+        """Why there is no torch.compile baseline; None if there is one."""
+        if self.quick:
+            return "--quick"
+        return None if has_compiler() else "no C++ compiler (g++ or clang++)"
+
+
+@dataclass
+class Case:
+    """One measurement: ways to do the same work, timed in turn.
+
+    Attributes:
+        bench: stem of the file it comes from.
+        name: shape or setting, unique within the bench.
+        ways: what is timed, by name.
+        pairs: ratios to publish, (way, baseline): how often the way runs in the baseline's time.
+        check: the gate.
+        items: samples or elements that a call makes, and their name.
+        moved: bytes that OURS must at least read and write; a copy of as many is timed beside it.
+        facts: what else the record should say.
+        skipped: what is not timed, with the reason.
+        derive: further figures, from the median seconds of each way.
+        costed: ways whose power, energy and memory are read, each in a run of its own.
+    """
+
+    bench: str
+    name: str
+    ways: dict[str, Work]
+    pairs: Sequence[tuple[str, str]]
+    check: Callable[[], list[Check]]
+    items: tuple[int, str]
+    moved: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    derive: Callable[[dict[str, float]], dict[str, Any]] = field(default=lambda seconds: {})
+    costed: Sequence[str] = (OURS,)
+
+
+def op_case(
+    setting: Setting,
+    bench: str,
+    name: str,
+    ours: Work,
+    eager: Callable[..., object],
+    arguments: tuple[Any, ...],
+    check: Callable[[], list[Check]],
+    elements: int,
+    bytes_each: int,
+) -> Case:
+    """Return the case of one operation against eager PyTorch and the same under torch.compile."""
+    ways: dict[str, Work] = {OURS: ours, EAGER: lambda: eager(*arguments)}
+    skipped = {}
+    if setting.no_compile:
+        skipped[COMPILED] = setting.no_compile
+    else:
+        torch.compiler.reset()  # else the shapes of earlier cases count against the recompilation limit
+        fast = torch.compile(eager, fullgraph=True, dynamic=False)
+        ways[COMPILED] = lambda: fast(*arguments)
+    pairs = [(OURS, base) for base in (EAGER, COMPILED) if base in ways]
+    facts = {"backend": setting.ops.name, "bytes_per_element": bytes_each}
+    return Case(
+        bench, name, ways, pairs, check, (elements, "element"), elements * bytes_each, facts=facts, skipped=skipped
+    )
+
+
+class Clock(Protocol):
+    """Times repeated work."""
+
+    def __call__(self, work: Work, calls: int) -> float:
+        """Return the seconds of one call."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostClock:
+    """Wall time; for devices that work synchronously."""
+
+    now: Callable[[], float] = time.perf_counter
+
+    def __call__(self, work: Work, calls: int) -> float:
+        start = self.now()
+        for _ in range(calls):
+            work()
+        return (self.now() - start) / calls
+
+
+class CudaClock:
+    """Time between CUDA events, with the L2 cache flushed before each call.
+
+    The flush also keeps the device busy while the host queues the work, so that of a short call the
+    device time is measured and not the launches, for baselines as for fastscore.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+        self.cache, self.device = torch.empty(size, dtype=torch.uint8, device=device), device
+
+    def __call__(self, work: Work, calls: int) -> float:
+        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+        for start, end in marks:
+            self.cache.zero_()
+            start.record()
+            work()
+            end.record()
+        torch.cuda.synchronize(self.device)
+        return sum(start.elapsed_time(end) for start, end in marks) / calls / 1000.0
+
+
+def paired(ways: Mapping[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
+    """Time every way once a round, in alternating order, so that a drift of the machine cancels in ratios.
+
+    Args:
+        ways: already warm.
+        clock: what times them.
+        repeats: rounds.
+        least: seconds that a way takes in a round at least; short work is called often enough.
+
+    Returns: seconds a call of each way, one a round; 5 rounds where a round takes longer than a second.
+    """
+    once = {name: min(clock(work, 1), clock(work, 1)) for name, work in ways.items()}  # one alone may be a hiccup
+    calls = {name: max(1, min(1000, math.ceil(least / max(seconds, 1e-9)))) for name, seconds in once.items()}
+    repeats = repeats if sum(once.values()) < 1.0 else min(repeats, 5)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for k in range(repeats):
+        for name in ways if k % 2 == 0 else reversed(ways):
+            seconds[name].append(clock(ways[name], calls[name]))
+    return seconds
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the 20th, 50th and 80th percentile."""
+    return dict(zip(("p20", "p50", "p80"), np.quantile(values, (0.2, 0.5, 0.8)).tolist(), strict=True))
+
+
+@torch.no_grad()
+def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[str, Any]:
+    """Check a case, then time it; return its record.
+
+    Raises:
+        RedGate: a check failed; nothing was timed.
+    """
+    checks = case.check()
+    red = [f"{c.name}: error {c.error:.3g}, bound {c.bound:.3g}" for c in checks if not c.ok]
+    if red:
+        raise RedGate(f"{case.bench} {case.name}: no figures, the result is wrong ({'; '.join(red)})")
+    ways = dict(case.ways)
+    if case.moved:
+        ways[COPY] = copy_of(case.moved, setting.device)
+    first = {name: HostClock()(lambda work=work: _finish(work, setting.device), 1) for name, work in ways.items()}
+    if clock is None:
+        clock = CudaClock(setting.device) if setting.device.type == "cuda" else HostClock()
+    repeats, least = (5, 0.002) if setting.quick else (15, 0.05)
+    rounds = paired(ways, clock, repeats, least)
+    timed = {name: spread(values) for name, values in rounds.items()}
+    medians = {name: value["p50"] for name, value in timed.items()}
+    record: dict[str, Any] = {
+        "bench": case.bench,
+        "case": case.name,
+        "quick": setting.quick,
+        "checks": [asdict(c) for c in checks],
+        "seconds": timed,
+        "first_call_s": first,
+        "repeats": max((len(values) for values in rounds.values()), default=0),
+        "ratios": [
+            {"of": a, "over": b, **spread([y / x for x, y in zip(rounds[a], rounds[b], strict=True)])}
+            for a, b in case.pairs
+        ],
+        "items": {"count": case.items[0], "name": case.items[1]},
+        "skipped": case.skipped,
+        "facts": case.facts,
+        "derived": case.derive(medians) if ways else {},
+    }
+    if case.moved and ways:
+        record["bandwidth"] = {
+            "bytes": case.moved,
+            "gb_per_s": case.moved / medians[OURS] / 1e9,
+            "copy_gb_per_s": case.moved / medians[COPY] / 1e9,
+            "percent_of_copy": 100.0 * medians[COPY] / medians[OURS],
+        }
+    long = 0.1 if setting.quick else 2.0
+    costed = (name for name in case.costed if name in ways)
+    record["cost"] = {name: telemetry.cost(ways[name], case.items[0], setting.device, long) for name in costed}
+    return record
+
+
+def copy_of(moved: int, device: torch.device) -> Work:
+    """Return a copy that reads and writes ``moved`` bytes in all: the floor of work that moves as many."""
+    source = torch.zeros(max(1, moved // 2), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _finish(work: Work, device: torch.device) -> None:
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,187 @@
+"""Tables from records; nobody types a number by hand.
+
+    python bench/report.py      rewrites the tables of README.md and bench/README.md from bench/results/*.jsonl
+
+Of each case on each device the latest record counts. A table stands between <!-- bench --> and
+<!-- /bench -->; a file without them is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from common import COMPILED, COPY, EAGER, OURS
+from records import RESULTS, ROOT, between, load
+
+Record = Mapping[str, Any]
+
+
+def headline(env: Mapping[str, Any]) -> str:
+    """Return the line that stands next to every figure: hardware, versions, commit."""
+    parts = [env["device"]]
+    if env["type"] == "cuda":
+        limit = env["power_limit_w"]
+        parts += [f"power limit {limit:.0f} W" if limit else "power limit unknown", f"CUDA {env['cuda']}"]
+        parts.append(f"triton {env['triton']}")
+        parts += [f"TF32 {name} {'on' if used else 'off'}" for name, used in env["tf32"].items()]
+    parts += [f"{env['threads']} thread{'s' * (env['threads'] > 1)}", f"torch {env['torch']}"]
+    parts.append(f"commit {env['git'] or 'unknown'}{' with uncommitted changes' if env['dirty'] else ''}")
+    load = f"load {env['load']:.1f}" if env["load"] is not None else ""
+    return ", ".join([*parts, *filter(None, [load]), env["date"][:10]])
+
+
+def text(record: Record) -> str:
+    """Return what the console shows of one record; losses are said as plainly as gains."""
+    lines = [f"{record['bench']}: {record['case']}"]
+    if "red" in record:
+        return f"RED  {record['red']}"
+    for name, seconds in record["seconds"].items():
+        line = (
+            f"  {name:28s}{duration(seconds['p50']):>10s}  ({duration(seconds['p20'])} .. {duration(seconds['p80'])})"
+        )
+        if name == OURS and "bandwidth" in record:
+            b = record["bandwidth"]
+            line += f"  {b['gb_per_s']:.1f} GB/s, {b['percent_of_copy']:.0f} % of a copy's"
+        lines.append(line)
+    lines += [f"  {name:28s}   skipped: {why}" for name, why in record["skipped"].items()]
+    for r in record["ratios"]:
+        verdict = "faster" if r["p20"] > 1.0 else "SLOWER" if r["p80"] < 1.0 else "no clear difference"
+        times = f"{r['p50']:.2f} ({r['p20']:.2f} .. {r['p80']:.2f})"
+        lines.append(f"  {r['of']} has {times} times the speed of {r['over']}: {verdict}")
+    for mode, share in record["derived"].get("shares", {}).items():
+        lines.append(f"  {mode}: " + ", ".join(f"{name} {value:.0%}" for name, value in share.items()))
+    for way, value in record["derived"].get("outside_ms_per_step", {}).items():
+        lines.append(f"  outside the network: {way} {value:.3f} ms a step")
+    return "\n".join(lines)
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """Keep the last record of each case on each device, without quick ones."""
+    kept = {(r["env"]["device"], r["bench"], r["case"]): r for r in records if not r.get("quick")}
+    return list(kept.values())
+
+
+def tables(records: Sequence[Record], ops: bool = True) -> str:
+    """Return markdown: for each device its hardware line and tables."""
+    parts = []
+    for device in dict.fromkeys(r["env"]["device"] for r in records):
+        mine = [r for r in records if r["env"]["device"] == device]
+        sampled = [r for r in mine if r["bench"] == "sampler"]
+        single = [r for r in mine if r["bench"] != "sampler"] if ops else []
+        if not sampled and not single:
+            continue
+        lines = list(dict.fromkeys(headline(r["env"]) for r in [*sampled, *single]))
+        note = "" if mine[0]["env"]["type"] == "cuda" else "CPU figures: they say nothing about a GPU.  "
+        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in mine) else ""
+        parts.append("\n".join([f"**{device}**", "", note + quick + "  ".join(lines) + "."]))
+        parts += [_ops_table(single)] if single else []
+        parts += [_sampler_table(r) for r in sampled]
+    return "\n\n".join(parts)
+
+
+def _ops_table(records: Sequence[Record]) -> str:
+    head = [
+        "operation",
+        "case",
+        "backend",
+        OURS,
+        EAGER,
+        COMPILED,
+        "copy",
+        "x eager",
+        "x torch.compile",
+        "GB/s",
+        "of a copy",
+    ]
+    rows = []
+    for r in records:
+        if "red" in r:
+            rows.append([r["bench"], r["case"], "", "**wrong result, not timed**", *[""] * 7])
+            continue
+        times = [duration(r["seconds"][w]["p50"]) if w in r["seconds"] else "" for w in (OURS, EAGER, COMPILED, COPY)]
+        if OURS in r["skipped"]:
+            times[0] = f"skipped: {r['skipped'][OURS]}"
+        found = [_ratio(r, OURS, base) for base in (EAGER, COMPILED)]
+        b = r.get("bandwidth")
+        speed = [f"{b['gb_per_s']:.1f}", f"{b['percent_of_copy']:.0f} %"] if b else ["", ""]
+        rows.append([r["bench"], r["case"], r["facts"].get("backend", ""), *times, *found, *speed])
+    note = "Medians; ratios are medians of paired rounds, above 1 where fastscore is faster."
+    means = []
+    for base in (EAGER, COMPILED):
+        ratios = [x["p50"] for r in records for x in r.get("ratios", ()) if x["over"] == base]
+        if len(ratios) > 1:
+            means.append(f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f} x {base}")
+    if means:
+        note += f" Geometric mean of all rows: {', '.join(means)}."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _sampler_table(r: Record) -> str:
+    if "red" in r:
+        return f"{r['case']}: **wrong result, not timed**"
+    head = ["way", "samples/s", "p20 .. p80", "x eager", "x compiled", "net", "update", "gap", "outside, ms a step",
+            "ready after", "J a sample"]  # fmt: skip
+    rows, derived = [], r["derived"]
+    for way, rate in derived["rates"].items():
+        mode = way.partition(", ")[2]
+        seconds, share = r["seconds"][way], derived["shares"].get(mode) if way.startswith("fastscore") else None
+        ends = [r["items"]["count"] / seconds[p] for p in ("p80", "p20")]
+        around = derived["outside_ms_per_step"].get(way, derived["outside_ms_per_step"].get(way.split(",")[0]))
+        prepared = r["facts"]["prepare"].get(mode, {}) if way.startswith("fastscore") else {}
+        ready = f"{prepared['first_s'] + prepared['capture_s']:.1f} s" if prepared else ""
+        energy = r["cost"].get(way, {}).get("energy_per_item", {}).get("value")
+        rows.append([
+            way,
+            f"{rate['samples_per_s']:.4g}",
+            f"{ends[0]:.4g} .. {ends[1]:.4g}",
+            *(_ratio(r, way, f"published, {kind}") for kind in ("eager", "compiled")),
+            *(f"{share[k]:.0%}" if share else "" for k in ("net", "update", "gap")),
+            f"{around:.3f}" if around is not None else "",
+            ready,
+            f"{energy:.3g}" if energy else "",
+        ])  # fmt: skip
+    rows += [[way, f"skipped: {why}", *[""] * 9] for way, why in r["skipped"].items()]
+    return f"{r['case']}, float32, backend {r['facts']['backend']}:\n\n{_table(head, rows)}"
+
+
+def _ratio(r: Record, way: str, base: str) -> str:
+    return next((f"{x['p50']:.2f}" for x in r["ratios"] if (x["of"], x["over"]) == (way, base)), "")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a unit that reads well."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 1.0:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def main() -> int:
+    """Rewrite the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    records = latest(r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
+    if not records:
+        print(f"no records in {RESULTS}; run python bench/run.py first")
+        return 1
+    for file, content in (
+        (ROOT / "README.md", tables(records, ops=False)),
+        (RESULTS.parent / "README.md", tables(records)),
+    ):
+        before = file.read_text()
+        after = between(before, "bench", content)
+        print(f"{file.relative_to(ROOT)}: {'no <!-- bench --> markers' if after == before else 'rewritten'}")
+        file.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
