@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from common import OURS, Case, Check, Setting, op_case
-from fastscore.kernels import abi
 from inputs import Inputs, dtypes, row, short, sizes
 from torch import Tensor
+
+from fastscore.kernels import abi
 
 P, Q, SNR = 0.0, -1.3, 2 * 0.16**2
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from common import Setting
-from fastscore.kernels import abi
 from torch import Tensor
 
+from fastscore.kernels import abi
 from fastscore.noise import NoiseKey
 
 SEED, DRAW = 7, 3

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from fastscore.kernels import abi
 
+from fastscore.kernels import abi
 from fastscore.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref, sqrt, sum_of_squares
 from fastscore.ops.quantize import quantize_ref

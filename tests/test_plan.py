@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastscore.kernels import abi
 
 from fastscore import plan as plans
 from fastscore.grid import karras, uniform
+from fastscore.kernels import abi
 from fastscore.parametrization import Parametrization
 from fastscore.plan import Plan, Row
 from fastscore.schedule import VE, VP, Flow, Trig

@@ -215,3 +215,9 @@ def test_a_half_precision_network_keeps_a_float32_state(dtype):
     assert 0 < (half - full).abs().max() < 0.1
     with pytest.raises(ValueError, match=r"convert it with net\.to"):
         Sampler(m, dtype=torch.float64)
+
+
+def test_per_sample_norms_in_few_dimensions_are_warned_about():
+    solver = PredictorCorrector(ReverseDiffusion(), Langevin())
+    with pytest.warns(UserWarning, match="biased in 2 dimensions"):
+        Sampler(analytic.by_name("mixture"), schedule=VP(), solver=solver, grid=uniform(3))

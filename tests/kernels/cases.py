@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fastscore.kernels import abi
 from torch import Tensor
 
+from fastscore.kernels import abi
 from fastscore.noise import NoiseKey
 from fastscore.ops.update import Known
 

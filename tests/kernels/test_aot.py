@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import torch
 import triton
+
 from fastscore.kernels import sass
 
 from .cases import Case, inputs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastscore.kernels import abi
 
+from fastscore.kernels import abi
 from fastscore.ops.norms import langevin_ref
 
 from .cases import Case, differing, inputs

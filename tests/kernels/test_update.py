@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastscore.kernels import abi
 
+from fastscore.kernels import abi
 from fastscore.ops.update import update_ref
 
 from .cases import Case, clone, differing, inputs
