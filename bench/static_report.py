@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fastscore.kernels import abi, aot, norms, philox, quantize, sass, update
 
+from fastscore.kernels import abi, aot, norms, philox, quantize, sass, update
 from fastscore.noise import NoiseKey
 from fastscore.ops.update import Known
 
@@ -176,13 +176,8 @@ def report() -> tuple[str, list[str]]:
     """Return (the table in Markdown, the targets that are missed)."""
     head = ["kernel variant", "bytes", *(f"slots {g.name}" for g in GPUS), *(f"compute/memory {g.name}" for g in GPUS)]
     lines = [
-<<<<<<< HEAD
         "Predictions of a model, not measurements; regenerate with `python bench/static_report.py`. Bytes and issue",
         "slots are for an element; D = 3072 unless said otherwise. Below 1: bound by memory.",
-=======
-        "Predictions of a model, not measurements; made by `python bench/static_report.py`. Bytes and issue slots",
-        "are for an element; D = 3072 unless said otherwise. Below 1: bound by memory.",
->>>>>>> helper-K
         "",
         "| " + " | ".join([*head, "limited by (H100)", "registers"]) + " |",
         "|---" * (len(head) + 2) + "|",
