@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -165,7 +165,7 @@ class CudaClock:
         return sum(start.elapsed_time(end) for start, end in marks) / calls / 1000.0
 
 
-def paired(ways: Mapping[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
+def paired(ways: dict[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
     """Time every way once a round, in alternating order, so that a drift of the machine cancels in ratios.
 
     Args:

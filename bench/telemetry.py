@@ -114,15 +114,16 @@ class Meter:
         if self.uuid is None:
             self.why = "no NVIDIA GPU in this run"
             return
-        try:
-            if self.nvml is None:
+        if self.nvml is None:
+            try:
                 import pynvml
-
-                self.nvml = pynvml
+            except ImportError:
+                self.why = "nvidia-ml-py is not installed"
+                return
+            self.nvml = pynvml
+        try:
             self.nvml.nvmlInit()
             self.gpu = self.nvml.nvmlDeviceGetHandleByUUID(self.uuid)
-        except ImportError:
-            self.why = "nvidia-ml-py is not installed"
         except self.nvml.NVMLError as error:
             self.why = f"NVML: {error}"
 

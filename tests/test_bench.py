@@ -306,6 +306,11 @@ def test_no_driver(call):
     assert {f.reason for f in found.values()} == {"NVML: Driver Not Loaded"}
 
 
+def test_no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert {f.reason for f in figures(None).values()} == {"nvidia-ml-py is not installed"}
+
+
 def test_the_real_library_without_a_driver_says_so():
     if torch.cuda.is_available():
         pytest.skip("this machine has a driver")
