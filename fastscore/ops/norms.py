@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -62,13 +60,15 @@ def _sum(v: Tensor) -> Tensor:
     """Return the sum of each line of v, [N].
 
     Lane j of 1024 adds elements j, j + 1024, j + 2048, ... one after the other; then the upper half
-    of the lanes is added to the lower half until one is left. Zeros pad the last lanes.
+    of the lanes is added to the lower half until one is left. Zeros pad the last lanes; terms are not
+    negative, so lanes that hold nothing but zeros may be left out.
     """
-    terms = torch.nn.functional.pad(v, (0, -v.shape[1] % abi.LANES)).unflatten(1, (-1, abi.LANES))
+    count = min(abi.LANES, 1 << max(v.shape[1] - 1, 0).bit_length())
+    terms = torch.nn.functional.pad(v, (0, -v.shape[1] % count)).unflatten(1, (-1, count))
     lanes = terms[:, 0]
     for k in range(1, terms.shape[1]):
         lanes = lanes + terms[:, k]
-    for _ in range(int(math.log2(abi.LANES))):
+    while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
