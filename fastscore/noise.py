@@ -32,6 +32,7 @@ from torch import Tensor
 VERSION = 1
 LABEL_DRAW = 0xFFFFFFFF  # class labels; plans number their draws upwards from 0
 _MASK = 0xFFFFFFFF
+_CACHED_BLOCKS = 1 << 16
 
 
 class Noise(Protocol):
@@ -86,7 +87,14 @@ class NoiseKey:
 
     def normal(self, draw: Tensor | int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return z ~ N(0, 1), [N, d]; float64 widens the float32 normals."""
-        w0, w1, w2, w3 = self.words(draw, (d + 3) // 4)
+        blocks, n = (d + 3) // 4, len(self.ids)
+        some = max(1, _CACHED_BLOCKS // blocks) if self.ids.device.type == "cpu" else n
+        if n > some:  # a few samples at a time, so that what lies between words and normals stays in cache
+            split = isinstance(draw, Tensor) and len(draw) > 1
+            draws = draw.split(some) if split else [draw] * -(-n // some)
+            parts = zip(draws, self.ids.split(some), strict=True)
+            return torch.cat([NoiseKey(self.seed, ids).normal(k, d, dtype) for k, ids in parts])
+        w0, w1, w2, w3 = self.words(draw, blocks)
         z = torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], dim=-1)
         return z.flatten(1)[:, :d].to(dtype)
 

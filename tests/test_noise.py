@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fastscore import noise
 from fastscore.noise import NoiseKey, RecordedNoise, _box_muller, philox
 
 GOLDEN = Path(__file__).parent / "data" / "noise_v1.json"
@@ -169,3 +170,10 @@ def test_recorded_noise_returns_its_draw():
 def test_bad_keys_are_named(seed, ids, message):
     with pytest.raises(ValueError, match=message):
         NoiseKey.of(seed, ids)
+
+
+@pytest.mark.parametrize("draw", [3, torch.tensor([3]), torch.arange(40)], ids=["number", "one", "each"])
+def test_a_few_samples_at_a_time_is_the_same_noise(draw, monkeypatch):
+    whole = NoiseKey.of(5, range(40)).normal(draw, 103)
+    monkeypatch.setattr(noise, "_CACHED_BLOCKS", 70)  # two samples of 26 blocks
+    assert torch.equal(NoiseKey.of(5, range(40)).normal(draw, 103), whole)
