@@ -53,6 +53,16 @@ def test_a_sample_is_the_same_bytes_alone_or_with_others(tmp_path):
     assert np.array_equal(samples(tmp_path / "some", "--ids", "63,2,40"), whole[[63, 2, 40]])
 
 
+@pytest.mark.parametrize("schedule", ["vp", "subvp", "ve", "flow", "vp-cosine", "tutorial", "ddpm", "ddpm-cosine"])
+def test_one_network_runs_on_every_schedule(tmp_path, schedule):
+    """All schedules integrate the same flow, so the same seed and id give nearly the same image."""
+    few = ("--ids", "0,1", "--batch", "2", "--steps", "12")
+    ours = samples(tmp_path / schedule, *few, "--schedule", schedule).astype(float)
+    edm = samples(tmp_path / "edm", *few).astype(float)
+    for k in range(2):
+        assert np.corrcoef(ours[k].ravel(), edm[k].ravel())[0, 1] > 0.9
+
+
 def test_another_micro_batch_agrees_within_the_stated_tolerance(model):
     a, b = (Sampler(model, grid=karras(6), batch=batch).run(range(12), labels="random") for batch in (12, 5))
     assert (a - b).abs().max() < 2e-4 * 2.0  # of the range -1 .. 1

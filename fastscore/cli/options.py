@@ -232,12 +232,13 @@ def make_solver(o: dict[str, Any]) -> Solver:
     return solver
 
 
-def make_grid(o: dict[str, Any], schedule: Schedule) -> Grid:
+def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid:
     """Return the grid that the options name; the default suits the solver.
 
     Stochastic solvers and correctors get even times, as in their papers; deterministic ones get
     Karras levels, or even times where the first one is pure noise. EDM's time is sigma itself, which
-    even steps do not suit. Tables get trailing indices.
+    even steps do not suit. Tables get trailing indices, unless the network's ``own`` schedule has less
+    noise than the last of them.
     """
     from fastscore.grid import Grid
     from fastscore.schedule import EDM, lam
@@ -247,9 +248,10 @@ def make_grid(o: dict[str, Any], schedule: Schedule) -> Grid:
     if spacing is None:
         stochastic = o["solver"] not in ("dpmpp-2m", "ddim", "euler", "heun") or o["corrector"] != "none" or o["eta"]
         first = schedule.T if o["t_start"] is None else o["t_start"]
-        if isinstance(schedule, DiscreteVP | DiscreteVE):
+        table = isinstance(schedule, DiscreteVP | DiscreteVE)
+        if table and lam(schedule, schedule.T) >= lam(own, own.T):
             spacing = "trailing"
-        elif isinstance(schedule, EDM) or (not stochastic and math.isfinite(float(lam(schedule, first)))):
+        elif table or isinstance(schedule, EDM) or (not stochastic and math.isfinite(float(lam(schedule, first)))):
             spacing = "karras"
         else:
             spacing = "uniform"

@@ -21,7 +21,7 @@ def plan(**o: Any) -> None:
     from fastscore.schedule import VP
 
     schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], VP())
-    made = plans.make_plan(make_solver(o), schedule, make_grid(o, schedule)(schedule))
+    made = plans.make_plan(make_solver(o), schedule, make_grid(o, schedule, schedule)(schedule))
     if o["clip"] is not None:
         made = plans.clip(made, o["clip"])
     click.echo(str(made))

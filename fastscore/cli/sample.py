@@ -85,7 +85,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
         score_model,
         schedule=schedule,
         solver=make_solver(o),
-        grid=make_grid(o, schedule),
+        grid=make_grid(o, schedule, score_model.schedule),
         batch=o["batch"],
         clip=o["clip"],
         device=device,
