@@ -74,11 +74,13 @@ def table(run: dict) -> str:
         f"torch {run['torch']}, float32, torch.compile {'on' if run['compile'] else 'off'}, {run['date']}; "
         "made by `python bench/quality.py`.",
         "",
-        "| solver | evaluations | classifier-FID | right class | samples/s |",
-        "|---|---|---|---|---|",
+        "| solver | evaluations | classifier-FID | right class | class shares | samples/s |",
+        "|---|---|---|---|---|---|",
     ]
     for row in run["rows"]:
-        cells = (row["solver"], row["nfe"], row["classifier-FID"], f"{row['label agreement']:.1%}", row["samples/s"])
+        shares = row["predicted classes"].values()
+        classes = f"{row['label agreement']:.1%}", f"{min(shares):.1%} to {max(shares):.1%}"
+        cells = (row["solver"], row["nfe"], row["classifier-FID"], *classes, row["samples/s"])
         lines.append("| " + " | ".join(str(c) for c in cells) + " |")
     return "\n".join(lines)
 
@@ -91,7 +93,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-readme", action="store_true", help="leave the README's table alone")
+    parser.add_argument("--table", action="store_true", help="only rewrite the README's table from the last record")
     args = parser.parse_args()
+    if args.table:
+        write_readme(json.loads(RECORDS.read_text().splitlines()[-1]))
+        return
 
     model = fs.load_model("fashion")
     compiled = has_compiler() and not args.no_compile
@@ -117,8 +123,13 @@ def main() -> None:
         file.write(json.dumps(run) + "\n")
     print(table(run))
     if not args.no_readme:
-        readme = ROOT / "README.md"
-        readme.write_text(between(readme.read_text(), "quality", table(run)))
+        write_readme(run)
+
+
+def write_readme(run: dict) -> None:
+    """Put the table of a run between the README's markers."""
+    readme = ROOT / "README.md"
+    readme.write_text(between(readme.read_text(), "quality", table(run)))
 
 
 if __name__ == "__main__":
