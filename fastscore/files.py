@@ -71,10 +71,10 @@ def save_weights(path: Path, net: nn.Module, dtype: torch.dtype) -> None:
     write_tensors(path, {k: v.to(dtype) if k in parameters else v for k, v in net.state_dict().items()})
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors."""
     with atomic(path) as file:
-        file.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+        file.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
 
 
 def load_weights(path: Path, net: nn.Module) -> nn.Module:

@@ -63,17 +63,29 @@ class NoiseKey:
             ValueError: seed outside 0 .. 2^64-1, an id outside 0 .. 2^63-1, or not an integer.
         """
         try:
-            seed, listed = index(seed), [index(k) for k in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+            seed = index(seed)
         except TypeError:
-            raise ValueError(f"seed = {seed!r} and ids must be integers") from None
+            raise ValueError(f"seed = {seed!r} must be an integer") from None
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed = {seed} must lie in 0 .. 2^64-1")
-        outside = next((k for k in listed if not 0 <= k < 1 << 63), None)
+        try:
+            listed = (
+                ids
+                if isinstance(ids, range)
+                else [index(k) for k in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+            )
+        except TypeError:
+            raise ValueError(f"ids = {str(ids)[:60]} must be a sequence of integers") from None
+        ends = (listed[0], listed[-1]) if isinstance(listed, range) and len(listed) else listed
+        outside = next((k for k in ends if not 0 <= k < 1 << 63), None)
         if outside is not None:
             raise ValueError(f"id {outside} must lie in 0 .. 2^63-1")
         signed = seed - (1 << 64) if seed >> 63 else seed
-        key, numbers = torch.tensor([signed], device=device), torch.tensor(listed, dtype=torch.int64, device=device)
-        return cls(key, numbers)
+        if isinstance(listed, range):
+            numbers = torch.arange(len(listed), device=device) * listed.step + (listed.start if len(listed) else 0)
+        else:
+            numbers = torch.tensor(listed, dtype=torch.int64, device=device)
+        return cls(torch.tensor([signed], device=device), numbers)
 
     def words(self, draw: Tensor | int, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the four Philox words of ``blocks`` blocks of each sample, int64 [N, blocks] each."""

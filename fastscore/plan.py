@@ -167,7 +167,8 @@ def fold(plan: Plan, model: Schedule, parametrization: Parametrization) -> Plan:
 def clip(plan: Plan, bound: float) -> Plan:
     """Clip the x0 estimate of every row to [-bound, bound]; to be applied before ``fold``.
 
-    Rows in another quantity are rewritten in x0 first.
+    Rows in another quantity are rewritten in x0 first. A Langevin row whose step follows from the norm
+    of its score is left as it is: its score has no clipped form.
 
     Raises:
         ValueError: bound not positive, or a row keeps a history of another quantity than x0.

@@ -36,17 +36,19 @@ class NonFiniteError(FloatingPointError):
 class Sampler:
     """Draws samples of a score model. A pure function of (settings, seed, sample id).
 
+    A sampler owns its buffers and does one run at a time; use one for each thread.
+
         x = Sampler(model, solver=DPMpp2M(), grid=karras(20)).run(ids=range(64), seed=0)
 
     Args:
-        model: the score model.
+        model: the score model. A network that is an nn.Module is moved to ``device`` and set to eval mode.
         schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
             without a start begins where the model's noise ends, if that is earlier.
         solver: see fastscore.solvers.
         grid: knots, see fastscore.grid; 20 steps if left out.
         batch: micro-batch. The network always runs at this size (the tail is padded with dummy
             samples that are dropped), so that a sample does not depend on how many are drawn.
-        clip: bound on the x0 estimate of every row, or None.
+        clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
         device: of the state and the network.
         dtype: of the state; torch.float32, or torch.float64 for parity runs.
         backend: "auto", "reference" or "triton"; see fastscore.backend.
@@ -107,6 +109,7 @@ class Sampler:
             )
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
+        self._busy = False
         self.net_dtype = _network_dtype(model, dtype)
         self.model = replace(model, net=compiled(model.net, compile))
 
@@ -188,10 +191,22 @@ class Sampler:
         n = len(key.ids)
         cond = self._labels(key, labels)
         if noise is not None:
-            if noise.shape[1:2] != (n,) or len(noise) < self.plan.draws or noise[0, 0].numel() != self._loop.x.shape[1]:
-                want = (self.plan.draws, n, *self.model.shape)
-                raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs {want}")
+            want = (self.plan.draws, n, *self.model.shape)
+            flat = (n, math.prod(self.model.shape))
+            if not isinstance(noise, Tensor) or len(noise) < want[0] or noise.shape[1:] not in (want[1:], flat):
+                raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs a tensor {want}")
             noise = noise.reshape(len(noise), n, -1).to(self.device)
+        return self._stream(key, cond, noise, callback, progress)
+
+    def _stream(
+        self,
+        key: NoiseKey,
+        cond: Tensor | None,
+        noise: Tensor | None,
+        callback: Callable[[Step], None] | None,
+        progress: bool,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(key.ids)
         with tqdm(total=len(self.plan.rows) * -(-n // self.batch), unit="row", disable=not progress) as bar:
             for start in range(0, n, self.batch):
                 part = slice(start, min(start + self.batch, n))
@@ -211,7 +226,13 @@ class Sampler:
             if labels != "random":
                 raise ValueError(f"labels = {labels!r} must be a label, one label an id, 'random' or None")
             return key.integer(LABEL_DRAW, classes)
-        values = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        try:
+            values = torch.as_tensor(labels, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            values = torch.empty(0)
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ValueError(f"labels = {str(labels)[:60]} must be integers")
+        values = values.to(torch.int64)
         values = values.expand(n) if values.ndim == 0 else values
         if values.shape != (n,):
             raise ValueError(f"labels: {tuple(values.shape)} labels for {n} ids")
@@ -230,10 +251,27 @@ class Sampler:
         callback: Callable[[Step], None] | None,
         bar: tqdm | None,
     ) -> Tensor:
-        ids = key.ids[part]
+        if self._busy:
+            raise RuntimeError("this Sampler is in the middle of a run; use another one inside a callback or a thread")
+        self._busy = True
+        try:
+            return self._run(key.seed, key.ids[part], cond, recorded, part, callback, bar)
+        finally:
+            self._busy = False
+
+    def _run(
+        self,
+        seed: Tensor,
+        ids: Tensor,
+        cond: Tensor | None,
+        recorded: Tensor | None,
+        part: slice,
+        callback: Callable[[Step], None] | None,
+        bar: tqdm | None,
+    ) -> Tensor:
         count = len(ids)
         loop = self._loop
-        loop.load(key.seed, ids, None if cond is None else cond[part])
+        loop.load(seed, ids, None if cond is None else cond[part])
         noise = None
         if recorded is not None:
             drawn = recorded[:, part]

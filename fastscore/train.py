@@ -7,6 +7,7 @@ that is stopped and started again sees the same images, times and noise as one t
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import time
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastscore import losses
 from fastscore.data import Dataset
 from fastscore.engine.compile import has_compiler
-from fastscore.files import write_tensors, write_text
+from fastscore.files import schedule_to_dict, write_tensors, write_text
 from fastscore.model import ScoreModel, save_model
 from fastscore.nets import build
 from fastscore.noise import NoiseKey
@@ -32,6 +34,7 @@ from fastscore.parametrization import Parametrization
 from fastscore.schedule import Schedule
 
 Progress = Callable[[int, int, dict[str, float]], None]
+CHECKPOINT = "checkpoint.safetensors"
 _NOISE_DRAW, _TIME_DRAW = 0, 1  # draws of one training image: z, then (time, time, label dropout)
 
 
@@ -108,7 +111,7 @@ def train(
 
     Args:
         out: receives config.json, model.safetensors (the averaged weights, float16), loss.csv and
-            checkpoint.safetensors with train.json.
+            checkpoint.safetensors, from which the same call goes on.
         data: the training set; labels are used if ``spec`` has classes.
         spec: of the network, for nets.build.
         info: kept in the model's config.
@@ -122,7 +125,13 @@ def train(
     raw = nn.utils.convert_conv2d_weight_memory_format(build(spec).to(device), torch.channels_last)
     classes = int(spec.get("classes", 0))
     model = ScoreModel(raw, data.shape, schedule, parametrization, classes, data.class_names if classes else (), info)
-    settings = {"net": spec, "train": asdict(config), "parametrization": asdict(parametrization)}
+    settings = {
+        "net": spec,
+        "schedule": schedule_to_dict(schedule),
+        "parametrization": asdict(parametrization),
+        "train": asdict(config),
+        "data": {"sha256": _fingerprint(data)},
+    }
     state = _State(raw, config.lr)
     seen = _resume(out, state, settings)
     net = torch.compile(raw) if config.compile and has_compiler() else raw
@@ -155,8 +164,7 @@ def train(
             rate = (seen - first) / (time.perf_counter() - start)
             progress(seen, config.images, {"loss": float(loss.detach().mean()), "images/s": rate})
         if seen // config.checkpoint_every > (seen - len(x0)) // config.checkpoint_every or seen >= config.images:
-            state.save(out / "checkpoint.safetensors")
-            write_text(out / "train.json", json.dumps({"seen": seen, "settings": settings}, indent=1))
+            state.save(out / CHECKPOINT, {"seen": seen, "settings": settings})
             export()
     return replace(model, net=state.averaged().eval())
 
@@ -185,14 +193,14 @@ class _State:
         net.load_state_dict({**net.state_dict(), **self.ema})
         return net
 
-    def save(self, path: Path) -> None:
-        """Write everything that the next step depends on, atomically."""
+    def save(self, path: Path, progress: dict[str, Any]) -> None:
+        """Write everything that the next step depends on, as one file."""
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
         for k, v in self.parameters.items():
             slot = self.optimizer.state[v]
             tensors |= {f"m.{k}": slot["exp_avg"], f"v.{k}": slot["exp_avg_sq"]}
-        write_tensors(path, {**tensors, "steps": torch.tensor(self.steps)})
+        write_tensors(path, {**tensors, "steps": torch.tensor(self.steps)}, {"progress": json.dumps(progress)})
 
     def load(self, path: Path) -> None:
         """Restore what ``save`` wrote."""
@@ -209,11 +217,15 @@ class _State:
 
 
 def _resume(out: Path, state: _State, settings: dict[str, Any]) -> int:
-    file = out / "train.json"
+    file = out / CHECKPOINT
     if not file.exists():
         (out / "loss.csv").unlink(missing_ok=True)
         return 0
-    saved = json.loads(file.read_text())
+    try:
+        with safe_open(file, "pt") as opened:
+            saved = json.loads((opened.metadata() or {})["progress"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{file} is not a readable checkpoint ({error}); choose another --out") from None
     # A longer or shorter total and another checkpoint interval continue the same run.
     free = ("images", "checkpoint_every", "compile")
     old, new = (json.loads(json.dumps(s)) for s in (saved["settings"], settings))
@@ -225,7 +237,8 @@ def _resume(out: Path, state: _State, settings: dict[str, Any]) -> int:
         raise ValueError(
             f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out or delete it"
         )
-    state.load(out / "checkpoint.safetensors")
+    state.load(file)
+    _cut(out / "loss.csv", int(saved["seen"]))
     return int(saved["seen"])
 
 
@@ -267,6 +280,19 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
         _cache.clear()
         _cache[n, seed, epoch] = np.random.default_rng([seed, epoch]).permutation(n)
     return _cache[n, seed, epoch]
+
+
+def _fingerprint(data: Dataset) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(data.x).tobytes())
+    digest.update(b"" if data.labels is None else data.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _cut(path: Path, seen: int) -> None:
+    """Drop the rows that were written after the checkpoint."""
+    if path.exists():
+        head, *rows = path.read_text().splitlines()
+        write_text(path, "\n".join([head, *(row for row in rows if int(row.split(",")[0]) <= seen)]) + "\n")
 
 
 def _append(path: Path, seen: int, loss: float, lr: float, seconds: float) -> None:

@@ -158,8 +158,8 @@ def test_recorded_noise_returns_its_draw():
 @pytest.mark.parametrize(
     ("seed", "ids", "message"),
     [
-        (0.5, [0], "must be integers"),
-        (0, [1.0], "must be integers"),
+        (0.5, [0], "must be an integer"),
+        (0, [1.0], "must be a sequence of integers"),
         (0, torch.tensor([3, -4]), "id -4"),
         (-1, [0], "seed = -1"),
         (2**64, [0], "seed = "),

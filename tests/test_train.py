@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastscore import losses
@@ -23,9 +24,12 @@ MLP = {"name": "MLP", "dim": 2, "width": 64, "depth": 2, "classes": 0}
 CONFIG = TrainConfig(images=6000, batch=200, warmup=500, dtype="fp32", compile=False, checkpoint_every=3000)
 
 
+EDM_NET = Parametrization("edm", "log_sigma/4", 0.8)
+
+
 def fit(out, config=CONFIG, **kw):
     data = kw.pop("data", Dataset(toy("grid", 5000)))
-    return train(out, data, kw.pop("spec", MLP), EDM(), Parametrization("edm", "log_sigma/4", 0.8), config, {}, **kw)
+    return train(out, data, kw.pop("spec", MLP), EDM(), EDM_NET, config, {}, **kw)
 
 
 @pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
@@ -123,7 +127,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
 
     with pytest.raises(Stop):
         fit(tmp_path / "parts", progress=interrupt)
-    assert json.loads((tmp_path / "parts/train.json").read_text())["seen"] == 3000
+    with safe_open(tmp_path / "parts/checkpoint.safetensors", "pt") as stopped:
+        assert json.loads(stopped.metadata()["progress"])["seen"] == 3000
     fit(tmp_path / "parts")
     whole, parts = (load_file(tmp_path / k / "checkpoint.safetensors") for k in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
@@ -133,7 +138,16 @@ def test_a_run_of_other_settings_is_not_continued(tmp_path):
     fit(tmp_path)
     with pytest.raises(ValueError, match=r"other settings \(train\.lr\)"):
         fit(tmp_path, replace(CONFIG, lr=5e-4))
+    with pytest.raises(ValueError, match=r"other settings \(data\.sha256\)"):
+        fit(tmp_path, data=Dataset(toy("rings", 5000)))
+    with pytest.raises(ValueError, match=r"other settings \(schedule\.sigma_max\)"):
+        train(tmp_path, Dataset(toy("grid", 5000)), MLP, EDM(0.002, 10.0), EDM_NET, CONFIG, {})
+    (tmp_path / "loss.csv").open("a").write("9000,1.0,0,0\n")  # written after the checkpoint, then killed
     fit(tmp_path, replace(CONFIG, images=6400))  # going on for longer is fine
+    assert np.genfromtxt(tmp_path / "loss.csv", delimiter=",", names=True)["images"].max() == 6400
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        fit(tmp_path)
 
 
 def test_labels_are_used_and_dropped(tmp_path):
@@ -206,3 +220,19 @@ def test_bad_networks_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             build(spec)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spec", [{"name": "UNet", "channels": 1, "size": 28, "width": 16}, {"name": "ScoreNet"}])
+def test_networks_run_in_half_precision(spec, dtype):
+    torch.manual_seed(0)
+    net = build(spec).eval()
+    for p in net.parameters():
+        if not p.any():
+            p.data.normal_(std=0.05)
+    u, t = torch.linspace(-1, 1, 784).reshape(1, 1, 28, 28), torch.tensor([0.7])
+    full = net(u, t, None)
+    half = net.to(dtype)(u.to(dtype), t, None)
+    assert half.dtype == dtype
+    assert net.features.freqs.dtype == torch.float32
+    assert (half.float() - full).norm() < 0.05 * full.norm()

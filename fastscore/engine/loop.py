@@ -140,6 +140,7 @@ class Loop:
                 row, x0 = self.x0_rows[k] if estimate else None, None
                 if row is not None and kind.evaluate and F is not None and before is not None:
                     x0 = row.p * before + row.q * F.to(before.dtype)
+                    x0 = x0.clamp(-row.clip, row.clip) if row.clip else x0
                 observer(k, x0)
         return self.result()
 
@@ -163,7 +164,11 @@ class Loop:
         if kind.evaluate:
             label = self.labels.index_select(0, self.row).expand(self.batch)
             u = self.u.view(self.batch, *self.model.shape)
-            F = self.model.net(u, label, self.cond).reshape(self.batch, -1)
+            F = self.model.net(u, label, self.cond)
+            if F.shape != u.shape:
+                raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
+            # The row is about to overwrite u, which a network that works in place hands back.
+            F = (F.clone() if torch._C._is_alias_of(F, self.u) else F).reshape(self.batch, -1)
         if kind.norm is not None:
             ops.langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid)
             table, idx = self.scratch, self.own

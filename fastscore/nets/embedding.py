@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ class FourierFeatures(nn.Module):
     def __init__(self, features: int, scale: float) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.empty(features // 2).normal_(std=scale))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FourierFeatures:
+        return _keep_float32(self, lambda: super(FourierFeatures, self)._apply(fn, recurse))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         with torch.autocast(c_noise.device.type, enabled=False):
@@ -37,10 +42,21 @@ class SinusoidalFeatures(nn.Module):
         freqs = torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
         self.register_buffer("freqs", freqs, persistent=False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> SinusoidalFeatures:
+        return _keep_float32(self, lambda: super(SinusoidalFeatures, self)._apply(fn, recurse))
+
     def forward(self, c_noise: Tensor) -> Tensor:
         with torch.autocast(c_noise.device.type, enabled=False):
             angle = c_noise.float()[:, None] * self.freqs[None, :]
             return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def _keep_float32(features: Any, apply: Callable[[], Any]) -> Any:
+    """Let ``net.to(bfloat16)`` move the frequencies but not round them: they multiply large labels."""
+    exact = features.freqs
+    apply()
+    features.freqs = exact.to(features.freqs.device)
+    return features
 
 
 def zero_(layer: nn.Module) -> nn.Module:

@@ -56,7 +56,7 @@ class ScoreNet(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(4 if k == 0 else 32, w) for k, w in enumerate(levels))
 
     def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        emb = F.silu(self.embed(self.features(c_noise)))
+        emb = F.silu(self.embed(self.features(c_noise).to(u.dtype)))
 
         def level(k: int, h: Tensor) -> Tensor:
             return F.silu(self.norms[k](h + self.dense[k](emb)[:, :, None, None]))

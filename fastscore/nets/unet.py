@@ -162,7 +162,7 @@ class UNet(nn.Module):
         self.head = zero_(nn.Conv2d(c, channels * patch * patch, 3, padding=1))
 
     def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        emb = self.embed(self.features(c_noise))
+        emb = self.embed(self.features(c_noise).to(u.dtype))
         if self.label is not None:
             label = torch.full_like(c_noise, self.classes, dtype=torch.int64) if cond is None else cond
             emb = emb + self.label(label)

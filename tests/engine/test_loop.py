@@ -115,8 +115,12 @@ def test_labels():
         (lambda: sampler(classes=4).run([0], labels="all"), "'all'"),
         (lambda: sampler().run([-1]), "id -1"),
         (lambda: sampler().run([0], seed=2**64), "seed = "),
-        (lambda: sampler().run([0], noise=torch.zeros(1, 2, 36)), "this plan needs \\(1, 1, 1, 6, 6\\)"),
+        (lambda: sampler().run([0], noise=torch.zeros(1, 2, 36)), "this plan needs a tensor \\(1, 1, 1, 6, 6\\)"),
         (lambda: sampler("ddim-eta1").run([0], noise=torch.zeros(2, 1, 36)), "this plan needs"),
+        (lambda: sampler().run([0], noise=torch.zeros(1, 1, 6, 6, 1)), "this plan needs"),
+        (lambda: sampler().run([], noise=torch.zeros(0)), "this plan needs"),
+        (lambda: sampler(classes=4).run([0, 1], labels=[1.9, 2.7]), "must be integers"),
+        (lambda: sampler(classes=4).run([0], labels=["a"]), "must be integers"),
         (lambda: sampler(batch=0), "batch = 0"),
         (lambda: sampler(dtype=torch.float16), "float16"),
         (lambda: sampler(clip=-1.0), "clip = -1"),
@@ -221,3 +225,29 @@ def test_per_sample_norms_in_few_dimensions_are_warned_about():
     solver = PredictorCorrector(ReverseDiffusion(), Langevin())
     with pytest.warns(UserWarning, match="biased in 2 dimensions"):
         Sampler(analytic.by_name("mixture"), schedule=VP(), solver=solver, grid=uniform(3))
+
+
+def test_a_network_may_work_in_place_on_its_input():
+    m, solver = model(), DDIM(keep_eps=True)
+    plain = Sampler(replace(m, net=lambda u, t, cond: torch.relu(u)), solver=solver, grid=karras(6), batch=4)
+    reused = Sampler(replace(m, net=lambda u, t, cond: torch.relu_(u)), solver=solver, grid=karras(6), batch=4)
+    assert torch.equal(plain.run(range(4)), reused.run(range(4)))
+
+
+def test_a_network_of_another_shape_is_named():
+    turned = replace(model(), shape=(1, 6, 4), net=lambda u, t, cond: u.transpose(2, 3))
+    with pytest.raises(ValueError, match="returned .* for an input of"):
+        Sampler(turned, grid=karras(3), batch=2).run([0])
+
+
+def test_one_run_at_a_time():
+    s = sampler()
+    with pytest.raises(RuntimeError, match="in the middle of a run"):
+        s.run([0], callback=lambda step: s.run([1]))
+    assert s.run([0]).isfinite().all()
+
+
+def test_the_estimate_in_a_callback_is_clipped():
+    steps = []
+    sampler("ddim-eta1", clip=0.05).run([0, 1], callback=steps.append)
+    assert max(float(step.x0.abs().max()) for step in steps if step.x0 is not None) <= 0.05
