@@ -145,7 +145,7 @@ class Case:
     # "exponential": linear part exact; "sde", "ode": consistent to the declared order; "keep-eps", "pc", "published",
     # "noise": none of these
     family: str = "sde"
-    keeps_marginals: bool | None = False  # None: no identity for the variance of a row
+    keeps_marginals: bool | None = False  # None: the SDE in eps, which does not
     exact_mean: tuple[str, ...] = ()  # schedules on which each step's mean is E[x_s | x_t], and so the mean is exact
     eta: float = 0.0  # noise of the SDE that it converges to, in units of Anderson's reverse SDE
     evaluations: tuple[int, int] = (1, 0)  # nfe = first x intervals + second, on a grid that ends at sigma > 0

@@ -166,6 +166,10 @@ def check_exponential(process: Process, rows: list, keeps_marginals: bool | None
         _close(mean, alpha_s, scale, f"weight of D at t = {row.t}")
         if keeps_marginals:
             _close(std**2 + row.c**2, sigma_s**2, scale**2, f"weight of eps, squared, and c^2 at t = {row.t}")
+        elif keeps_marginals is None and sigma_s > 0.0:  # the SDE in eps: with k = e^h the std is (2 - k) sigma_s
+            k = alpha_s * sigma / (alpha * sigma_s)
+            _close(std, (2.0 - k) * sigma_s, scale, f"weight of eps at t = {row.t}")
+            _close(row.c**2, (k**2 - 1.0) * sigma_s**2, scale**2, f"c^2 at t = {row.t}")
         elif keeps_marginals is False and sigma_s > 0.0:  # the large variance of Ho et al. 2020: c^2 = beta_t
             _close(row.c**2, 1.0 - (alpha / alpha_s) ** 2, 1.0, f"c^2 at t = {row.t}")
         if row.push is not None:
@@ -235,8 +239,8 @@ MEAN, STD, OFFSET = 0.7, 0.6, 0.9
 GAUSSIAN = score_model(gaussian(MEAN, STD, (1,)))
 # Ends fixed away from sigma = 0, where a solver's last step would be measured instead of its order, and from
 # sigma >> data, where an SDE has forgotten the mean. In between f, g and the marginal change by factors, and an
-# even grid in t is smooth in lam. No leading error coefficient is near 0 on these spans; where one is (subvp from
-# 0.5 to 0.2 for DPM++2M) the regression sees the order above.
+# even grid in t is smooth in lam. No leading error coefficient is near 0 on these spans, but for the cases that ask
+# for another one; where one is (subvp from 0.5 to 0.2 for DPM++2M) the regression sees the order above.
 SPANS = {"vp-linear": (0.5, 0.15), "subvp": (0.5, 0.15), "ve": (0.6, 0.42), "edm": (1.6, 0.35)}
 ELSEWHERE = {"vp-linear": (0.5, 0.25), "subvp": (0.4, 0.2), "ve": (0.7, 0.45), "edm": (1.2, 0.5)}
 STEPS = np.array([128, 256, 512])

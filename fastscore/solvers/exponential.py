@@ -121,7 +121,7 @@ def multistep(t: Array, updates: Sequence[Update], m: str, first: int = 0, slots
 
 
 def one_step(
-    times: Sequence[float], a: Weights, weights: Sequence[Weights], m: str, slots: Sequence[int] = (0, 1, 2)
+    times: Sequence[float] | Array, a: Weights, weights: Sequence[Weights], m: str, slots: Sequence[int] = (0, 1, 2)
 ) -> list[Row]:
     """Return the rows of an explicit one-step method; m_j is evaluated at times[j].
 
