@@ -364,6 +364,10 @@ def _multistep() -> dict[str, Case]:
         "dpmpp-3m": adams(DPMMultistep(3), 3, "x0", FINITE, elsewhere=("subvp",)),
         "dpm-3m": adams(DPMMultistep(3, "eps"), 3, "eps", elsewhere=("vp-linear",)),
         "dpmpp-3m-sde-0.5": adams(DPMMultistep(3, "x0", "exact", 0.5), 3, "x0", eta=0.5, spans=()),
+        "dpm-3m-sde": replace(
+            adams(DPMMultistep(3, "eps", "exact", 1.0), 3, "eps", eta=1.0, orders=(3, 2), spans=("vp-linear",)),
+            keeps_marginals=None,
+        ),
         "deis-2": adams(DEIS(2), 2, "eps"),
         "deis-4": adams(DEIS(4), 4, "eps", FINITE, elsewhere=("subvp", "edm")),
         "deis-rho-3": adams(DEIS(3, "rho"), 3, "rho"),
@@ -407,8 +411,8 @@ def _composed() -> dict[str, Case]:
             **two,
         ),
         "churn-heun": Case(
-            Churn(Heun(), **{**churn, "noise": 1.003}),
-            partial(fast.churned, step=fast.heun, **{**churn, "noise": 1.003}),
+            Churn(Heun(), **{**churn, "churn": 40.0, "noise": 1.003}),
+            partial(fast.churned, step=fast.heun, **{**churn, "churn": 40.0, "noise": 1.003}),
             ("edm",),
             "noise",
             evaluations=(2, 0),

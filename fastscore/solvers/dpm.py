@@ -33,7 +33,8 @@ class DPMSolver:
         order: 1 .. 3; of the ODE.
         prediction: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
         eta: noise in units of Anderson's reverse SDE, with x0 and order 1 or 2. Each stage starts from
-            x_t with its own noise, as in k-diffusion's DPM++ SDE; weak order 1.
+            x_t with its own noise, as in k-diffusion's DPM++ SDE; weak order 1. In a plan that clips, the
+            second stage's x_t is alpha D + sigma eps with the clipped D.
         on_grid: the intermediate times are knots of the grid, ``order`` intervals a step, as in diffusers;
             intervals left over, and the one to sigma = 0, have the order that remains.
 

@@ -36,7 +36,7 @@ class DPMMultistep:
     with m through the last ``order`` evaluations.
 
     Args:
-        order: 1 .. 4; of the ODE. With noise the weak order is 2 from order 2 on.
+        order: 1 .. 4; of the ODE and, with noise, of the mean. The variance is second order from order 2 on.
         prediction: "x0" (DPM-Solver++) or "eps" (DPM-Solver).
         form: "exact" integrates the polynomial exactly (order 2: diffusers' "heun"). "paper" takes
             half the slope at order 2 ("midpoint"), and at order 3 half of the quadratic term, as the

@@ -108,7 +108,7 @@ class SASolver:
 
     @property
     def order(self) -> int:
-        """Order of the ODE, tau = 0."""
+        """Order of the ODE, tau = 0; with noise the variance is at most second order."""
         return min(self.corrector or self.predictor, self.predictor + 1)
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
