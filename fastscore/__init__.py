@@ -20,16 +20,33 @@ if TYPE_CHECKING:
     from fastscore.solvers import (
         DDIM,
         DDPM,
+        DEIS,
+        IPNDM,
+        LMS,
+        PNDM,
+        RK2,
+        RK4,
         Ancestral,
+        AncestralSplit,
         AnnealedLangevin,
+        Churn,
+        DPMMultistep,
         DPMpp2M,
+        DPMSolver,
         Euler,
         EulerMaruyama,
         Heun,
+        Hybrid,
+        ImplicitMidpoint,
+        Interval,
         Langevin,
         PredictorCorrector,
+        Restart,
         ReverseDiffusion,
+        SASolver,
         ScoreSDE,
+        StochasticHeun,
+        UniPC,
     )
     from fastscore.tables import DiscreteVE, DiscreteVP, ddpm, smld
 
@@ -44,8 +61,9 @@ _HOME = {
     "parametrization": "Parametrization",
     "sampler": "NonFiniteError Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
-    "solvers": "DDIM DDPM Ancestral AnnealedLangevin DPMpp2M Euler EulerMaruyama Heun Langevin PredictorCorrector "
-    "ReverseDiffusion ScoreSDE",
+    "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "
+    "DPMMultistep DPMSolver DPMpp2M Euler EulerMaruyama Heun Hybrid ImplicitMidpoint Interval "
+    "Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
     "tables": "DiscreteVE DiscreteVP ddpm smld",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -90,7 +90,7 @@ class Sampler:
         if self.ops is not REFERENCE:
             if dtype == torch.float64:
                 raise ValueError(f"backend = {backend!r} keeps a float32 state; float64 needs backend='reference'")
-            selfcheck.ensure(self.device)
+            selfcheck.ensure(self.device, self.ops)
 
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
@@ -111,7 +111,7 @@ class Sampler:
             model.net.to(self.device).eval()
         self._busy = False
         self.net_dtype = _network_dtype(model, dtype)
-        self.model = replace(model, net=compiled(model.net, compile))
+        self.model = replace(model, net=compiled(model.net, compile, self.device))
 
     @cached_property
     def _loop(self) -> Loop:

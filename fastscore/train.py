@@ -134,7 +134,7 @@ def train(
     }
     state = _State(raw, config.lr)
     seen = _resume(out, state, settings)
-    net = torch.compile(raw) if config.compile and has_compiler() else raw
+    net = torch.compile(raw) if config.compile and has_compiler(device) else raw
 
     def export() -> None:
         save_model(out, state.averaged(), spec, replace(model, info={**info, "images": seen}), torch.float16)

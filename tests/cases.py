@@ -9,22 +9,40 @@ from functools import partial
 
 import numpy as np
 import textbook
+import textbook_exponential as fast
 from textbook import Process
 
 from fastscore.beta import CosineBeta, ExponentialBeta
 from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
 from fastscore.solvers import (
     DDIM,
+    DEIS,
+    IPNDM,
+    LMS,
+    PNDM,
+    RK2,
+    RK4,
     Ancestral,
+    AncestralSplit,
     AnnealedLangevin,
+    Churn,
+    DPMMultistep,
     DPMpp2M,
+    DPMSolver,
     Euler,
     EulerMaruyama,
     Heun,
+    Hybrid,
+    ImplicitMidpoint,
+    Interval,
     Langevin,
     PredictorCorrector,
+    Restart,
     ReverseDiffusion,
+    SASolver,
     ScoreSDE,
+    StochasticHeun,
+    UniPC,
 )
 from fastscore.tables import ddpm, smld
 
@@ -111,6 +129,7 @@ SETTINGS = _settings()
 FINITE = tuple(name for name in SETTINGS if name != "flow-from-noise")
 VARIANCE_PRESERVING = tuple(name for name in SETTINGS if SETTINGS[name].process.kind == "vp")
 PUBLISHED = ("vp-linear", "subvp", "ve")
+SPANNED = ("vp-linear", "subvp", "ve", "edm")
 
 
 # --- solvers beside their textbook loops ------------------------------------------------------
@@ -123,13 +142,21 @@ class Case:
     solver: object
     loop: Callable
     schedules: tuple[str, ...] = FINITE
-    # "exponential": linear part exact; "sde" and "ode": consistent to the declared order; "keep-eps", "pc", "published"
+    # "exponential": linear part exact; "sde", "ode": consistent to the declared order; "keep-eps", "pc", "published",
+    # "noise": none of these
     family: str = "sde"
-    keeps_marginals: bool = False
+    keeps_marginals: bool | None = False  # None: the SDE in eps, which does not
     exact_mean: tuple[str, ...] = ()  # schedules on which each step's mean is E[x_s | x_t], and so the mean is exact
     eta: float = 0.0  # noise of the SDE that it converges to, in units of Anderson's reverse SDE
     evaluations: tuple[int, int] = (1, 0)  # nfe = first x intervals + second, on a grid that ends at sigma > 0
     clean_evaluations: int = 0  # more of them on a grid with a clean end
+    orders: tuple[int, int] | None = (
+        None  # weak orders of mean and variance, where noise makes them other than declared
+    )
+    spans: tuple[str, ...] = SPANNED  # schedules on which the order is measured
+    elsewhere: tuple[str, ...] = ()  # of these, between other times: an error coefficient is near 0 on the usual ones
+    # Knots on which it is: "even", "bent" (uneven) or "short" (first steps too short for their low order to show)
+    knots: str = "even"
 
 
 def _pc(predictor: object, corrector: object, loop: Callable, correct: Callable, **options: object) -> Case:
@@ -236,7 +263,172 @@ def _cases() -> dict[str, Case]:
             "reverse_diffusion", AnnealedLangevin(0.1), partial(textbook.ald, snr=0.1, steps=1)
         ),
     }
-    return cases
+    return cases | _stages() | _single() | _multistep() | _composed()
+
+
+def _stages() -> dict[str, Case]:
+    two = {"family": "ode", "evaluations": (2, 0), "clean_evaluations": -1}
+    return {
+        # On Gaussian data in EDM's time the midpoint rule's leading error is 0 by chance.
+        "midpoint": Case(RK2(), textbook.rk2, spans=("vp-linear", "subvp", "ve"), **two),
+        "ralston": Case(RK2(2 / 3), partial(textbook.rk2, a=2 / 3), SPANNED, **two),
+        "rk4": Case(RK4(), textbook.rk4, family="ode", evaluations=(4, 0), clean_evaluations=-3),
+        "implicit-midpoint": Case(
+            ImplicitMidpoint(3),
+            partial(textbook.implicit_midpoint, sweeps=3),
+            family="ode",
+            evaluations=(4, 0),
+            clean_evaluations=-3,
+        ),
+        "stochastic-heun": Case(
+            StochasticHeun(), textbook.stochastic_heun, eta=1.0, evaluations=(2, 0), clean_evaluations=-1
+        ),
+    }
+
+
+def _steps(solver: object, step: Callable, n: int, schedules: tuple[str, ...] = SPANNED, **options: object) -> Case:
+    return Case(
+        solver,
+        partial(fast.one_step, step=step),
+        schedules,
+        "exponential",
+        options.pop("keeps_marginals", True),
+        evaluations=(n, 0),
+        clean_evaluations=1 - n,
+        **options,
+    )
+
+
+def _single() -> dict[str, Case]:
+    two, ancestral = DPMSolver(2), partial(fast.ancestral, step=fast.dpm_solver_2)
+    return {
+        "dpm-1": _steps(DPMSolver(1), fast.dpm_solver_1, 1),
+        "dpm-2": _steps(two, fast.dpm_solver_2, 2, FINITE),
+        "dpm-3": _steps(DPMSolver(3), fast.dpm_solver_3, 3, FINITE),
+        "dpmpp-2s": _steps(DPMSolver(2, "x0"), fast.dpmpp_2s, 2, FINITE),
+        "dpmpp-3s": _steps(DPMSolver(3, "x0"), fast.dpmpp_3s, 3, FINITE),
+        "dpmpp-2s-on-grid": Case(DPMSolver(2, "x0", on_grid=True), fast.dpmpp_2s_on_grid, SPANNED, "exponential", True),
+        "dpmpp-sde": _steps(
+            DPMSolver(2, "x0", 1.0), fast.dpmpp_sde, 2, FINITE, eta=1.0, exact_mean=FINITE, orders=(1, 1)
+        ),
+        "dpmpp-sde-0.5": _steps(
+            DPMSolver(2, "x0", 0.5), partial(fast.dpmpp_sde, eta=0.5), 2, eta=0.5, orders=(2, 1), keeps_marginals=True
+        ),
+        # Not the cosine schedule, where a step down to sigma ~ 1e-5 loses digits of the integral of beta.
+        "dpm-2-ancestral": _steps(
+            AncestralSplit(two), ancestral, 2, (*SPANNED, "flow", "ddpm-table", "smld-table"), eta=1.0, orders=(1, 2)
+        ),
+        "dpm-2-ancestral-0.5": _steps(AncestralSplit(two, 0.5), partial(ancestral, eta=0.5), 2, spans=()),
+        "dpmpp-2s-ancestral": _steps(
+            AncestralSplit(DPMSolver(2, "x0")), partial(fast.ancestral, step=fast.dpmpp_2s), 2, eta=1.0, orders=(1, 2)
+        ),
+    }
+
+
+def _multistep() -> dict[str, Case]:
+    def paper(order: int, kind: str, eta: float = 0.0, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        solver, loop = (
+            DPMMultistep(order, kind, "paper", eta),
+            partial(fast.dpm_multistep, order=order, kind=kind, eta=eta),
+        )
+        keeps = None if eta and kind == "eps" else True
+        return Case(solver, loop, at, "exponential", keeps, eta=eta, **options)
+
+    def adams(solver: object, order: int, kind: str, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        loop = partial(fast.adams, order=order, kind=kind, eta=options.get("eta", 0.0))
+        return Case(solver, loop, at, "exponential", True, **{"knots": "short", **options})
+
+    def unipc(p: int, variant: str, kind: str = "x0", at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        loop = partial(fast.unipc, p=p, variant=variant, kind=kind)
+        return Case(UniPC(p, variant, kind), loop, at, "exponential", True, knots="short", **options)
+
+    def sa(predictor: int, corrector: int, tau: float, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        loop = partial(fast.sa_solver, predictor=predictor, corrector=corrector, tau=tau)
+        return Case(
+            SASolver(predictor, corrector, tau), loop, at, "exponential", True, eta=tau, **{"knots": "short", **options}
+        )
+
+    def pndm(solver: object, start: str, most: int = 4, **options: object) -> Case:
+        loop = partial(fast.pndm, start=start, most=most)
+        return Case(solver, loop, FINITE, "exponential", True, **options)
+
+    noisy = {"exact_mean": FINITE, "orders": (2, 2), "knots": "even"}
+    return {
+        "dpm-2m": paper(2, "eps"),
+        "dpmpp-3m-paper": paper(3, "x0", orders=(2, 2)),
+        "dpmpp-1-sde": paper(1, "x0", 1.0, exact_mean=FINITE, orders=(1, 1)),
+        "dpmpp-2m-sde": paper(2, "x0", 1.0, FINITE, **noisy),
+        "dpmpp-3m-sde-paper": paper(3, "x0", 1.0, spans=()),
+        "dpm-2m-sde": paper(2, "eps", 1.0, FINITE, orders=(2, 2)),
+        "dpmpp-2m-heun": adams(DPMMultistep(2), 2, "x0", elsewhere=("vp-linear",)),
+        "dpmpp-3m": adams(DPMMultistep(3), 3, "x0", FINITE, elsewhere=("subvp",)),
+        "dpm-3m": adams(DPMMultistep(3, "eps"), 3, "eps", elsewhere=("vp-linear",)),
+        "dpmpp-3m-sde-0.5": adams(DPMMultistep(3, "x0", "exact", 0.5), 3, "x0", eta=0.5, spans=()),
+        "dpm-3m-sde": replace(
+            adams(DPMMultistep(3, "eps", "exact", 1.0), 3, "eps", eta=1.0, orders=(3, 2), spans=("vp-linear",)),
+            keeps_marginals=None,
+        ),
+        "deis-2": adams(DEIS(2), 2, "eps"),
+        "deis-4": adams(DEIS(4), 4, "eps", FINITE, elsewhere=("subvp", "edm")),
+        "deis-rho-3": adams(DEIS(3, "rho"), 3, "rho"),
+        "lms": adams(LMS(), 4, "rho", FINITE, elsewhere=("edm",)),
+        "unipc-1": unipc(1, "bh1"),
+        "unipc-2": unipc(2, "bh2"),
+        "unipc-2-bh1": unipc(2, "bh1"),
+        "unipc-2-vary": unipc(2, "vary"),
+        "unipc-3": unipc(3, "bh2", at=FINITE, elsewhere=("subvp", "ve", "edm")),
+        "unipc-3-eps": unipc(3, "bh2", "eps", elsewhere=("subvp",)),
+        "sa-ode": sa(3, 4, 0.0, elsewhere=("subvp", "ve", "edm")),
+        "sa-1-2-ode": sa(1, 2, 0.0),
+        "sa": sa(3, 4, 1.0, FINITE, spans=()),
+        "sa-predictor": sa(2, 0, 1.0, **noisy, elsewhere=("ve",)),
+        "pndm": pndm(PNDM(), "prk", evaluations=(1, 9), knots="bent"),
+        "plms": pndm(PNDM(prk=False), "plms", evaluations=(1, 1), knots="bent"),
+        "ipndm": pndm(IPNDM(), "rising", knots="bent", elsewhere=("ve",)),
+        "ipndm-2": pndm(IPNDM(2), "rising", 2, knots="bent"),
+    }
+
+
+def _switch(process: Process, D: Callable, t: np.ndarray, x: np.ndarray, z: object) -> np.ndarray:
+    k = sum(v > 0.55 for v in t[:-1])
+    x = textbook.ddim(process, D, t[: k + 1], x, z, eta=1.0) if k else x
+    return textbook.dpmpp_2m(process, D, t[k:], x, z) if k < len(t) - 1 else x
+
+
+def _composed() -> dict[str, Case]:
+    churn = {"churn": 2.0, "low": 0.1, "high": 1.0, "noise": 1.0}
+    levels = {"low": 0.4, "high": 1.6, "steps": 2}
+    restart = Restart((Interval(0.4, 1.6, 2, 3),), DPMSolver(2))
+    two = {"spans": (), "clean_evaluations": -1}
+    return {
+        "churn": Case(
+            Churn(DPMSolver(2), **churn),
+            partial(fast.churned, step=fast.dpm_solver_2, **churn),
+            FINITE,
+            "exponential",
+            True,
+            evaluations=(2, 0),
+            **two,
+        ),
+        "churn-heun": Case(
+            Churn(Heun(), **{**churn, "churn": 40.0, "noise": 1.003}),
+            partial(fast.churned, step=fast.heun, **{**churn, "churn": 40.0, "noise": 1.003}),
+            ("edm",),
+            "noise",
+            evaluations=(2, 0),
+            **two,
+        ),
+        "restart": Case(
+            restart,
+            partial(fast.restart, step=fast.dpm_solver_2, times_=3, **levels),
+            FINITE,
+            "exponential",
+            True,
+            evaluations=(2, 12),
+            **two,
+        ),
+        "hybrid": Case(Hybrid(DDIM(1.0), DPMpp2M(), 0.55), _switch, FINITE, "exponential", True, spans=()),
+    }
 
 
 CASES = _cases()

@@ -17,9 +17,16 @@ from fastscore.sampler import Sampler
 from fastscore.schedule import EDM, VE, VP, Pair, Schedule, SubVP, t_of_lam
 from fastscore.solvers import (
     DDIM,
+    DEIS,
+    LMS,
+    PNDM,
     Ancestral,
+    AncestralSplit,
     AnnealedLangevin,
+    Churn,
+    DPMMultistep,
     DPMpp2M,
+    DPMSolver,
     Euler,
     Heun,
     Langevin,
@@ -117,14 +124,24 @@ def _k_diffusion(s: dict) -> Case | None:
         "sample_euler": Euler(),
         "sample_heun": Heun(),
         "sample_euler_ancestral": DDIM(eta=1.0),
+        "sample_dpm_2": DPMSolver(2),
+        "sample_dpm_2_ancestral": AncestralSplit(DPMSolver(2)),
+        "sample_lms": LMS(s.get("order", 4), denoise=False),
+        "sample_dpmpp_2s_ancestral": AncestralSplit(DPMSolver(2, "x0")),
+        "sample_dpmpp_sde": DPMSolver(2, "x0", eta=1.0),
         "sample_dpmpp_2m": DPMpp2M(),
+        "sample_dpmpp_2m_sde": DPMMultistep(2, "x0", {"midpoint": "paper"}.get(s.get("solver_type"), "exact"), 1.0),
     }.get(s["fn"])
-    if solver is None or s.get("s_churn"):
+    if solver is None:
         return None
-    n = s["n"]
-    draws = list(range(n)) if isinstance(solver, DDIM) else [0]
-    schedule = EDM(s["sigma_min"], s["sigma_max"])
-    return Case(schedule, solver, edm(n, s["sigma_min"], s["sigma_max"], s["rho"]), draws, 1e-9)
+    schedule, grid = EDM(s["sigma_min"], s["sigma_max"]), edm(s["n"], s["sigma_min"], s["sigma_max"], s["rho"])
+    if s.get("s_churn"):  # a draw a step, used or not
+        low, high = s["s_tmin"], s["s_tmax"]
+        draws = [0, *(1 + k for k, sigma in enumerate(grid.t) if low <= sigma <= high)]
+        return Case(schedule, Churn(solver, s["s_churn"], low, high, s["s_noise"]), grid, draws, 1e-9)
+    steps = s["n"] - 1
+    each = 2 if s["fn"] == "sample_dpmpp_sde" else int("ancestral" in s["fn"] or "sde" in s["fn"])
+    return Case(schedule, solver, grid, list(range(1 + each * steps)), 1e-9)
 
 
 def _edm(s: dict) -> Case | None:
@@ -156,9 +173,13 @@ def _edm(s: dict) -> Case | None:
 
 def _diffusers(s: dict) -> Case | None:
     table = ddpm("linear", s["num_train_timesteps"], s["beta_start"], s["beta_end"])
-    times = Times((*s["timesteps"], -1.0)) if all(np.diff(s["timesteps"]) < 0) else None
+    indices = tuple(dict.fromkeys(s["timesteps"]))  # of repeated stages, the time of their step
+    times = Times((*indices, -1.0)) if all(np.diff(indices) < 0) else None
+    levels = s.get("sigmas", (0.0,))
     if s.get("use_lu_lambdas"):  # between the indices; its list of timesteps is rounded
-        times = Times((*t_of_lam(table, -np.log(s["sigmas"][:-1])), -1.0))
+        times = Times((*t_of_lam(table, -np.log(levels[:-1])), -1.0))
+    elif levels[-1]:  # ends at index 0, whose sigma its float32 table has wrong by 1e-4
+        times = Times(tuple(np.minimum(t_of_lam(table, -np.log(levels)), indices[0])))
     n = s["steps"]
     clip = 1.0 if s.get("clip_sample") else None
     if s["cls"] == "DDPMScheduler":
@@ -168,16 +189,29 @@ def _diffusers(s: dict) -> Case | None:
     if s["cls"] == "DDIMScheduler":
         eta = s["call"].get("eta", 0.0)
         return Case(table, DDIM(eta, keep_eps=clip is not None), times, list(range(n)) if eta else [0], 1e-5, clip)
-    if (
-        s["cls"] == "DPMSolverMultistepScheduler"
-        and s["algorithm_type"] == "dpmsolver++"
-        and s.get("solver_type") != "heun"
-    ):
-        solver = {1: DDIM(), 2: DPMpp2M()}.get(s["solver_order"])
-        return None if solver is None else Case(table, solver, times, [0], 1e-5)
-    if s["cls"] in ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
-        sigmas = tuple(dict.fromkeys(s["sigmas"]))
-        solver = {"EulerD": Euler(), "HeunDi": Heun(), "EulerA": DDIM(eta=1.0)}[s["cls"][:6]]
-        draws = list(range(n)) if isinstance(solver, DDIM) else [0]
-        return Case(EDM(sigmas[-2], sigmas[0]), solver, Times(sigmas), draws, 1e-5)
-    return None
+    if s["cls"] == "PNDMScheduler" and s["skip_prk_steps"]:
+        return Case(table, PNDM(prk=False), Times(indices), [0], 1e-5)  # its last step, from index 0, goes nowhere
+    if s["cls"] == "DEISMultistepScheduler":
+        return Case(table, DEIS(s["solver_order"]), times, [0], 1e-5)
+    if s["cls"] == "DPMSolverMultistepScheduler":
+        order, kind = s["solver_order"], s["algorithm_type"]
+        form = "exact" if s.get("solver_type") == "heun" else "paper"
+        eta = float(kind.startswith("sde"))
+        solver = DPMMultistep(order, "x0" if kind.endswith("++") else "eps", form, eta)
+        draws = list(range(n + bool(levels[-1]))) if eta else [0]
+        return Case(table, solver, times, draws, 1e-5)
+    if s["cls"] == "DPMSolverSinglestepScheduler":
+        return Case(table, DPMSolver(s["solver_order"], "x0", on_grid=True), times, [0], 1e-5)
+    solver = {
+        "EulerDiscreteScheduler": Euler(),
+        "HeunDiscreteScheduler": Heun(),
+        "EulerAncestralDiscreteScheduler": DDIM(eta=1.0),
+        "LMSDiscreteScheduler": LMS(denoise=False),
+        "KDPM2DiscreteScheduler": DPMSolver(2),
+        "KDPM2AncestralDiscreteScheduler": AncestralSplit(DPMSolver(2)),
+    }.get(s["cls"])
+    if solver is None:
+        return None
+    sigmas = tuple(dict.fromkeys(s["sigmas"]))
+    draws = list(range(n)) if "Ancestral" in s["cls"] else [0]
+    return Case(EDM(sigmas[-2], sigmas[0]), solver, Times(sigmas), draws, 1e-5)

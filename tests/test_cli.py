@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastscore import cli
+from fastscore.cli.options import SOLVERS
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -78,6 +79,13 @@ def test_an_earlier_run_is_never_replaced_unasked(capsys, tmp_path):
     assert (tmp_path / "samples.npz").read_bytes() == before
     assert run(capsys, *base, "--seed", "1", "--overwrite")[0] == 0
     assert (tmp_path / "samples.npz").read_bytes() != before
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ("none", "score-sde")])
+def test_every_solver_has_a_plan(capsys, solver):
+    code, said, error = run(capsys, "plan", "--solver", solver, "--schedule", "subvp", "--steps", "5")
+    assert (code, error) == (0, "")
+    assert "nan" not in said
 
 
 @pytest.mark.parametrize(

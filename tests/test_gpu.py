@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastscore.backend import resolve
 from fastscore.engine import selfcheck
 from fastscore.grid import karras
 from fastscore.model import ScoreModel
@@ -61,4 +62,5 @@ def test_graph_memory_is_released():
 
 
 def test_selfcheck():
-    assert len(list(selfcheck.checks(torch.device("cuda")))) == 7
+    device = torch.device("cuda")
+    assert len(list(selfcheck.checks(device, resolve("triton", device)))) == 12

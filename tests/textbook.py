@@ -59,22 +59,29 @@ def ddpm_table(betas: np.ndarray) -> Process:
 
     Its slope at an index is the mean of both sides.
     """
-    abar = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
-    rate = -np.log(1.0 - betas)
-    rate[:-1] = 0.5 * (rate[:-1] + rate[1:])
-    return Process(
-        lambda t: np.sqrt(abar[int(t) + 1]),
-        lambda t: np.sqrt(1.0 - abar[int(t) + 1]),
-        lambda t: -0.5 * rate[int(t)],
-        lambda t: rate[int(t)],
-        "vp",
-    )
+    log = np.concatenate([[0.0], np.cumsum(np.log(1.0 - betas))])
+    rate = -np.diff(log)
+
+    def abar(t: float) -> float:
+        return np.exp(np.interp(t, np.arange(-1.0, len(betas)), log))
+
+    def beta(t: float) -> float:
+        return 0.5 * (rate[int(np.ceil(t))] + rate[min(int(np.floor(t)) + 1, len(betas) - 1)])
+
+    return Process(lambda t: np.sqrt(abar(t)), lambda t: np.sqrt(1.0 - abar(t)), lambda t: -0.5 * beta(t), beta, "vp")
 
 
 def smld_table(sigmas: np.ndarray) -> Process:
-    """Song & Ermon 2019: levels sigma_0 < sigma_1 < ..; ln sigma linear in the index, -1 the data."""
+    """Song & Ermon 2019: levels sigma_0 < sigma_1 < ..; ln sigma linear in the index, -1 the data.
+
+    Geometric levels; sigma itself is linear from the last level to the data.
+    """
     rate = np.log(sigmas[1] / sigmas[0])
-    return ve(lambda t: 0.0 if t < 0 else sigmas[int(t)], lambda t: 2.0 * rate * sigmas[int(t)] ** 2)
+
+    def sigma(t: float) -> float:
+        return sigmas[0] * (t + 1.0) if t < 0.0 else sigmas[0] * np.exp(rate * t)
+
+    return ve(sigma, lambda t: 2.0 * rate * sigma(t) ** 2)
 
 
 def mixture(weights: np.ndarray, means: np.ndarray, stds: np.ndarray) -> Denoiser:
@@ -245,6 +252,59 @@ def dpmpp_2m(process: Process, D: Denoiser, times, x, z: Iterator) -> np.ndarray
             estimate = (1.0 + 1.0 / (2.0 * r)) * x0 - 1.0 / (2.0 * r) * x0_last
         x = process.sigma(s) / process.sigma(t) * x - process.alpha(s) * (np.exp(-h) - 1.0) * estimate
         x0_last, h_last = x0, h
+    return x
+
+
+# --- more stages ------------------------------------------------------------------------------
+
+
+def rk2(process: Process, D: Denoiser, times, x, z: Iterator, a: float = 0.5) -> np.ndarray:
+    """Karras et al. 2022, algorithm 3: one evaluation at the start, one a part of the way."""
+    for t, s in pairwise(times):
+        if process.sigma(s) == 0.0:
+            return _denoise(process, D, t, x)
+        h, d = s - t, _flow(process, D, t, x)
+        d_part = _flow(process, D, t + a * h, x + a * h * d)
+        x = x + h * ((1.0 - 1.0 / (2.0 * a)) * d + 1.0 / (2.0 * a) * d_part)
+    return x
+
+
+def rk4(process: Process, D: Denoiser, times, x, z: Iterator) -> np.ndarray:
+    """The classical Runge-Kutta method."""
+    for t, s in pairwise(times):
+        if process.sigma(s) == 0.0:
+            return _denoise(process, D, t, x)
+        h = s - t
+        k1 = _flow(process, D, t, x)
+        k2 = _flow(process, D, t + h / 2.0, x + h / 2.0 * k1)
+        k3 = _flow(process, D, t + h / 2.0, x + h / 2.0 * k2)
+        k4 = _flow(process, D, s, x + h * k3)
+        x = x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+    return x
+
+
+def implicit_midpoint(process: Process, D: Denoiser, times, x, z: Iterator, sweeps: int = 4) -> np.ndarray:
+    """x_s = x_t + h d((x_t + x_s)/2, (t + s)/2) by fixed-point iteration from Euler's x_s."""
+    for t, s in pairwise(times):
+        if process.sigma(s) == 0.0:
+            return _denoise(process, D, t, x)
+        h, after = s - t, x + (s - t) * _flow(process, D, t, x)
+        for _ in range(sweeps):
+            after = x + h * _flow(process, D, 0.5 * (t + s), 0.5 * (x + after))
+        x = after
+    return x
+
+
+def stochastic_heun(process: Process, D: Denoiser, times, x, z: Iterator, eta: float = 1.0) -> np.ndarray:
+    """Heun's method for additive noise: K1 and K2 with the same increment, x + (K1 + K2)/2."""
+    for t, s in pairwise(times):
+        if process.sigma(s) == 0.0:
+            return _denoise(process, D, t, x)
+        h, half = t - s, 0.5 * (1.0 + eta**2)
+        noise = eta * np.sqrt(h * (process.g2(t) + process.g2(s)) / 2.0) * next(z)
+        k1 = -h * (process.f(t) * x - half * process.g2(t) * score(process, D, t, x)) + noise
+        k2 = -h * (process.f(s) * (x + k1) - half * process.g2(s) * score(process, D, s, x + k1)) + noise
+        x = x + 0.5 * (k1 + k2)
     return x
 
 

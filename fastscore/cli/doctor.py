@@ -20,19 +20,19 @@ def doctor(device: str | None) -> None:
     from fastscore.engine.selfcheck import checks, fingerprint
 
     where = torch.device(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    ops = resolve("auto", where)
     start = time.perf_counter()
     click.echo(fingerprint(where))
-    for passed in checks(where):
+    for passed in checks(where, ops):
         click.echo(f"  ok  {passed}")
     click.echo(f"checked in {time.perf_counter() - start:.2f} s")
-    ops = resolve("auto", where)
     click.echo(f"backend on {where}: {ops.name} (update, langevin, quantize)")
     advice = []
     if where.type != "cuda":
         advice.append("a CUDA device would run the fused kernels and capture the loop")
     elif importlib.util.find_spec("triton") is None:
         advice.append("pip install triton for the fused kernels")
-    if not has_compiler():
+    if not has_compiler(where):
         advice.append("a C++ compiler (g++ or clang++) would let torch.compile run the network")
     for line in advice:
         click.echo(f"faster with: {line}")

@@ -28,9 +28,14 @@ SCHEDULES = (
     "ddpm-cosine",
     "smld",
 )
-SOLVERS = (
-    "dpmpp-2m", "ddim", "ddpm", "ancestral", "em", "reverse-diffusion", "euler", "heun", "none", "score-sde",
+# The levels of Karras et al. suit the first group, even times the second.
+ON_LEVELS = (
+    "dpmpp-2m", "ddim", "euler", "heun", "midpoint", "rk4", "implicit-midpoint", "edm-churn",
+    "dpm-1", "dpm-2", "dpm-3", "dpm-2m", "dpm-3m", "dpmpp-2s", "dpmpp-3s", "dpmpp-3m", "deis", "lms", "unipc",
+    "sa", "dpm-2-ancestral", "dpmpp-2s-ancestral", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde",
 )  # fmt: skip
+ON_TIMES = ("ddpm", "ancestral", "em", "reverse-diffusion", "heun-sde", "pndm", "plms", "ipndm", "none", "score-sde")
+SOLVERS = ON_LEVELS + ON_TIMES
 CORRECTORS = ("none", "langevin", "ald")
 GRIDS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "linspace")
 NORMS = ("sample", "batch", "expected")
@@ -223,6 +228,31 @@ def make_solver(o: dict[str, Any]) -> Solver:
         "reverse-diffusion": s.ReverseDiffusion,
         "euler": s.Euler,
         "heun": s.Heun,
+        "heun-sde": s.StochasticHeun,
+        "midpoint": s.RK2,
+        "rk4": s.RK4,
+        "implicit-midpoint": s.ImplicitMidpoint,
+        "edm-churn": s.Churn,
+        "dpm-1": lambda: s.DPMSolver(1),
+        "dpm-2": lambda: s.DPMSolver(2),
+        "dpm-3": lambda: s.DPMSolver(3),
+        "dpm-2m": lambda: s.DPMMultistep(2, "eps", "paper"),
+        "dpm-3m": lambda: s.DPMMultistep(3, "eps"),
+        "dpm-2-ancestral": lambda: s.AncestralSplit(s.DPMSolver(2)),
+        "dpmpp-2s": lambda: s.DPMSolver(2, "x0"),
+        "dpmpp-3s": lambda: s.DPMSolver(3, "x0"),
+        "dpmpp-3m": lambda: s.DPMMultistep(3),
+        "dpmpp-2s-ancestral": lambda: s.AncestralSplit(s.DPMSolver(2, "x0")),
+        "dpmpp-sde": lambda: s.DPMSolver(2, "x0", 1.0),
+        "dpmpp-2m-sde": lambda: s.DPMMultistep(2, "x0", "paper", 1.0),
+        "dpmpp-3m-sde": lambda: s.DPMMultistep(3, "x0", "exact", 1.0),
+        "deis": s.DEIS,
+        "lms": s.LMS,
+        "unipc": s.UniPC,
+        "sa": s.SASolver,
+        "pndm": s.PNDM,
+        "plms": lambda: s.PNDM(prk=False),
+        "ipndm": s.IPNDM,
         "none": lambda: None,
     }
     solver = makers[name]()
@@ -235,7 +265,7 @@ def make_solver(o: dict[str, Any]) -> Solver:
 def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid:
     """Return the grid that the options name; the default suits the solver.
 
-    Stochastic solvers and correctors get even times, as in their papers; deterministic ones get
+    Solvers of ON_TIMES and correctors get even times, as in their papers; the others get
     Karras levels, or even times where the first one is pure noise. EDM's time is sigma itself, which
     even steps do not suit. Tables get trailing indices, unless the network's ``own`` schedule has less
     noise than the last of them.
@@ -246,12 +276,12 @@ def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid:
 
     spacing, clean = o["grid"], o["clean"]
     if spacing is None:
-        stochastic = o["solver"] not in ("dpmpp-2m", "ddim", "euler", "heun") or o["corrector"] != "none" or o["eta"]
+        even = o["solver"] in ON_TIMES or o["corrector"] != "none" or o["eta"]
         first = schedule.T if o["t_start"] is None else o["t_start"]
         table = isinstance(schedule, DiscreteVP | DiscreteVE)
         if table and lam(schedule, schedule.T) >= lam(own, own.T):
             spacing = "trailing"
-        elif table or isinstance(schedule, EDM) or (not stochastic and math.isfinite(float(lam(schedule, first)))):
+        elif table or isinstance(schedule, EDM) or (not even and math.isfinite(float(lam(schedule, first)))):
             spacing = "karras"
         else:
             spacing = "uniform"

@@ -14,12 +14,12 @@ COMPILE = ("off", "full", "regional")
 Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
-def has_compiler() -> bool:
-    """Return whether torch.compile can build code here: a GPU, or a C++ compiler for the CPU."""
-    return torch.cuda.is_available() or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
+def has_compiler(device: torch.device | str = "cpu") -> bool:
+    """Return whether torch.compile can build code for a device: CUDA brings its own compiler, a CPU needs C++."""
+    return torch.device(device).type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
 
 
-def compiled(net: Net, how: str) -> Net:
+def compiled(net: Net, how: str, device: torch.device | str = "cpu") -> Net:
     """Return the network run through torch.compile, without graph breaks and at fixed shapes.
 
     Args:
@@ -34,7 +34,7 @@ def compiled(net: Net, how: str) -> Net:
         raise ValueError(f"compile = {how!r} must be one of {', '.join(COMPILE)}")
     if how == "off":
         return net
-    if not has_compiler():
+    if not has_compiler(device):
         raise ValueError(f"compile = {how!r} needs a C++ compiler (g++ or clang++) on the CPU; use compile='off'")
     if how == "full":
         return torch.compile(net, fullgraph=True, dynamic=False)

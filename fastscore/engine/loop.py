@@ -168,7 +168,8 @@ class Loop:
             if F.shape != u.shape:
                 raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
             # The row is about to overwrite u, which a network that works in place hands back.
-            F = (F.clone() if torch._C._is_alias_of(F, self.u) else F).reshape(self.batch, -1)
+            reused = F.untyped_storage()._cdata == self.u.untyped_storage()._cdata
+            F = (F.clone() if reused else F).reshape(self.batch, -1)
         if kind.norm is not None:
             ops.langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid)
             table, idx = self.scratch, self.own

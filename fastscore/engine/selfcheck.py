@@ -13,19 +13,22 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from fastscore import __version__
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, Ops, resolve
+from fastscore.backend import REFERENCE, Ops
 from fastscore.engine.graph import CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
 from fastscore.files import write_text
 from fastscore.grid import karras
 from fastscore.model import ScoreModel
 from fastscore.noise import VERSION, NoiseKey
+from fastscore.ops.quantize import ROUNDINGS, quantize_ref
 from fastscore.parametrization import Parametrization
 from fastscore.schedule import VP
 from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiffusion
@@ -33,7 +36,7 @@ from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiff
 NOISE_SHA256 = "0ea92d63ff47ffbb3325f03547f1e2a7665337d924a8d802fc4701312f8d4c4d"
 
 
-class SelfCheckError(RuntimeError):
+class SelfCheckError(ArithmeticError):
     """This machine does not give the bits that fastscore promises."""
 
 
@@ -42,12 +45,13 @@ def fingerprint(device: torch.device) -> str:
     parts = [__version__, f"noise v{VERSION}", torch.__version__, platform.machine(), str(device.type)]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        parts += [properties.name, f"{properties.major}.{properties.minor}", str(torch.version.cuda)]
+        parts += [properties.name, f"{properties.major}.{properties.minor}", f"CUDA {torch.version.cuda}"]
+        parts += [f"triton {version('triton')}" if find_spec("triton") else "no triton"]
     return " | ".join(parts)
 
 
-def checks(device: torch.device) -> Iterator[str]:
-    """Run the checks one by one; yield the name of each that passed.
+def checks(device: torch.device, ops: Ops) -> Iterator[str]:
+    """Run the checks of a backend one by one; yield the name of each that passed.
 
     Raises:
         SelfCheckError: a bit differs; the message names the check.
@@ -56,37 +60,39 @@ def checks(device: torch.device) -> Iterator[str]:
     digest = hashlib.sha256(z.cpu().numpy().tobytes()).hexdigest()
     _require(digest == NOISE_SHA256, "noise v1 differs from its known values")
     yield f"noise v{VERSION} equals its known values"
-    ops = resolve("auto", device)
     recorder = CudaGraphs(device) if device.type == "cuda" else Tape()
-    for name, solver in (
-        ("DPM-Solver++(2M)", DPMpp2M()),
-        ("reverse diffusion with Langevin", PredictorCorrector(ReverseDiffusion(), Langevin())),
-    ):
-        plain, fast = _loop(solver, device, REFERENCE), _loop(solver, device, ops)
+    images = (torch.arange(2 * 3 * 5 * 7, device=device).reshape(2, 3, 5, 7) - 90.0) / 77.0
+    for rounding in ROUNDINGS:
+        _require(torch.equal(ops.quantize(images, rounding), quantize_ref(images, rounding)), f"quantize to {rounding}")
+    yield f"quantize: {ops.name} equals the reference"
+    langevin = [PredictorCorrector(ReverseDiffusion(), Langevin(norm=norm)) for norm in plans.NORMS]
+    # 231 elements exercise single accesses and ragged ends, 768 the wide ones.
+    for shape, solver in (((3, 7, 11), DPMpp2M()), *(((3, 16, 16), s) for s in (DPMpp2M(), *langevin))):
+        name = f"{solver} on {'x'.join(map(str, shape))}"
+        plain, fast = _loop(solver, shape, device, REFERENCE), _loop(solver, shape, device, ops)
         expected = plain.run()
-        if ops is not REFERENCE:
-            _require(torch.equal(fast.run(), expected), f"{name}: backend {ops.name} differs from the reference")
-            yield f"{name}: {ops.name} equals the reference"
+        _require(torch.equal(fast.run(), expected), f"{name}: backend {ops.name} differs from the reference")
+        yield f"{name}: {ops.name} equals the reference"
         for mode in ("step", "loop"):
             replayed = Graphed(fast, recorder, mode).run()
             _require(torch.equal(replayed, expected), f"{name}: the replayed {mode} differs from the plain loop")
-            yield f"{name}: replayed {mode} equals the plain loop"
+        yield f"{name}: replayed step and loop equal the plain loop"
 
 
-def ensure(device: torch.device) -> None:
-    """Run the checks on first use of a device and these versions; remember that they passed.
+def ensure(device: torch.device, ops: Ops) -> None:
+    """Run the checks on first use of a backend, a device and these versions; remember that they passed.
 
     Raises:
         SelfCheckError: a bit differs.
     """
-    file, key = cache_file(), fingerprint(device)
+    file, key = cache_file(), f"{fingerprint(device)} | {ops.name}"
     try:
         passed = json.loads(file.read_text())
     except (OSError, ValueError):
         passed = []
     if key in passed:
         return
-    list(checks(device))
+    list(checks(device, ops))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps([*passed, key], indent=1))
@@ -100,11 +106,11 @@ def cache_file() -> Path:
     return Path(base) / "fastscore" / "selfcheck.json"
 
 
-def _loop(solver: plans.Solver, device: torch.device, ops: Ops) -> Loop:
+def _loop(solver: plans.Solver, shape: tuple[int, ...], device: torch.device, ops: Ops) -> Loop:
     schedule, parametrization = VP(), Parametrization("eps")
-    model = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), (3, 7, 11), schedule, parametrization)
+    model = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), shape, schedule, parametrization)
     plan = plans.fold(plans.make_plan(solver, schedule, karras(4)(schedule)), schedule, parametrization)
-    loop = Loop(plans.validate(plan), model, 5, device, torch.float32, ops)
+    loop = Loop(plans.validate(plan), model, 8, device, torch.float32, ops)
     key = NoiseKey.of(11, [0, 1, 2**33, 5], device)
     loop.load(key.seed, key.ids, None)
     return loop

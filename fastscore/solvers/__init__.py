@@ -1,23 +1,43 @@
 """Solvers: pure functions from a schedule and knots to plan rows."""
 
-from fastscore.solvers.compose import PredictorCorrector
+from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, Restart
 from fastscore.solvers.correctors import AnnealedLangevin, Langevin
-from fastscore.solvers.multistep import DPMpp2M
-from fastscore.solvers.ode import Euler, Heun
+from fastscore.solvers.dpm import DPMSolver
+from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
+from fastscore.solvers.ode import RK2, RK4, Euler, Heun, ImplicitMidpoint
+from fastscore.solvers.pndm import IPNDM, PNDM
 from fastscore.solvers.score_sde import ScoreSDE
-from fastscore.solvers.sde import DDIM, DDPM, Ancestral, EulerMaruyama, ReverseDiffusion
+from fastscore.solvers.sde import DDIM, DDPM, Ancestral, EulerMaruyama, ReverseDiffusion, StochasticHeun
+from fastscore.solvers.unipc import SASolver, UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "IPNDM",
+    "LMS",
+    "PNDM",
+    "RK2",
+    "RK4",
     "Ancestral",
+    "AncestralSplit",
     "AnnealedLangevin",
+    "Churn",
+    "DPMMultistep",
+    "DPMSolver",
     "DPMpp2M",
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "Hybrid",
+    "ImplicitMidpoint",
+    "Interval",
     "Langevin",
     "PredictorCorrector",
+    "Restart",
     "ReverseDiffusion",
+    "SASolver",
     "ScoreSDE",
+    "StochasticHeun",
+    "UniPC",
 ]

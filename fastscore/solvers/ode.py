@@ -9,6 +9,7 @@ import numpy as np
 
 from fastscore.plan import Row
 from fastscore.schedule import Array, Schedule
+from fastscore.solvers.exponential import one_step
 from fastscore.solvers.sde import denoise
 
 
@@ -51,3 +52,87 @@ class Heun:
         h = float(t - s)
         predict = Row(float(t), float(s), a=1.0, b=-h, m="flow", push=0)
         return [predict, Row(float(s), float(s), a=1.0, b=-0.5 * h, w=(0.5 * h,), m="flow")]
+
+
+@dataclass(frozen=True)
+class RK2:
+    """The two-stage second-order family; a step to sigma = 0 is Euler's.
+
+        x_m = x_t - a h d_t,   x_s = x_t - h [(1 - 1/2a) d_t + 1/2a d_m],   d_m at time t - a h
+
+    a = 1/2 is the explicit midpoint rule, 2/3 Ralston's, 1 Heun's. Source: Karras et al. 2022, algorithm 3.
+    """
+
+    a: float = 0.5
+    denoise: bool = True
+    order = 2
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.a <= 1.0:
+            raise ValueError(f"RK2: a = {self.a} must lie in 0 .. 1, without 0")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        weight = 0.5 / self.a
+        return [_explicit(schedule, t, s, (self.a,), ((1.0 - weight, weight),), self.denoise) for t, s in pairwise(t)]
+
+
+@dataclass(frozen=True)
+class RK4:
+    """The classical fourth-order Runge-Kutta method; a step to sigma = 0 is Euler's. Source: Kutta 1901."""
+
+    denoise: bool = True
+    order = 4
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        table = ((0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+        return [_explicit(schedule, t, s, (0.5, 0.5, 1.0), table, self.denoise) for t, s in pairwise(t)]
+
+
+@dataclass(frozen=True)
+class ImplicitMidpoint:
+    """The implicit midpoint rule, solved by a fixed number of fixed-point sweeps.
+
+        x_m = x_t - h/2 d(x_m, (t + s)/2),   x_s = x_t - h d(x_m, (t + s)/2)
+
+    The first guess of x_m is Euler's, each sweep is one evaluation at it, the last one makes the step: one
+    sweep is the explicit midpoint rule. The sweeps converge where h/2 times the Lipschitz constant of d is below 1;
+    then the rule is symmetric, so that a step back undoes a step up to the last sweep's change.
+
+    Source: Hairer, Lubich & Wanner 2006, section VIII.6.
+    """
+
+    sweeps: int = 4
+    denoise: bool = True
+    order = 2
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 1:
+            raise ValueError(f"ImplicitMidpoint: sweeps = {self.sweeps} must be at least 1")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
+
+    def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+        if s == schedule.t_clean:
+            return Euler(self.denoise).steps(schedule, np.array([t, s]))[0]
+        h, middle = float(t - s), float(0.5 * (t + s))
+        sweep = Row(middle, middle, 1.0, -0.5 * h, w=(0.5 * h,), m="flow", push=0)
+        guess = Row(float(t), middle, 1.0, -0.5 * h, m="flow", push=0)
+        return [guess, *[sweep] * (self.sweeps - 1), Row(middle, float(s), 1.0, -h, w=(0.5 * h,), m="flow")]
+
+
+def _explicit(
+    schedule: Schedule,
+    t: np.float64,
+    s: np.float64,
+    nodes: tuple[float, ...],
+    table: tuple[tuple[float, ...], ...],
+    denoise: bool,
+) -> list[Row]:
+    """Return one step of a Butcher tableau: ``nodes`` c_2 .., ``table`` the rows of A from the third on, then b."""
+    if s == schedule.t_clean:
+        return Euler(denoise).steps(schedule, np.array([t, s]))[0]
+    h = float(s - t)
+    times = [t, *(s if c == 1.0 else t + c * (s - t) for c in nodes), s]
+    rows = [(nodes[0],), *table]
+    return one_step(times, [1.0] * len(rows), [[h * v for v in row] for row in rows], "flow")

@@ -1,4 +1,4 @@
-"""Predictors of the reverse SDE: one network evaluation and one noise draw a step.
+"""Predictors of the reverse SDE: one noise draw a step and, but for StochasticHeun, one network evaluation.
 
 Names follow the papers; t is where a step starts, s < t where it ends. A step to the clean end
 (sigma_s = 0) returns the denoised estimate E[x_0 | x_t] and draws no noise.
@@ -151,6 +151,44 @@ class DDIM:
             return [own, Row(float(t), float(s), 0.0, alpha, float(c), w=(float(direction),), evaluate=False)]
         a = direction / schedule.sigma(t)
         return [Row(float(t), float(s), a=float(a), b=float(alpha - schedule.alpha(t) * a), c=float(c))]
+
+
+@dataclass(frozen=True)
+class StochasticHeun:
+    r"""Heun's method for the reverse SDEs, the same noise in both stages.
+
+        x_p = x_t + h a(x_t, t) + G z,   x_s = x_t + h/2 [a(x_t, t) + a(x_p, s)] + G z,   h = t - s
+
+    with a = -f x + (1 + eta^2)/2 g^2 score and G^2 = eta^2 h (g^2(t) + g^2(s))/2. Strong order 1; weak order 2,
+    since the noise is additive.
+
+    Source: Ruemelin 1982; Karras et al. 2022, appendix B, for the family of SDEs.
+    """
+
+    eta: float = 1.0
+    order = 2
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta < math.inf:
+            raise ValueError(f"StochasticHeun: eta = {self.eta} must be at least 0")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
+
+    def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+        if s == schedule.t_clean:
+            return [denoise(t, s)]
+        h, ends = float(t - s), np.array([t, s])
+        (drift, drift_s), diffusion = f(schedule, ends).tolist(), g2(schedule, ends)
+        pull, pull_s = (0.5 * (1.0 + self.eta**2) * diffusion).tolist()  # of the score
+        # h a(x_t, t) in terms of D and eps, which two slots keep: x_p has noise that x_t has not.
+        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+        in_x0, in_eps = -h * drift * alpha, -h * drift * sigma - h * pull / sigma
+        noise = float(self.eta * np.sqrt(0.5 * h * diffusion.sum()))
+        keep = Row(float(t), float(t), 1.0, 0.0, m="x0", push=0)
+        predict = Row(float(t), float(s), 1.0 - h * drift, -h * pull / sigma, noise, m="eps", push=1, evaluate=False)
+        w = (-0.5 * in_x0, -0.5 * in_eps)
+        return [keep, predict, Row(float(s), float(s), 1.0 - 0.5 * h * drift_s, 0.5 * h * pull_s, w=w, m="score")]
 
 
 def denoise(t: float, s: float) -> Row:

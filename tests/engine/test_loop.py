@@ -236,7 +236,7 @@ def test_a_network_may_work_in_place_on_its_input():
 
 def test_a_network_of_another_shape_is_named():
     turned = replace(model(), shape=(1, 6, 4), net=lambda u, t, cond: u.transpose(2, 3))
-    with pytest.raises(ValueError, match="returned .* for an input of"):
+    with pytest.raises(ValueError, match=r"returned .* for an input of"):
         Sampler(turned, grid=karras(3), batch=2).run([0])
 
 
@@ -250,4 +250,4 @@ def test_one_run_at_a_time():
 def test_the_estimate_in_a_callback_is_clipped():
     steps = []
     sampler("ddim-eta1", clip=0.05).run([0, 1], callback=steps.append)
-    assert max(float(step.x0.abs().max()) for step in steps if step.x0 is not None) <= 0.05
+    assert max(float(step.x0.abs().max()) for step in steps if step.x0 is not None) < 0.05001

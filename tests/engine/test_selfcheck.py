@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 
 
 def test_this_machine_passes():
-    names = list(selfcheck.checks(CPU))
-    assert len(names) == 5
+    names = list(selfcheck.checks(CPU, backend.REFERENCE))
+    assert len(names) == 12
     assert names[0] == "noise v1 equals its known values"
 
 
@@ -24,27 +24,26 @@ def test_one_wrong_bit_is_refused(monkeypatch):
         x[0, 0] = torch.nextafter(x[0, 0], torch.tensor(9.0))
 
     bent = replace(backend.REFERENCE, name="bent", update=off_by_an_ulp)
-    monkeypatch.setattr(selfcheck, "resolve", lambda name, device: bent)
-    with pytest.raises(selfcheck.SelfCheckError, match=r"DPM-Solver\+\+\(2M\): backend bent differs"):
-        list(selfcheck.checks(CPU))
+    with pytest.raises(selfcheck.SelfCheckError, match=r"DPMpp2M.* on 3x7x11: backend bent differs"):
+        list(selfcheck.checks(CPU, bent))
     monkeypatch.setattr(selfcheck, "NOISE_SHA256", "0")
     with pytest.raises(selfcheck.SelfCheckError, match="noise v1 differs"):
-        list(selfcheck.checks(CPU))
+        list(selfcheck.checks(CPU, backend.REFERENCE))
 
 
 def test_a_pass_is_remembered_until_something_changes(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(selfcheck, "checks", lambda device: calls.append(device) or iter(()))
-    selfcheck.ensure(CPU)
-    selfcheck.ensure(CPU)
+    monkeypatch.setattr(selfcheck, "checks", lambda device, ops: calls.append(ops) or iter(()))
+    selfcheck.ensure(CPU, backend.REFERENCE)
+    selfcheck.ensure(CPU, backend.REFERENCE)
     assert len(calls) == 1
-    assert json.loads(selfcheck.cache_file().read_text()) == [selfcheck.fingerprint(CPU)]
+    assert json.loads(selfcheck.cache_file().read_text()) == [f"{selfcheck.fingerprint(CPU)} | reference"]
     monkeypatch.setattr(selfcheck, "__version__", "9")
-    selfcheck.ensure(CPU)
+    selfcheck.ensure(CPU, backend.REFERENCE)
     assert len(calls) == 2
     selfcheck.cache_file().write_text("{")
-    selfcheck.ensure(CPU)
+    selfcheck.ensure(CPU, backend.REFERENCE)
     assert len(calls) == 3
 
 
@@ -52,5 +51,5 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    monkeypatch.setattr(selfcheck, "checks", lambda device: iter(()))
-    selfcheck.ensure(CPU)
+    monkeypatch.setattr(selfcheck, "checks", lambda device, ops: iter(()))
+    selfcheck.ensure(CPU, backend.REFERENCE)

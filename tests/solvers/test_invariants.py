@@ -1,8 +1,29 @@
 """Identities that every row of every solver satisfies on every schedule."""
 
+import numpy as np
 import pytest
 from cases import CASES, PAIRS, SETTINGS
-from oracles import check_invariants
+from oracles import MODEL, check_invariants, planned
+
+from fastscore.schedule import EDM
+from fastscore.solvers import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    LMS,
+    RK2,
+    AncestralSplit,
+    Churn,
+    DPMMultistep,
+    DPMSolver,
+    Euler,
+    ImplicitMidpoint,
+    Interval,
+    Restart,
+    SASolver,
+    StochasticHeun,
+    UniPC,
+)
 
 
 @pytest.mark.parametrize("clean", [pytest.param(True, id="to-clean"), pytest.param(False, id="to-noise")])
@@ -15,9 +36,61 @@ def test_every_solver_has_a_case():
     import fastscore.solvers as solvers
 
     covered = {type(case.solver).__name__ for case in CASES.values()}
-    parts = {type(getattr(case.solver, "corrector", None)).__name__ for case in CASES.values()}
+    parts = {type(getattr(case.solver, "corrector", None)).__name__ for case in CASES.values()} | {"Interval"}
     assert {getattr(solvers, name).__name__ for name in solvers.__all__} <= covered | parts
 
 
 def test_every_schedule_has_a_solver():
     assert {setting for _, setting in PAIRS} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.family not in ("pc", "published")])
+def test_few_steps_to_clean_on_every_schedule(name):
+    solver = CASES[name].solver
+    pure = CASES[name].family == "exponential"  # the others have f, infinite at pure noise
+    for setting, here in SETTINGS.items():
+        if setting == "flow-from-noise" and not pure:
+            continue
+        # A restart wants a level of the grid below its own.
+        for n in (1, 2, 3) if name != "restart" else (1, len(here.knots) - 1):
+            knots = np.append(here.knots[:n], here.knots[-1])
+            last = planned(MODEL, setting, solver, knots).plan.rows[-1]
+            assert (last.a, last.b, last.c, last.m, last.s) == (0.0, 1.0, 0.0, "x0", knots[-1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RK2(0.0), "a = 0.0 must lie in"),
+        (lambda: ImplicitMidpoint(0), "sweeps = 0"),
+        (lambda: StochasticHeun(-1.0), "eta = -1.0"),
+        (lambda: DPMSolver(4), "order = 4 must lie in 1 .. 3"),
+        (lambda: DPMSolver(2, "v"), "must be x0 or eps"),
+        (lambda: DPMSolver(3, "x0", 1.0), "order 1 or 2"),
+        (lambda: DPMMultistep(4, form="paper"), "order = 4 must lie in 1 .. 3"),
+        (lambda: DPMMultistep(form="newton"), "must be one of exact, paper"),
+        (lambda: DEIS(basis="t"), "log-rho or rho"),
+        (lambda: LMS(5), "order = 5"),
+        (lambda: UniPC(variant="bh3"), "bh1, bh2, vary"),
+        (lambda: SASolver(corrector=5), "corrector = 5"),
+        (lambda: SASolver(tau=-1.0), "eta = -1.0"),
+        (lambda: IPNDM(0), "order = 0"),
+        (lambda: Churn(churn=-1.0), "churn = -1.0"),
+        (lambda: AncestralSplit(Euler(), -1.0), "eta = -1.0"),
+        (lambda: Interval(2.0, 1.0), "low < high"),
+        (lambda: _rows(AncestralSplit(DDIM(1.0))), "deterministic"),
+        (lambda: _rows(Restart((Interval(0.1, 0.2),))), "lies below rho = 0.5"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def _rows(solver):
+    return solver.steps(EDM(), np.array([2.0, 1.0, 0.5]))
+
+
+def test_churn_stays_inside_the_schedule():
+    start = Churn(churn=40.0, high=100.0).steps(EDM(), np.array([80.0, 70.0, 10.0]))
+    assert [group[0].s for group in start] == pytest.approx([70.0, 80.0])  # no noise at T itself, and up to T from 70

@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 import textbook
+import textbook_exponential
 import torch
 from cases import CASES, PAIRS, SETTINGS
 from oracles import DENOISER, NOISE, N, check_textbook
@@ -114,6 +115,7 @@ def _run(model, setting, solver, knots):
 def test_the_oracles_are_independent():
     for file, banned in (
         (textbook, ("fastscore", "torch")),
+        (textbook_exponential, ("fastscore", "torch")),
         (cases, ("fastscore.plan", "fastscore.ops")),
         (oracles, ("fastscore.plan", "fastscore.ops")),
     ):

@@ -1,0 +1,159 @@
+r"""What the solvers in lam = ln(alpha / sigma) share: coefficients of exponential integrators, and rows.
+
+The linear part of the probability-flow ODE, and of the reverse SDEs with the same marginals, is solved exactly.
+Between t and s < t, with h = lam_s - lam_t and theta = (lam - lam_t) / h,
+
+    x_s = A x_t + G int_0^1 H e^{-H (1 - theta)} m(theta) dtheta + c z
+
+    m     A                               G                       H                c^2
+    x0    sigma_s/sigma_t e^{-eta^2 h}    alpha_s                 (1 + eta^2) h    sigma_s^2 (1 - e^{-2 eta^2 h})
+    eps   alpha_s/alpha_t                 (1 + eta^2) sigma_s     -h               eta^2 sigma_s^2 (e^{2h} - 1)
+
+A solver replaces m by a polynomial through evaluations at some theta. Source: Lu et al. 2022a, eq. 3.4 (eps) and
+2022b, eq. 8 and 17 (x0); any eta as in Xue et al. 2023, eq. 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fastscore.plan import Row
+from fastscore.schedule import Array, Schedule, lam
+from fastscore.solvers.sde import DDIM
+
+Update = tuple[float, Sequence[float], float]  # a, weights of the evaluations (newest first), c
+Weights = Sequence[float]
+
+
+def linear(
+    schedule: Schedule, t: Array, s: Array, m: str, eta: float = 0.0
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Return A, G, H and c of the table above for steps from ``t`` to ``s``."""
+    h = lam(schedule, s) - lam(schedule, t)
+    (alpha, sigma), (alpha_s, sigma_s) = ((schedule.alpha(v), schedule.sigma(v)) for v in (t, s))
+    if m == "x0":
+        a, gain = sigma_s / sigma * np.exp(-(eta**2) * h), alpha_s
+        big, c = (1.0 + eta**2) * h, sigma_s * np.sqrt(-np.expm1(-2.0 * eta**2 * h))
+    else:
+        a, gain = alpha_s / alpha, (1.0 + eta**2) * sigma_s
+        big, c = -h, eta * sigma_s * np.sqrt(np.expm1(2.0 * h))
+    return a.tolist(), gain.tolist(), big.tolist(), c.tolist()
+
+
+def moments(H: float, n: int) -> Weights:
+    """Return int_0^1 H e^{-H (1 - theta)} theta^k dtheta for k < n; that is H k! phi_{k+1}(-H)."""
+    if abs(H) >= 1.0:
+        values = [-math.expm1(-H)]
+        for k in range(1, n):
+            values.append(1.0 - k / H * values[-1])
+        return values
+    values = []
+    for k in range(n):  # the series, where the recursion cancels
+        term = total = 1.0 / (k + 1)
+        for j in range(18):
+            term *= -H / (k + j + 2)
+            total += term
+        values.append(H * total)
+    return values
+
+
+def interpolate(nodes: Weights, integrals: Weights) -> Weights:
+    """Return the integral of each node's Lagrange polynomial, given the integrals of 1, theta, theta^2, .."""
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(integrals)).tolist()
+
+
+def exact(H: float, nodes: Weights) -> Weights:
+    """Return the weights of evaluations at ``nodes``, the polynomial through them integrated exactly."""
+    return interpolate(nodes, moments(H, len(nodes)))
+
+
+def halved(H: float, node: float, B: float | None = None) -> Weights:
+    """Return the weights of evaluations at 0 and ``node``: their slope times B / 2 in place of its exact integral.
+
+    B is the integral of 1, unless given. Second order, as every B = H + O(H^2) is.
+    """
+    whole = -math.expm1(-H)
+    slope = 0.5 * (whole if B is None else B) / node
+    return [whole - slope, slope]
+
+
+def between(
+    schedule: Schedule, t: Array, inner: Callable[[Schedule, Array], list[list[Row]]], clean: bool = True
+) -> list[list[Row]]:
+    """Return the groups of ``inner`` for all intervals with finite lam, and DDIM steps for the two ends.
+
+    There the first order is all there is: nothing before pure noise depends on x, and a step to sigma = 0 is D.
+    ``clean=False`` leaves that last step to ``inner``.
+    """
+    first = int(lam(schedule, t[0]) == -np.inf)
+    last = len(t) - 1 - int(clean and t[-1] == schedule.t_clean)
+    if first > last:
+        return DDIM().steps(schedule, t)
+    groups = DDIM().steps(schedule, t[: first + 1]) if first else []
+    if last > first:
+        groups += inner(schedule, t[first : last + 1])
+    return groups + DDIM().steps(schedule, t[last:])
+
+
+def multistep(t: Array, updates: Sequence[Update], m: str, first: int = 0, slots: int | None = None) -> list[list[Row]]:
+    """Return one row for each update: one evaluation a step, earlier ones kept in a ring of history slots.
+
+    Args:
+        t: knots, one more than updates.
+        updates: see ``Update``.
+        m: what is evaluated and kept.
+        first: number of the first step, for a ring that other rows have filled.
+        slots: of the ring; what the updates need if left out.
+    """
+    ring = max(len(v) for _, v, _ in updates) - 1 if slots is None else slots
+    groups = []
+    for k, (a, v, c) in enumerate(updates):
+        w = [0.0] * min(ring, first + k)
+        for j in range(1, len(v)):
+            w[(first + k - j) % ring] = v[j]
+        read_later = any(len(later) > j for j, (_, later, _) in enumerate(updates[k + 1 : k + 1 + ring], 1))
+        push = (first + k) % ring if read_later else None
+        groups.append([Row(float(t[k]), float(t[k + 1]), a, v[0], c, tuple(w), m, push)])
+    return groups
+
+
+def one_step(
+    times: Sequence[float] | Array, a: Weights, weights: Sequence[Weights], m: str, slots: Sequence[int] = (0, 1, 2)
+) -> list[Row]:
+    """Return the rows of an explicit one-step method; m_j is evaluated at times[j].
+
+        x(times[i + 1]) = a_i x(times[0]) + sum_{j <= i} weights[i][j] m_j
+
+    Each row starts from the state before it, so x(times[0]) needs no slot. ``slots`` receive the m_j.
+    """
+    rows, a0, before = [], 1.0, []
+    for i, (a1, v) in enumerate(zip(a, weights, strict=True)):
+        change = [new - a1 / a0 * old for new, old in zip(v, [*before, 0.0], strict=True)]
+        w = [0.0] * (max(slots[:i], default=-1) + 1)
+        for slot, value in zip(slots, change[:i], strict=False):
+            w[slot] = value
+        push = slots[i] if i + 1 < len(a) else None
+        rows.append(Row(float(times[i]), float(times[i + 1]), a1 / a0, change[i], 0.0, tuple(w), m, push))
+        a0, before = a1, v
+    return rows
+
+
+def checked_order(name: str, order: int, highest: int) -> None:
+    """Raise ValueError unless 1 <= order <= highest."""
+    if order not in range(1, highest + 1):
+        raise ValueError(f"{name}: order = {order} must lie in 1 .. {highest}")
+
+
+def checked_prediction(name: str, prediction: str) -> None:
+    """Raise ValueError unless the prediction is one that exponential integrators integrate."""
+    if prediction not in ("x0", "eps"):
+        raise ValueError(f"{name}: prediction = {prediction!r} must be x0 or eps")
+
+
+def checked_eta(name: str, eta: float) -> None:
+    """Raise ValueError unless eta is a finite number from 0 on."""
+    if not 0.0 <= eta < math.inf:
+        raise ValueError(f"{name}: eta = {eta} must be at least 0")
