@@ -61,7 +61,7 @@ class Setting:
         """Why there is no torch.compile baseline; None if there is one."""
         if self.quick:
             return "--quick"
-        return None if has_compiler() else "no C++ compiler (g++ or clang++)"
+        return None if has_compiler(self.device) else "no C++ compiler (g++ or clang++)"
 
 
 @dataclass

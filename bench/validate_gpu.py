@@ -46,7 +46,8 @@ def steps(run: Run, records: Path, quick: bool) -> list[Step]:
     """Run every step, whatever the others did."""
     python, kernels = sys.executable, ROOT / "tests" / "kernels"
     check = (
-        "import sys, torch; from fastscore.engine.selfcheck import checks; [*map(print, checks(torch.device('cuda')))]"
+        "import torch; from fastscore.backend import resolve; from fastscore.engine.selfcheck import checks; "
+        "device = torch.device('cuda'); [*map(print, checks(device, resolve('auto', device)))]"
     )
     done = [
         step("pytest -m gpu", [python, "-m", "pytest", "-q", "-m", "gpu"], run),

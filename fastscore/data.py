@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,16 +171,21 @@ def _image_folder(folder: Path) -> Dataset:
 def _numpy_file(path: Path) -> Dataset:
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
     if isinstance(loaded, np.ndarray):
         x, labels = loaded, None
     else:
-        with loaded:
-            x = next((loaded[k] for k in ("samples", "images", "x", "arr_0") if k in loaded.files), None)
-            labels = next((loaded[k] for k in ("labels", "y", "arr_1") if k in loaded.files), None)
-            if x is None:
-                raise ValueError(f"{path} has keys {loaded.files}; expected samples, images, x or arr_0")
+        try:
+            arrays = {k: loaded[k] for k in loaded.files}
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
+        finally:
+            loaded.close()
+        x = next((arrays[k] for k in ("samples", "images", "x", "arr_0") if k in arrays), None)
+        labels = next((arrays[k] for k in ("labels", "y", "arr_1") if k in arrays), None)
+        if x is None:
+            raise ValueError(f"{path} has keys {list(arrays)}; expected samples, images, x or arr_0")
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
     elif x.dtype.kind == "f" and x.ndim == 2:

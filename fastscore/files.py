@@ -139,6 +139,8 @@ def schedule_from_dict(data: dict[str, Any]) -> Any:
     if name not in _CLASSES:
         raise ValueError(f"schedule name = {name!r} must be one of {', '.join(_CLASSES)}")
     values = {k: schedule_from_dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    if "beta" in values and not callable(values["beta"]):
+        raise ValueError(f"schedule {name}: beta = {values['beta']!r} must describe a noise rate")
     try:
         return _CLASSES[name](**values)
     except TypeError as error:

@@ -23,6 +23,7 @@ from fastscore.parametrization import Parametrization, basis, convert
 from fastscore.schedule import Array, Schedule, g2, t_of_lam
 
 WEIGHTINGS = ("simple", "sigma2", "likelihood")
+LOSSES = ("dsm", "implicit", "sliced")
 TIMES = ("uniform", "lognormal", "importance")
 
 
@@ -93,6 +94,23 @@ def importance_weight(schedule: Schedule, t: Array) -> Array:
     grid = np.linspace(schedule.t_end, schedule.T, 4097)
     density = g2(schedule, grid) / schedule.sigma(grid) ** 2
     return np.trapezoid(density, grid) / (schedule.T - schedule.t_end) / (g2(schedule, t) / schedule.sigma(t) ** 2)
+
+
+def score_at(
+    net: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    t: Array,
+    cond: Tensor | None,
+    schedule: Schedule,
+    parametrization: Parametrization,
+    like: Tensor,
+) -> Callable[[Tensor], Tensor]:
+    """Return the score x_t -> s(x_t, t) that a network predicts, for batches like ``like``, [N, ...]."""
+    target, source = basis("score", schedule, t), parametrization.basis(schedule, t)
+    p, q = convert(target, source, schedule.alpha(t), schedule.sigma(t))
+    numbers = (p, q, parametrization.c_in(schedule, t), parametrization.c_noise(schedule, t))
+    p, q, c_in, label = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in numbers)
+    p, q, c_in = (v.reshape(-1, *[1] * (like.ndim - 1)) for v in (p, q, c_in))
+    return lambda x: p * x + q * net(c_in * x, label, cond)
 
 
 def implicit_score_matching(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -47,6 +47,10 @@ class ScoreModel:
     class_names: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.shape or not all(isinstance(k, int) and k > 0 for k in self.shape):
+            raise ValueError(f"shape = {self.shape} must be positive integers, without the batch axis")
+
 
 def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreModel, dtype: torch.dtype) -> None:
     """Write a model directory; parameters are stored in ``dtype``, buffers as they are."""
@@ -71,19 +75,40 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
         ValueError: no such model, or a config or weights file that does not fit; the message names
             the file and the first difference.
     """
-    folder = files.BUNDLED / str(path) if str(path) in files.bundled() else Path(path)
+    folder = _folder(path)
     config = files.read_config(folder)
     try:
         spec = config["net"]
-        model = ScoreModel(
-            net=files.load_weights(folder / "model.safetensors", build(spec)).to(device).eval(),
-            shape=tuple(int(k) for k in config["shape"]),
-            schedule=files.schedule_from_dict(config["schedule"]),
-            parametrization=Parametrization(**config["parametrization"]),
-            classes=int(config["classes"]),
-            class_names=tuple(config["class_names"]),
-            info=config.get("info", {}),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+        schedule = files.schedule_from_dict(config["schedule"])
+        if not isinstance(schedule, Schedule):
+            raise ValueError(f"{type(schedule).__name__} is no schedule")
+        shape, classes = tuple(int(k) for k in config["shape"]), int(config["classes"])
+        _fits(spec, shape, classes)
+        net = build(spec)
+        parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
-    return model
+    net = files.load_weights(folder / "model.safetensors", net).to(device).eval()
+    return ScoreModel(net, shape, schedule, parametrization, classes, names, config.get("info", {}))
+
+
+def _folder(path: Path | str) -> Path:
+    """Return the folder of a bundled model's name, or of a path."""
+    if not isinstance(path, str) or path not in files.bundled():
+        return Path(path)
+    if (Path(path) / "config.json").exists():
+        raise ValueError(f"{path!r} is a bundled model and a folder here; write ./{path} for the folder")
+    return files.BUNDLED / path
+
+
+def _fits(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
+    """Raise ValueError unless a network of this description makes samples of this shape and these classes."""
+    if int(spec.get("classes", 0)) != classes or classes < 0:
+        raise ValueError(f"classes = {classes} but the net has {spec.get('classes', 0)}")
+    expected = {
+        "UNet": (spec.get("channels"), spec.get("size"), spec.get("size")),
+        "ScoreNet": (spec.get("channels", 1), 28, 28),
+        "MLP": (spec.get("dim"),),
+    }.get(str(spec.get("name")), shape)
+    if shape != expected or not all(1 <= k <= 65536 for k in shape):
+        raise ValueError(f"shape = {list(shape)} but the net makes {list(expected)}")

@@ -31,11 +31,11 @@ from fastscore.model import ScoreModel, save_model
 from fastscore.nets import build
 from fastscore.noise import NoiseKey
 from fastscore.parametrization import Parametrization
-from fastscore.schedule import Schedule
+from fastscore.schedule import Schedule, diffuse
 
 Progress = Callable[[int, int, dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
-_NOISE_DRAW, _TIME_DRAW = 0, 1  # draws of one training image: z, then (time, time, label dropout)
+_NOISE_DRAW, _TIME_DRAW, _SLICE_DRAW = 0, 1, 2  # of one training image: z; (time, time, label dropout); v
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class TrainConfig:
             the last ``cooldown`` fraction.
         ema: exponent gamma of the power-function average, beta = (1 - 1/step)^(gamma + 1);
             16.97 averages over about the last 5 % (Karras et al. 2024, eq. 2 and 3).
+        loss: "dsm" (denoising score matching), or for small networks "implicit" or "sliced" score
+            matching of the noised data, weighted by sigma^2.
         weighting, times: see losses; mean, std: of ln sigma for lognormal times.
         label_dropout: share of labels replaced by the null class.
         clip: gradient norm bound.
@@ -64,6 +66,7 @@ class TrainConfig:
     warmup: int = 50_000
     cooldown: float = 0.25
     ema: float = 16.97
+    loss: str = "dsm"
     weighting: str = "simple"
     times: str = "lognormal"
     mean: float = -1.2
@@ -85,7 +88,12 @@ class TrainConfig:
             if not math.isfinite(value) or value < low or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"in {low} .. {high}"
                 raise ValueError(f"{name} = {value} must be {bound}")
-        for name, choices in (("weighting", losses.WEIGHTINGS), ("times", losses.TIMES), ("dtype", ("bf16", "fp32"))):
+        for name, choices in (
+            ("loss", losses.LOSSES),
+            ("weighting", losses.WEIGHTINGS),
+            ("times", losses.TIMES),
+            ("dtype", ("bf16", "fp32")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be one of {', '.join(choices)}")
 
@@ -120,6 +128,8 @@ def train(
     Raises:
         ValueError: ``out`` holds a run of other settings, or the loss is no longer finite.
     """
+    if config.loss == "implicit" and math.prod(data.shape) > 64:
+        raise ValueError(f"loss = 'implicit' takes a backward pass a dimension; {math.prod(data.shape)} is above 64")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     raw = nn.utils.convert_conv2d_weight_memory_format(build(spec).to(device), torch.channels_last)
@@ -145,8 +155,11 @@ def train(
         x0, cond, t, z = _batch(data, schedule, config, seen, classes, device)
         for group in state.optimizer.param_groups:
             group["lr"] = config.lr_at(seen)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
-            loss = losses.denoising_score_matching(net, x0, t, z, cond, schedule, parametrization, config.weighting)
+        if config.loss == "dsm":
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
+                loss = losses.denoising_score_matching(net, x0, t, z, cond, schedule, parametrization, config.weighting)
+        else:
+            loss = _hessian_loss(raw, x0, cond, t, z, schedule, parametrization, config, seen)
         if config.times == "importance":
             loss = loss * torch.as_tensor(losses.importance_weight(schedule, t), dtype=loss.dtype, device=device)
         loss.mean().backward()
@@ -167,6 +180,28 @@ def train(
             state.save(out / CHECKPOINT, {"seen": seen, "settings": settings})
             export()
     return replace(model, net=state.averaged().eval())
+
+
+def _hessian_loss(
+    net: nn.Module,
+    x0: Tensor,
+    cond: Tensor | None,
+    t: np.ndarray,
+    z: Tensor,
+    schedule: Schedule,
+    parametrization: Parametrization,
+    config: TrainConfig,
+    seen: int,
+) -> Tensor:
+    """Return implicit or sliced score matching of x_t, times sigma^2; float32, since it differentiates twice."""
+    x = diffuse(schedule, x0, t, z)
+    score = losses.score_at(net, t, cond, schedule, parametrization, x)
+    weight = torch.as_tensor(schedule.sigma(t) ** 2, dtype=x.dtype, device=x.device)
+    if config.loss == "implicit":
+        return weight * losses.implicit_score_matching(score, x)
+    key = NoiseKey.of(config.seed, range(seen, seen + len(x)))
+    v = key.normal(_SLICE_DRAW, x[0].numel()).reshape(x.shape).to(x)
+    return weight * losses.sliced_score_matching(score, x, v)
 
 
 class _State:

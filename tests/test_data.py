@@ -77,6 +77,15 @@ def test_bad_numpy_files_are_named(tmp_path, array, message):
         data.load(str(tmp_path / "x.npy"))
 
 
+def test_a_damaged_npz_is_named(tmp_path):
+    np.savez(tmp_path / "x.npz", samples=np.zeros((3, 4, 4), np.uint8))
+    raw = (tmp_path / "x.npz").read_bytes()
+    for damaged in (raw[:-30], raw[:100], b"PK" + raw[200:]):
+        (tmp_path / "x.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a readable NumPy file"):
+            data.load(str(tmp_path / "x.npz"))
+
+
 def test_network_range_is_edms():
     images = np.array([0, 127, 128, 255], np.uint8).reshape(4, 1, 1, 1)
     x = data.Dataset(images).network_range(np.arange(4))

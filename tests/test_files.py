@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,32 @@ def test_density_sheet_shows_where_points_are():
     assert sheet[: n // 2, n // 2 :].min() == 0  # up is positive
     assert sheet[: n // 2, : n // 2].min() == 255
     assert density_sheet(np.zeros((1, 1))).min() == 0
+
+
+EDITS = [
+    ({"shape": [3]}, "shape = .3. but the net makes .2."),
+    ({"shape": "abc"}, "config.json: missing or malformed"),
+    ({"classes": 3}, "classes = 3 but the net has 2"),
+    ({"schedule": {"name": "VP", "beta": 3}}, "must describe a noise rate"),
+    ({"schedule": {"name": "LinearBeta"}}, "LinearBeta is no schedule"),
+    ({"net": {**SPEC, "width": -1}}, "net MLP"),
+    ({"net": {**SPEC, "name": "UNet"}}, "shape|net UNet"),
+    ({"parametrization": {"prediction": "noise"}}, "prediction = 'noise'"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), EDITS)
+def test_a_config_that_does_not_fit_its_net_is_named(tmp_path, edit, message):
+    saved(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **edit}))
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "m")
+
+
+def test_a_name_that_is_also_a_folder_is_refused(tmp_path, monkeypatch):
+    saved(tmp_path / "fashion")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"write \./fashion for the folder"):
+        load_model("fashion")
+    assert load_model("./fashion").shape == (2,)

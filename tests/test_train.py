@@ -236,3 +236,21 @@ def test_networks_run_in_half_precision(spec, dtype):
     assert half.dtype == dtype
     assert net.features.freqs.dtype == torch.float32
     assert (half.float() - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("loss", ["implicit", "sliced"])
+def test_losses_without_a_target_learn_the_same_score(tmp_path, loss):
+    """On N(0, 0.5^2) the score of x_t is -x / (0.25 + sigma^2)."""
+    data = Dataset((0.5 * NoiseKey.of(0, range(4000)).normal(0, 2)).numpy())
+    config = replace(CONFIG, images=60_000, batch=300, lr=3e-3, warmup=3000, loss=loss, checkpoint_every=60_000)
+    model = train(tmp_path, data, MLP, EDM(0.05, 5.0), Parametrization("edm", "log_sigma/4", 0.5), config, {})
+    t = np.full(200, 0.4)
+    x = 0.64 * NoiseKey.of(1, range(200)).normal(0, 2)
+    score = losses.score_at(model.net, t, None, model.schedule, model.parametrization, x)(x).detach()
+    exact = -x / (0.25 + 0.16)
+    assert (score - exact).norm() < 0.25 * exact.norm()
+
+
+def test_implicit_score_matching_is_for_few_dimensions(tmp_path):
+    with pytest.raises(ValueError, match="'implicit' takes a backward pass a dimension"):
+        fit(tmp_path, replace(CONFIG, loss="implicit"), data=Dataset(np.zeros((10, 65), np.float32)))

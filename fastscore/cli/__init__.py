@@ -1,6 +1,7 @@
 """The command line. Importing it, and every --help, costs no torch.
 
-Exit codes: 0 done, 2 bad input, 3 missing package, 4 NaN or Inf in a sample, 5 storage, 130 interrupted.
+Exit codes: 0 done, 2 bad input, 3 missing package or memory, 4 NaN, Inf or a failed self-check, 5 storage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ def main(argv: list[str] | None = None) -> None:
         _fail(error.exit_code, f"{error.format_message()} Try '{path} --help'.")
     except (click.Abort, KeyboardInterrupt):
         _fail(130, "interrupted")
-    except FloatingPointError as error:
+    except ArithmeticError as error:
         _fail(4, str(error))
     except ValueError as error:
         _fail(2, str(error))
     except ImportError as error:
-        _fail(3, f"{error}; install it with: pip install 'fastscore[plots]'")
+        _fail(3, f"{error}; install it with: pip install {error.name or 'fastscore'}")
     except OSError as error:
         _fail(5, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _fail(3, f"out of memory ({error}); use a smaller --batch or fewer samples")
     sys.exit(0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,8 +58,8 @@ class Count(click.ParamType):
             number = int(value)
         else:
             match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)([kKmMgG]?)", str(value))
-            scaled = float(match[1]) * 1000 ** " kmg".index(match[2].lower() or " ") if match else math.nan
-            if not scaled < 2**63 or scaled != int(scaled):
+            scaled = Decimal(match[1]) * 1000 ** " kmg".index(match[2].lower() or " ") if match else Decimal("0.5")
+            if scaled != int(scaled):
                 self.fail(f"{shorten(value)!r} is not a whole number (examples: 64, 50k, 1e6).", param, ctx)
             number = int(scaled)
         if not self.low <= number <= self.high:
@@ -144,11 +145,11 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         _option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
         _option("--sigma-min", Number(0, open=True), "Of ve, edm and smld."),
         _option("--sigma-max", Number(0, open=True), "Of ve, edm and smld."),
-        _option("--rho", Number(0, open=True), "Exponent of the karras grid.", 7.0),
-        _option("--eta", Number(0), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
+        _option("--rho", Number(0.1, 1000), "Exponent of the karras grid.", 7.0),
+        _option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
         _option("--variance", Name(("small", "large")), "Of ddpm and ancestral.", "small"),
         _option("--corrector", Name(CORRECTORS), "Langevin steps at each time.", "none"),
-        _option("--snr", Number(0, open=True), "Signal-to-noise ratio of the corrector.", 0.16),
+        _option("--snr", Number(0, 1000, open=True), "Signal-to-noise ratio of the corrector.", 0.16),
         _option("--corrections", Count(1, 10_000), "Corrector steps a time.", 1),
         _option("--norm", Name(NORMS), "Norms of the Langevin step.", "sample"),
         _option("--predictor", Name(predictors), "Of --solver score-sde.", "reverse-diffusion"),
@@ -208,8 +209,7 @@ def make_solver(o: dict[str, Any]) -> Solver:
     from fastscore import solvers as s
 
     name, eta = o["solver"], o["eta"]
-    if eta is not None and name not in ("ddim", "em"):
-        raise ValueError(f"--eta belongs to the solvers ddim and em, not {name}")
+    _refuse_unused(o)
     corrector = {
         "none": None,
         "langevin": s.Langevin(o["snr"], o["corrections"], "batch" if name == "score-sde" else o["norm"]),
@@ -260,6 +260,23 @@ def make_solver(o: dict[str, Any]) -> Solver:
         return s.PredictorCorrector(solver, corrector)
     assert solver is not None
     return solver
+
+
+def _refuse_unused(o: dict[str, Any]) -> None:
+    """Raise ValueError for an option that was given and that these settings would ignore."""
+    solver, corrects = o["solver"], o["corrector"] != "none"
+    uses = {
+        "eta": (solver in ("ddim", "em"), "the solvers ddim and em"),
+        "variance": (solver in ("ddpm", "ancestral"), "the solvers ddpm and ancestral"),
+        "predictor": (solver == "score-sde", "--solver score-sde"),
+        "snr": (corrects, "--corrector langevin and ald"),
+        "corrections": (corrects, "--corrector langevin and ald"),
+        "norm": (o["corrector"] == "langevin" and solver != "score-sde", "--corrector langevin"),
+    }
+    context = click.get_current_context()
+    for option, (used, owner) in uses.items():
+        if not used and context.get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE:
+            raise ValueError(f"--{option} belongs to {owner}; leave it out with --solver {solver}")
 
 
 def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid:

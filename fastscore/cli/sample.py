@@ -23,10 +23,12 @@ from fastscore.cli.options import (
     solver_options,
 )
 
+OUTPUTS = ("samples.npz", "grid.png", "run.json", "png")
+
 
 @click.command()
 @click.argument("model")
-@click.option("-n", "--num", type=Count(), help="How many samples: ids 0 .. n-1.  [default: 64]")
+@click.option("-n", "--num", type=Count(0, 10_000_000), help="How many samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
 @click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Of all noise.")
 @click.option(
@@ -75,7 +77,6 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     import numpy as np
     import torch
 
-    from fastscore.ops.quantize import quantize_ref
     from fastscore.sampler import Sampler
 
     device = checked_device(o["device"])
@@ -107,10 +108,11 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     given = sampler.label_of(wanted, seed, labels)
 
     out.mkdir(parents=True, exist_ok=True)
+    _clear(out)
     ready = time.perf_counter()
     parts, first = [], None
     for part, x in sampler.stream(wanted, seed, labels=labels, progress=not o["quiet"]):
-        values = (quantize_ref(x) if image else x).cpu().numpy()
+        values = (sampler.ops.quantize(x) if image else x).cpu().numpy()
         first = first or time.perf_counter() - ready
         parts.append(values)
         if o["png"]:
@@ -121,7 +123,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None}
     settings |= {"model": model, "seed": seed, "num": len(wanted)}
     settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
-    _write(out, samples, np.asarray(wanted, np.int64), given, image, {
+    written = _write(out, samples, np.asarray(wanted, np.int64), given, image, {
         "command": shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
         "settings": settings,
         "schedule": repr(schedule) if len(repr(schedule)) < 500 else type(schedule).__name__,
@@ -143,15 +145,21 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     })  # fmt: skip
     if not o["quiet"]:
         rate = f", {len(samples) / seconds:.1f} samples/s on {device}" if len(samples) else ""
-        click.echo(
-            f"{len(samples)} samples, {sampler.plan.nfe} evaluations each{rate}: {out}/samples.npz, grid.png, run.json"
-        )
+        click.echo(f"{len(samples)} samples, {sampler.plan.nfe} evaluations each{rate}: {out}/{', '.join(written)}")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    taken = [name for name in ("samples.npz", "run.json") if (out / name).exists()]
+    taken = [name for name in OUTPUTS if (out / name).exists()]
     if taken and not overwrite:
         raise ValueError(f"{out} already holds {taken[0]}; choose another --out, or pass --overwrite to replace it")
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier run left, so that a folder never mixes two."""
+    for name in OUTPUTS[:-1]:
+        (out / name).unlink(missing_ok=True)
+    for image in (out / OUTPUTS[-1]).rglob("*.png"):
+        image.unlink()
 
 
 def _write_pngs(out: Path, ids: list[int], images: Any, subdirs: bool) -> None:
@@ -163,7 +171,7 @@ def _write_pngs(out: Path, ids: list[int], images: Any, subdirs: bool) -> None:
         write_png(folder / f"{k:06d}.png", image)
 
 
-def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dict[str, Any]) -> None:
+def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dict[str, Any]) -> list[str]:
     from fastscore.files import write_text
     from fastscore.sinks import contact_sheet, density_sheet, write_npz, write_png
 
@@ -174,6 +182,7 @@ def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dic
         if sheet.shape[2] in (1, 3):
             write_png(out / "grid.png", sheet)
     write_text(out / "run.json", json.dumps(run, indent=1) + "\n")
+    return [name for name in OUTPUTS if (out / name).exists()]
 
 
 def _ranges(ids: list[int]) -> str:

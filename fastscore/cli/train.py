@@ -45,6 +45,13 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
     "--sigma-data", type=Number(0, open=True), help="Standard deviation of the data, for edm.  [default: measured]"
 )
 @click.option(
+    "--loss",
+    type=click.Choice(["dsm", "implicit", "sliced"]),
+    default="dsm",
+    show_default=True,
+    help="Denoising score matching, or implicit or sliced for small networks.",
+)
+@click.option(
     "--weighting",
     type=click.Choice(["simple", "sigma2", "likelihood"]),
     default="simple",
@@ -103,6 +110,7 @@ def train(data: str, out: Path, **o: Any) -> None:
         batch=o["batch"],
         lr=o["lr"],
         cooldown=o["cooldown"],
+        loss=o["loss"],
         weighting=o["weighting"],
         times=o["times"] or ("lognormal" if edm else "uniform"),
         mean=o["p_mean"],

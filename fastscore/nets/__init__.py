@@ -26,5 +26,5 @@ def build(spec: dict[str, Any]) -> nn.Module:
         raise ValueError(f"net name = {name!r} must be one of {', '.join(NETS)}")
     try:
         return NETS[name](**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"net {name}: {error}") from None
