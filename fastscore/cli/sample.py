@@ -48,7 +48,7 @@ from fastscore.cli.options import (
 )
 @click.option(
     "--backend",
-    type=Name(("auto", "reference", "triton")),
+    type=Name(("auto", "reference", "cpp", "triton")),
     default="auto",
     show_default=True,
     help="What runs the rows.",

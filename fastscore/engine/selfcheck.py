@@ -1,8 +1,8 @@
 """A check of this machine, run once for each device and set of versions: do the bits agree?
 
-On a GPU, the kernels against the reference and the captured loop against the plain one, for a few
-rows of two solvers. On a CPU, the noise against its known values and the reference against itself
-under replay. A difference of one bit is an error: samples of this machine would not be the ones
+The noise against its known values, and for a few rows of two solvers the backend against the
+reference and the captured loop against the plain one; on a CPU, where nothing is captured, the
+reference against itself under replay. A difference of one bit is an error: samples of this machine would not be the ones
 that the noise and the plan define.
 """
 
@@ -24,6 +24,7 @@ from fastscore.engine.graph import CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
 from fastscore.files import write_text
 from fastscore.grid import karras
+from fastscore.kernels.cpu import launch
 from fastscore.model import ScoreModel
 from fastscore.noise import VERSION, NoiseKey
 from fastscore.parametrization import Parametrization
@@ -43,6 +44,8 @@ def fingerprint(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         parts += [properties.name, f"{properties.major}.{properties.minor}", str(torch.version.cuda)]
+    elif resolve("auto", device).name == "cpp":
+        parts.append(f"cpp {launch.describe()}")
     return " | ".join(parts)
 
 
@@ -63,12 +66,13 @@ def checks(device: torch.device) -> Iterator[str]:
         ("reverse diffusion with Langevin", PredictorCorrector(ReverseDiffusion(), Langevin())),
     ):
         plain, fast = _loop(solver, device, REFERENCE), _loop(solver, device, ops)
+        taped = fast if device.type == "cuda" else plain
         expected = plain.run()
         if ops is not REFERENCE:
             _require(torch.equal(fast.run(), expected), f"{name}: backend {ops.name} differs from the reference")
             yield f"{name}: {ops.name} equals the reference"
         for mode in ("step", "loop"):
-            replayed = Graphed(fast, recorder, mode).run()
+            replayed = Graphed(taped, recorder, mode).run()
             _require(torch.equal(replayed, expected), f"{name}: the replayed {mode} differs from the plain loop")
             yield f"{name}: replayed {mode} equals the plain loop"
 

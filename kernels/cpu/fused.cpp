@@ -86,10 +86,10 @@ INLINE void normals(float* z, const Rows* rows, uint32_t draw, uint64_t seed, co
     uint32_t word[4][TILE / 4];
     int64_t blocks = (len + 3) / 4, total = 0;
     for (int64_t s = first; s < first + count; ++s) {
-        uint32_t number = rows ? static_cast<uint32_t>(static_cast<int64_t>(rows->of(s)[DRAW])) : draw;
+        if (rows && (s == first || rows->stride)) draw = static_cast<uint32_t>(static_cast<int64_t>(rows->of(s)[DRAW]));
         for (int64_t b = 0; b < blocks; ++b, ++total) {
             word[0][total] = static_cast<uint32_t>(e / 4 + b);
-            word[1][total] = number;
+            word[1][total] = draw;
             word[2][total] = static_cast<uint32_t>(ids[s]);
             word[3][total] = static_cast<uint32_t>(static_cast<uint64_t>(ids[s]) >> 32);
         }
@@ -112,8 +112,9 @@ INLINE void normals(float* z, const Rows* rows, uint32_t draw, uint64_t seed, co
         box_muller(c0, c1, z[4 * i], z[4 * i + 1]);
         box_muller(c2, c3, z[4 * i + 2], z[4 * i + 3]);
     }
-    if (len % 4)
-        for (int64_t j = 1; j < count; ++j) std::memmove(z + j * len, z + j * blocks * 4, len * sizeof(float));
+    if (len % 4)  // a block never lands beyond where it came from
+        for (int64_t j = 1; j < count; ++j)
+            for (int64_t b = 0; b < blocks; ++b) std::memmove(z + j * len + 4 * b, z + (j * blocks + b) * 4, 16);
 }
 
 // ---- the row

@@ -267,11 +267,12 @@ def langevin_cpu(
     _check("langevin", library().fastscore_langevin(byref(call), *rest))
 
 
-def normal_cpu(noise: object, draw: int, d: int) -> Tensor:
-    """Return z of one draw, float32 [N, d], as NoiseKey.normal does and to the same bits."""
-    n = len(noise.ids)
-    _require_key("normal", torch.device("cpu"), n, noise)
-    out = torch.empty((n, d), dtype=torch.float32)
+def normal_cpu(noise: object, draw: int, d: int, out: Tensor | None = None) -> Tensor:
+    """Return z of one draw, float32 [N, d], as NoiseKey.normal does and to the same bits; into ``out`` if given."""
+    n, device = len(noise.ids), torch.device("cpu")
+    _require_key("normal", device, n, noise)
+    out = torch.empty((n, d), dtype=torch.float32) if out is None else out
+    require("normal", device, out=(out, (n, d), _STATE))
     if out.numel():
         call = _Normal(n, d, _seed(noise), noise.ids.data_ptr(), out.data_ptr(), draw)
         library().fastscore_normal(byref(call), *_team(n * d))
