@@ -30,6 +30,12 @@ class OptionalLibrary(build_ext):
             )
 
 
-FUSED = Extension("fastscore.kernels.cpu.fused", ["kernels/cpu/fused.cpp"], extra_compile_args=list(FLAGS), optional=True)
+FUSED = Extension(
+    "fastscore.kernels.cpu.fused",
+    ["kernels/cpu/fused.cpp"],
+    depends=["kernels/cpu/noise.hpp"],
+    extra_compile_args=list(FLAGS),
+    optional=True,
+)
 
 setup(ext_modules=[FUSED] if os.name == "posix" else [], cmdclass={"build_ext": OptionalLibrary})

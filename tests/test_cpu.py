@@ -78,8 +78,8 @@ def inputs(n, d, slots=0, F=F32, F2=None, u=F32, noisy=True, own=False, known=Fa
     noise, poison = key(n), torch.full((n, d), torch.nan)
     inside = Known(normal(n, d, seed=5), normal(n, d, seed=6) > 0, rows(), each.flip(0) if own else idx, noise)
     return [
-        normal(n, d, seed=2), None if F is None else normal(n, d, seed=3).to(F), normal(slots, n, d, seed=7), rows(clip),
-        idx, noise if noisy else None,
+        normal(n, d, seed=2), None if F is None else normal(n, d, seed=3).to(F), normal(slots, n, d, seed=7),
+        rows(clip), idx, noise if noisy else None,
     ], {
         "F2": None if F2 is None else normal(n, d, seed=4).to(F2),
         "known": inside if known else None,
@@ -223,7 +223,8 @@ def test_a_sample_does_not_see_its_batch():
 def test_whole_trajectories_are_equal(solver, schedule, network):
     parametrization = Parametrization("eps")
     model = ScoreModel(lambda u, t, cond: (u / (1.0 + u * u)).to(network), (3, 7, 11), schedule, parametrization)
-    plan = plans.clip(plans.make_plan(solver, schedule, fs.karras(9)(schedule)), 1.0)
+    plan = plans.make_plan(solver, schedule, fs.karras(9)(schedule))
+    plan = plans.clip(plan, 1.0) if isinstance(solver, fs.DPMpp2M) else plan
     plan = plans.validate(plans.fold(plan, schedule, parametrization))
     noise, ends = NoiseKey.of(11, [0, 1, 1 << 33, 5]), []
     for ops in (REFERENCE, resolve("cpp", CPU)):
@@ -315,20 +316,18 @@ def test_without_the_library_auto_is_the_reference(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["missing", "present"])
 def test_the_build_needs_no_compiler(tmp_path, compiler):
-    pytest.importorskip("setuptools", minversion="70")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("fastscore", "kernels"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "models"))
+    pytest.importorskip("setuptools")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("*.so"))
     environment = dict(os.environ)
     if compiler == "missing":
         environment |= {"CC": "/nonexistent/cc", "CXX": "/nonexistent/cxx"}
     elif not any(map(shutil.which, ("g++", "clang++"))):
         pytest.skip("no C++ compiler")
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "setup.py", "-q", "build_ext"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    built = [file.suffix for file in (tmp_path / "build").glob("lib*/fastscore/kernels/cpu/fused*")]
-    assert (".so" in built) == (compiler == "present")
-    assert ("noise and updates on the CPU are slower" in done.stderr) == (compiler == "missing")
+    built = [file.suffix for file in tmp_path.glob("build/lib*/fastscore/kernels/cpu/fused*")]
+    assert built == ([".so"] if compiler == "present" else [])
+    assert done.stderr.count("noise and updates on the CPU are slower") == (compiler == "missing")

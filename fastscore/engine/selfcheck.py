@@ -2,8 +2,8 @@
 
 The noise against its known values, and for a few rows of two solvers the backend against the
 reference and the captured loop against the plain one; on a CPU, where nothing is captured, the
-reference against itself under replay. A difference of one bit is an error: samples of this machine would not be the ones
-that the noise and the plan define.
+reference against itself under replay. A difference of one bit is an error: samples of this machine
+would not be the ones that the noise and the plan define.
 """
 
 from __future__ import annotations
