@@ -11,11 +11,12 @@ from functools import cache
 
 import torch
 
+from fastscore.kernels.cpu import launch
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
 from fastscore.ops.update import update_ref
 
-BACKENDS = ("auto", "reference", "triton")
+BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def resolve(name: str, device: torch.device) -> Ops:
     """Return the operations for a device.
 
     Args:
-        name: "reference" (PyTorch, anywhere), "triton" (CUDA devices) or "auto" (the fastest that
-            runs there). The environment variable FASTSCORE_BACKEND overrides "auto".
+        name: "reference" (PyTorch, anywhere), "cpp" (the CPU, where the install had a compiler),
+            "triton" (CUDA devices) or "auto" (the fastest that runs there). The environment variable
+            FASTSCORE_BACKEND overrides "auto".
 
     Raises:
         ValueError: an unknown name, or a backend that cannot run on the device.
@@ -50,6 +52,11 @@ def resolve(name: str, device: torch.device) -> Ops:
     if name == "triton" and (device.type != "cuda" or not has_triton):
         why = "triton is not installed (pip install triton)" if device.type == "cuda" else "it runs on CUDA devices"
         raise ValueError(f"backend = 'triton' cannot run on {device}: {why}; use backend='auto'")
+    if name == "cpp" and device.type != "cpu":
+        raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
+    if name == "cpp" or (name == "auto" and device.type == "cpu" and launch.library_file()):
+        launch.library()  # raises here rather than at the first row
+        return Ops("cpp", launch.update_cpu, launch.langevin_cpu, launch.quantize_cpu)
     if name == "reference" or device.type != "cuda":
         return REFERENCE
     if not has_triton:

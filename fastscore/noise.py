@@ -102,8 +102,8 @@ class NoiseKey:
         blocks, n = (d + 3) // 4, len(self.ids)
         some = max(1, _CACHED_BLOCKS // blocks) if self.ids.device.type == "cpu" else n
         if n > some:  # a few samples at a time, so that what lies between words and normals stays in cache
-            each = isinstance(draw, Tensor) and len(draw) > 1
-            draws = draw.split(some) if isinstance(draw, Tensor) and each else [draw] * -(-n // some)
+            split = draw.split(some) if isinstance(draw, Tensor) and len(draw) > 1 else None
+            draws = split or [draw] * -(-n // some)
             parts = zip(draws, self.ids.split(some), strict=True)
             return torch.cat([NoiseKey(self.seed, ids).normal(k, d, dtype) for k, ids in parts])
         w0, w1, w2, w3 = self.words(draw, blocks)

@@ -51,7 +51,7 @@ class Sampler:
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
         device: of the state and the network.
         dtype: of the state; torch.float32, or torch.float64 for parity runs.
-        backend: "auto", "reference" or "triton"; see fastscore.backend.
+        backend: "auto", "reference", "cpp" or "triton"; see fastscore.backend.
         compile: of the network: "off", "full" or "regional"; see fastscore.engine.compile.
         graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or
             "auto", which times them on the first batch and keeps the fastest; off on the CPU.

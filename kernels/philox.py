@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, block, launch, require, vector
+from .checks import require
+from .launch import TILE, block, launch, vector
 
 # Bits of ``uint32`` words wrap on purpose; Triton's debug mode must not take that for an overflow.
 WORDS: tl.constexpr = tl.constexpr(0)

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TILE, launch, require, vector
+from .checks import require
+from .launch import TILE, launch, vector
 
 OFFSET = {"nearest": 128.0, "floor": 127.5}
 

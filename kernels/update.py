@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import abi
-from .launch import FLOATS, TILE, block, launch, require, require_rows, vector
+from .checks import FLOATS, require, require_rows
+from .launch import TILE, block, launch, vector
 from .philox import normals
 
 

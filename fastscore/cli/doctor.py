@@ -10,6 +10,7 @@ import click
 def doctor(device: str | None) -> None:
     """Check that this machine gives the promised bits, and print what runs what."""
     import importlib.util
+    import os
     import time
 
     import torch
@@ -28,10 +29,12 @@ def doctor(device: str | None) -> None:
     click.echo(f"checked in {time.perf_counter() - start:.2f} s")
     click.echo(f"backend on {where}: {ops.name} (update, langevin, quantize)")
     advice = []
+    if where.type == "cuda" and importlib.util.find_spec("triton") is None:
+        advice.append("pip install triton for the fused kernels")
     if where.type != "cuda":
         advice.append("a CUDA device would run the fused kernels and capture the loop")
-    elif importlib.util.find_spec("triton") is None:
-        advice.append("pip install triton for the fused kernels")
+    if where.type == "cpu" and ops.name == "reference" and not os.environ.get("FASTSCORE_BACKEND"):
+        advice.append("a C++ compiler when fastscore is installed: noise and updates would run in one fused pass")
     if not has_compiler(where):
         advice.append("a C++ compiler (g++ or clang++) would let torch.compile run the network")
     for line in advice:

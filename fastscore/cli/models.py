@@ -66,6 +66,11 @@ def env(no_torch: bool) -> None:
         return
     import torch
 
+    from fastscore.kernels.cpu import launch
+
+    click.echo(
+        f"C++ library    {launch.describe() if launch.library_file() else 'not built: the reference runs instead'}"
+    )
     count = torch.cuda.device_count()
     click.echo(f"CUDA devices   {count or 'none'}")
     for k in range(count):

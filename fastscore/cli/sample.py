@@ -50,7 +50,7 @@ OUTPUTS = ("samples.npz", "grid.png", "run.json", "png")
 )
 @click.option(
     "--backend",
-    type=Name(("auto", "reference", "triton")),
+    type=Name(("auto", "reference", "cpp", "triton")),
     default="auto",
     show_default=True,
     help="What runs the rows.",

@@ -6,6 +6,7 @@ import torch
 from fastscore.backend import REFERENCE, resolve
 from fastscore.engine.compile import compiled, has_compiler
 from fastscore.grid import karras
+from fastscore.kernels.cpu import launch
 from fastscore.model import ScoreModel
 from fastscore.nets import build
 from fastscore.parametrization import Parametrization
@@ -73,11 +74,12 @@ def test_bad_choices_are_named(call, message):
 
 def test_backend_is_resolved_by_device_and_environment(monkeypatch):
     resolve.cache_clear()
-    assert resolve("auto", CPU) is REFERENCE
+    assert resolve("auto", CPU).name == ("cpp" if launch.library_file() else "reference")
     assert resolve("auto", CUDA).name == "triton"
     monkeypatch.setenv("FASTSCORE_BACKEND", "reference")
     resolve.cache_clear()
     assert resolve("auto", CUDA) is REFERENCE
+    assert resolve("auto", CPU) is REFERENCE
     monkeypatch.setenv("FASTSCORE_BACKEND", "numpy")
     resolve.cache_clear()
     with pytest.raises(ValueError, match="backend = 'numpy'"):

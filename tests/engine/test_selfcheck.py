@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def test_this_machine_passes():
-    names = list(selfcheck.checks(CPU, backend.REFERENCE))
+    names = list(selfcheck.checks(CPU, backend.resolve("auto", CPU)))
     assert len(names) == 12
     assert names[0] == "noise v1 equals its known values"
 
@@ -34,7 +34,7 @@ def test_one_wrong_bit_is_refused(monkeypatch):
 def test_a_pass_is_remembered_until_something_changes(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(selfcheck, "checks", lambda device, ops: calls.append(ops) or iter(()))
+    monkeypatch.setattr(selfcheck, "checks", lambda device, ops, replay: calls.append(ops) or iter(()))
     selfcheck.ensure(CPU, backend.REFERENCE)
     selfcheck.ensure(CPU, backend.REFERENCE)
     assert len(calls) == 1
@@ -51,5 +51,5 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    monkeypatch.setattr(selfcheck, "checks", lambda device, ops: iter(()))
+    monkeypatch.setattr(selfcheck, "checks", lambda device, ops, replay: iter(()))
     selfcheck.ensure(CPU, backend.REFERENCE)

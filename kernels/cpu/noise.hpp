@@ -1,0 +1,112 @@
+// Noise v1 to the bits of fastscore/noise.py, one tile of normals at a time.
+//
+// Compile with -ffp-contract=off. The loop over Philox blocks is the one that must vectorise: it makes
+// whole vectors from counters of as many samples as a tile holds.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define INLINE inline __attribute__((always_inline))
+#define SIMD _Pragma("omp simd")
+
+namespace {
+
+constexpr int64_t TILE = 1024;  // also the number of lanes of a per-sample sum (abi.LANES)
+constexpr int64_t WIDE = 16;    // Philox blocks are made in multiples of this
+enum { A, B, C, P, Q, Q2, C_IN, W0, PUSH = 11, DRAW, CLIP, SNR, CAP, WIDTH };  // kernels/abi.py
+
+struct Rows {
+    const float* table;
+    const void* idx;
+    int64_t count, stride, wide;
+
+    INLINE int64_t number(int64_t s) const {
+        return wide ? static_cast<const int64_t*>(idx)[s * stride] : static_cast<const int32_t*>(idx)[s * stride];
+    }
+    INLINE const float* of(int64_t s) const { return table + number(s) * WIDTH; }
+    bool valid(int64_t n) const {
+        for (int64_t s = 0; s < (stride ? n : 1); ++s)
+            if (number(s) < 0 || number(s) >= count) return false;
+        return true;
+    }
+};
+
+template <class T, class S> INLINE T bits(S s) {
+    T t;
+    static_assert(sizeof t == sizeof s, "");
+    std::memcpy(&t, &s, sizeof t);
+    return t;
+}
+
+INLINE float minus_two_log(uint32_t w) {
+    int32_t b = bits<int32_t>(static_cast<float>(w) + 0.5f), k = (b - 0x4F3504F3) & -0x800000;
+    float g = 2.0f - bits<float>(b - k - 0x0F800000), f = static_cast<float>(k);
+    float y = 0x1.6f01acp-12f * g + 0x1.2a57cap-10f;
+    y = y * g + 0x1.31f4f4p-9f;
+    y = y * g + 0x1.5274b6p-8f;
+    y = y * g + 0x1.98b1f2p-7f;
+    y = y * g + 0x1.000b14p-5f;
+    y = y * g + 0x1.555794p-4f;
+    y = y * g + 0x1.ffffdcp-3f;
+    y = y * (g * g);
+    y = y + f * -0x1.7f7d1cp-42f;
+    y = y + g;
+    return y + f * -0x1.62e4p-23f;
+}
+
+INLINE float sin_squared(uint32_t w) {
+    float x = static_cast<float>(static_cast<int32_t>(w << 2)) * 0x1p-31f, z = x * x;
+    float y = 0x1.8320cep-17f * z + -0x1.e04582p-12f;
+    y = y * z + 0x1.55cb42p-7f;
+    y = y * z + -0x1.03c1cep-3f;
+    y = y * z + 0x1.3bd3ccp-1f;
+    return y * z;
+}
+
+INLINE void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1) {
+    float total = minus_two_log(w0), across = total * sin_squared(w1);
+    float a = std::sqrt(total - across), b = std::sqrt(across);
+    bool odd = (w1 + 0x20000000u) & 0x40000000u;
+    z0 = bits<float>(bits<uint32_t>(odd ? b : a) | ((w1 + 0x40000000u) & 0x80000000u));
+    z1 = bits<float>(bits<uint32_t>(odd ? a : b) | (w1 & 0x80000000u));
+}
+
+// z of `count` samples from `first` on, elements e .. e + len of each, packed; draw: of the row, or given.
+INLINE void normals(float* z, const Rows* rows, uint32_t draw, uint64_t seed, const int64_t* ids, int64_t first,
+                    int64_t count, int64_t e, int64_t len) {
+    uint32_t word[4][TILE / 4];
+    int64_t blocks = (len + 3) / 4, total = 0;
+    for (int64_t s = first; s < first + count; ++s) {
+        if (rows && (s == first || rows->stride)) draw = static_cast<uint32_t>(static_cast<int64_t>(rows->of(s)[DRAW]));
+        for (int64_t b = 0; b < blocks; ++b, ++total) {
+            word[0][total] = static_cast<uint32_t>(e / 4 + b);
+            word[1][total] = draw;
+            word[2][total] = static_cast<uint32_t>(ids[s]);
+            word[3][total] = static_cast<uint32_t>(static_cast<uint64_t>(ids[s]) >> 32);
+        }
+    }
+    for (; total % WIDE; ++total)  // whole vectors only; what is too much is not read
+        for (auto& words : word) words[total] = 0;
+    SIMD for (int64_t i = 0; i < total; ++i) {
+        uint32_t c0 = word[0][i], c1 = word[1][i], c2 = word[2][i], c3 = word[3][i];
+        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+        for (int round = 0; round < 10; ++round) {
+            uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u, p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+            c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+            c1 = static_cast<uint32_t>(p1);
+            c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+            c3 = static_cast<uint32_t>(p0);
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        box_muller(c0, c1, z[4 * i], z[4 * i + 1]);
+        box_muller(c2, c3, z[4 * i + 2], z[4 * i + 3]);
+    }
+    if (len % 4)  // a block never lands beyond where it came from
+        for (int64_t j = 1; j < count; ++j)
+            for (int64_t b = 0; b < blocks; ++b) std::memmove(z + j * len + 4 * b, z + (j * blocks + b) * 4, 16);
+}
+
+}  // namespace
