@@ -132,6 +132,16 @@ def test_what_is_not_contiguous_is_copied():
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
+def test_a_network_may_return_its_own_input(dtype):
+    both = [inputs(5, 3000, slots=1, F=dtype, u=dtype) for _ in range(2)]
+    for act, (arguments, options) in zip((update_ref, launch.update_cpu), both, strict=True):
+        options["out_u"] = arguments[1]
+        act(*arguments, **options)
+    assert all(same(a, b) for a, b in zip(both[0][0][:3], both[1][0][:3], strict=True))
+
+
+@needs_library
 def test_nan_survives_the_clip_and_bfloat16():
     arguments, options = inputs(2, 8, clip=1.0, u=BF16)
     arguments[1][1, 3] = torch.nan
@@ -281,6 +291,8 @@ def test_a_row_outside_the_table_is_no_crash(row):
 def test_other_operations_refuse_too():
     (x, F, _, table, idx, noise), _ = inputs(3, 8)
     own = torch.empty(3, abi.WIDTH)
+    with pytest.raises(ValueError, match="F is None"):
+        launch.langevin_cpu(x, None, table, idx, noise, own, "sample", torch.ones(3))
     with pytest.raises(ValueError, match="norm = 'l1'"):
         launch.langevin_cpu(x, F, table, idx, noise, own, "l1", torch.ones(3))
     with pytest.raises(ValueError, match="scratch is"):
@@ -311,6 +323,22 @@ def test_without_the_library_auto_is_the_reference(monkeypatch):
             resolve("cpp", CPU)
     finally:
         resolve.cache_clear()
+
+
+@needs_library
+def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "_ABI", launch._ABI + 1)
+    launch.library.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="built from other sources: install fastscore again"):
+            launch.library()
+        broken = tmp_path / "fused.so"
+        broken.write_text("no library")
+        monkeypatch.setattr(launch, "library_file", lambda: broken)
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            launch.library()
+    finally:
+        launch.library.cache_clear()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from ..checks import require, require_rows
 NORMS = ("sample", "expected", "batch")
 OFFSET = {"nearest": 128.0, "floor": 127.5}
 ISAS = ("baseline", "avx2", "avx512")
+_ABI = 1  # of the structures below; fused.cpp has the same number
 _TYPE = {torch.float32: 0, torch.bfloat16: 1}
 _STATE, _INT64 = (torch.float32,), (torch.int64,)
 
@@ -74,12 +75,20 @@ def library() -> ctypes.CDLL:
     """Load the library and choose the best instruction set of this CPU.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it does not belong to this file.
     """
     file = library_file()
     if file is None:
         raise ValueError("the library of the cpp backend was not built: install g++ or clang++, then fastscore again")
-    lib = ctypes.CDLL(str(file))
+    try:
+        lib = ctypes.CDLL(str(file))
+        same = lib.fastscore_abi() == _ABI
+    except (OSError, AttributeError) as error:
+        raise ValueError(
+            f"the library of the cpp backend cannot be loaded ({error}): install fastscore again"
+        ) from None
+    if not same:
+        raise ValueError("the library of the cpp backend was built from other sources: install fastscore again")
     lib.fastscore_isa.argtypes = [c_int]
     lib.fastscore_update.argtypes = [POINTER(_Update), c_void_p, c_int64]
     lib.fastscore_langevin.argtypes = [POINTER(_Norms), c_void_p, c_void_p, c_int64, c_void_p, c_int64]
@@ -246,6 +255,8 @@ def langevin_cpu(
     device = _on_cpu("langevin", x)
     if x.ndim != 2:
         raise ValueError(f"langevin: x has shape {list(x.shape)}; expected [N, D]")
+    if F is None:
+        raise ValueError("langevin: F is None; a row with a Langevin step needs a network output")
     n, d = x.shape
     F, F2 = _readable(F), _readable(F2)
     network = tuple(_TYPE)
