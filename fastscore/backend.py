@@ -21,7 +21,11 @@ BACKENDS = ("auto", "reference", "cpp", "triton")
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations of one backend, with the signatures of their references."""
+    """The operations of one backend, called as their references are.
+
+    The loop does not guide or mask yet: F2, known and out_mean of the references are for callers of the
+    kernels, and the torch operators leave them out.
+    """
 
     name: str
     update: Callable[..., None]

@@ -1,7 +1,7 @@
 """The kernels as torch operators, so that they trace, compile and export.
 
 On CUDA an operator launches its Triton kernel, on the CPU it runs the reference, on fake tensors it
-only has a shape. The functions below it have the signatures of the references.
+only has a shape. The functions below take what the loop passes to the references.
 """
 
 from __future__ import annotations
