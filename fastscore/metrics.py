@@ -23,7 +23,7 @@ def features(net: Classifier, images: NDArray[Any], batch: int = 500) -> tuple[N
     """Return (features [N, F], predicted labels [N]) of uint8 images [N, H, W, C], float64 and int64."""
     parts, labels = [], []
     for start in range(0, len(images), batch):
-        x = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        x = torch.tensor(images[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         f = net.features(x)
         parts.append(f.double().numpy())
         labels.append(net.head(f).argmax(1).numpy())
