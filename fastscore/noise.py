@@ -14,9 +14,9 @@ The logarithm and sin^2 are minimax polynomials of our own, evaluated in IEEE fl
 written below; each multiply and add rounds on its own (no fused multiply-add) and both square roots
 are correctly rounded. So the normals, not only the words, are equal to the bit on every backend.
 
-Against the same formula in exact arithmetic the error of z is 3.5e-8 rms; at most 3.2e-7 where
-|z| < 2 and 6.7e-7 in the tail, which ends at |z| = 6.76. This file is the specification; any change
-of a value is a new version.
+Against the same formula in exact arithmetic the error of z is 3.5e-8 rms. The largest seen in 3e9 pairs
+of words is 3.2e-7 where |z| < 2 and 6.7e-7 in the tail, which ends at |z| = 6.76; a bound over all words
+is 9.4e-7. This file is the specification; any change of a value is a new version.
 """
 
 from __future__ import annotations

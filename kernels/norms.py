@@ -1,6 +1,5 @@
 """Per-sample norms and the Langevin step they set, on the device from end to end."""
 
-# ruff: noqa: ANN001, ANN201, ANN202  (arguments of device functions are tensors and constants of Triton)
 import torch
 import triton
 import triton.language as tl

@@ -5,7 +5,6 @@ multiply and add rounds on its own (kernels are compiled with enable_fp_fusion=F
 are correctly rounded. One Philox call serves four consecutive elements; no word is wasted.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202  (arguments of device functions are tensors and constants of Triton)
 import torch
 import triton
 import triton.language as tl

@@ -1,6 +1,5 @@
 """Float images to bytes, NCHW -> NHWC, in one pass."""
 
-# ruff: noqa: ANN001, ANN202, RUF005  (arguments of device functions are tensors and constants of Triton)
 import torch
 import triton
 import triton.language as tl

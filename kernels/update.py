@@ -1,6 +1,5 @@
 """The fused row on the GPU: one pass over the state for one plan row."""
 
-# ruff: noqa: ANN001, ANN201, ANN202  (arguments of device functions are tensors and constants of Triton)
 import torch
 import triton
 import triton.language as tl

@@ -313,7 +313,7 @@ def test_no_library(monkeypatch):
 
 def test_the_real_library_without_a_driver_says_so():
     if torch.cuda.is_available():
-        pytest.skip("this machine has a driver")
+        pytest.skip("shows what is said without an NVIDIA driver; this machine has one")
     with telemetry.Meter("GPU-none") as meter:
         pass
     assert all(f.value is None and f.reason.startswith("NVML: ") for f in meter.report(1).values())

@@ -344,14 +344,14 @@ def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["missing", "present"])
 def test_the_build_needs_no_compiler(tmp_path, compiler):
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", reason="builds the C++ library, which needs setuptools")
     shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("*.so"))
     environment = dict(os.environ)
     if compiler == "missing":
         environment |= {"CC": "/nonexistent/cc", "CXX": "/nonexistent/cxx"}
     elif not any(map(shutil.which, ("g++", "clang++"))):
-        pytest.skip("no C++ compiler")
+        pytest.skip("builds the C++ library with g++ or clang++, and there is neither")
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

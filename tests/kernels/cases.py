@@ -83,7 +83,9 @@ def inputs(case: Case, device: str, *, row: int = 2) -> tuple[list, dict]:
 
 
 def clone(arguments: tuple[list, dict]) -> tuple[list, dict]:
-    copy = lambda v: v.clone() if isinstance(v, Tensor) and v.is_contiguous() else v  # noqa: E731
+    def copy(v: object) -> object:
+        return v.clone() if isinstance(v, Tensor) and v.is_contiguous() else v
+
     return [copy(v) for v in arguments[0]], {k: copy(v) for k, v in arguments[1].items()}
 
 

@@ -54,7 +54,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
             yield SimpleNamespace(**vars(load("kernels_interpreter")), name=name, device="cpu")
     elif name == "cuda":
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
+            pytest.skip("runs the kernels on a CUDA device; there is none")
         yield SimpleNamespace(**vars(load("kernels_compiled")), name=name, device="cuda")
     else:
         modules = load("kernels_compiled")
