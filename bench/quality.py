@@ -2,8 +2,8 @@
 
     python bench/quality.py --num 10k            # appends bench/results/quality.jsonl, rewrites README's table
 
-Every row is drawn from the same seed and ids, so that solvers start from the same noise. samples/s is
-what this machine did; it is no comparison with anything.
+Every row is drawn from the same seed and ids, so that solvers start from the same noise. The record also
+holds samples/s, which stay out of the table: nothing is paired here and the machine may be busy.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ def table(run: dict) -> str:
     """Return the README's table of one run."""
     lines = [
         f"Classifier-FID of the bundled model, {run['num']} samples against {run['reference']} test images "
-        f"(training against test images: **{run['floor']}**). {run['hardware']}, {run['threads']} threads, "
+        f"(as many training images against them: **{run['floor']}**); one seed. {run['hardware']}, {run['threads']} threads, "
         f"torch {run['torch']}, float32, torch.compile {'on' if run['compile'] else 'off'}, {run['date']}; "
         "made by `python bench/quality.py`.",
         "",
-        "| solver | evaluations | classifier-FID | right class | class shares | samples/s |",
-        "|---|---|---|---|---|---|",
+        "| solver | evaluations | classifier-FID | right class | class shares |",
+        "|---|---|---|---|---|",
     ]
     for row in run["rows"]:
         shares = row["predicted classes"].values()
         classes = f"{row['label agreement']:.1%}", f"{min(shares):.1%} to {max(shares):.1%}"
-        cells = (row["solver"], row["nfe"], row["classifier-FID"], *classes, row["samples/s"])
+        cells = (row["solver"], row["nfe"], row["classifier-FID"], *classes)
         lines.append("| " + " | ".join(str(c) for c in cells) + " |")
     return "\n".join(lines)
 
