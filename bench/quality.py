@@ -70,7 +70,8 @@ def table(run: dict) -> str:
     """Return the README's table of one run."""
     lines = [
         f"Classifier-FID of the bundled model, {run['num']} samples against {run['reference']} test images "
-        f"(as many training images against them: **{run['floor']}**); one seed. {run['hardware']}, {run['threads']} threads, "
+        f"(as many training images against them: **{run['floor']}**); one seed. "
+        f"{run['hardware']}, {run['threads']} threads, "
         f"torch {run['torch']}, float32, torch.compile {'on' if run['compile'] else 'off'}, {run['date']}; "
         "made by `python bench/quality.py`.",
         "",
