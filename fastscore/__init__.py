@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastscore.analytic import Empirical, GaussianMixture, score_model
     from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
+    from fastscore.engine.batches import NonFiniteError
     from fastscore.files import bundled
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
     from fastscore.model import ScoreModel, load_model
     from fastscore.parametrization import Parametrization
-    from fastscore.sampler import NonFiniteError, Sampler
+    from fastscore.sampler import Sampler
     from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.solvers import (
         DDIM,
@@ -55,11 +56,12 @@ __version__ = "0.1.0"
 _HOME = {
     "analytic": "Empirical GaussianMixture score_model",
     "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
+    "engine.batches": "NonFiniteError",
     "files": "bundled",
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
     "model": "ScoreModel load_model",
     "parametrization": "Parametrization",
-    "sampler": "NonFiniteError Sampler",
+    "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "
     "DPMMultistep DPMSolver DPMpp2M Euler EulerMaruyama Heun Hybrid ImplicitMidpoint Interval "

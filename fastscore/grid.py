@@ -7,7 +7,7 @@ A grid of N steps has N + 1 knots. With ``clean=True`` the last one is the sched
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -158,6 +158,21 @@ def indices(steps: int, spacing: str = "trailing") -> Grid:
 def default_grid(schedule: Schedule, steps: int = 20) -> Grid:
     """Return a grid to sigma = 0 that suits a deterministic solver: karras, or uniform from pure noise."""
     return karras(steps) if math.isfinite(float(lam(schedule, schedule.T))) else uniform(steps, clean=True)
+
+
+def within(grid: Grid | Times, schedule: Schedule, model: Schedule) -> Grid | Times:
+    """Return the grid, begun where the noise of ``model`` ends if that is later; a given start stays."""
+    if (
+        model == schedule
+        or not isinstance(grid, Grid)
+        or grid.start is not None
+        or grid.spacing in ("leading", "trailing", "linspace")
+    ):
+        return grid
+    bottom = float(lam(model, model.T))
+    if float(lam(schedule, schedule.T)) >= bottom:
+        return grid
+    return replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
 
 
 def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Times:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,26 +10,21 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastscore import plan as plans
 from fastscore.backend import REFERENCE, resolve
+from fastscore.conditions import Labels, labels_of
 from fastscore.engine import selfcheck
+from fastscore.engine.batches import Batches
 from fastscore.engine.compile import compiled
-from fastscore.engine.graph import MODES, Graphed, capture
-from fastscore.engine.loop import Loop, Observer, Step
-from fastscore.grid import Grid, Times, default_grid
+from fastscore.engine.graph import MODES
+from fastscore.engine.loop import Loop, Step
+from fastscore.grid import Grid, Times, default_grid, within
 from fastscore.model import ScoreModel
-from fastscore.noise import LABEL_DRAW, NoiseKey, RecordedNoise
+from fastscore.noise import NoiseKey
 from fastscore.plan import Plan, Solver
-from fastscore.schedule import Schedule, lam, t_of_lam
+from fastscore.schedule import Schedule
 from fastscore.solvers import DPMpp2M
-
-Labels = int | str | Sequence[int] | Tensor | None
-
-
-class NonFiniteError(FloatingPointError):
-    """A sample became NaN or Inf; the message names the sample and the row."""
 
 
 class Sampler:
@@ -95,7 +89,7 @@ class Sampler:
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
         wanted = grid if grid is not None else default_grid(self.schedule)
-        self.grid = _within_model(wanted, self.schedule, model.schedule)
+        self.grid = within(wanted, self.schedule, model.schedule)
         unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
         if clip is not None:
             unfolded = plans.clip(unfolded, clip)
@@ -109,23 +103,19 @@ class Sampler:
             )
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
-        self._busy = False
         self.net_dtype = _network_dtype(model, dtype)
         self.model = replace(model, net=compiled(model.net, compile, self.device))
 
     @cached_property
-    def _loop(self) -> Loop:
-        return Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
-
-    @cached_property
-    def _graphed(self) -> tuple[Graphed | None, dict[str, float]]:
-        return (None, {}) if self.graph == "off" else capture(self._loop, self.graph)
+    def engine(self) -> Batches:
+        """What runs the plan; its buffers are made on first use."""
+        loop = Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
+        return Batches(loop, self.graph)
 
     @property
     def way(self) -> str:
         """How batches run: "off" (the plain loop), or the captured "step" or "loop"; captures if it has not yet."""
-        graphed = self._graphed[0]
-        return "off" if graphed is None else graphed.mode
+        return self.engine.way
 
     def prepare(self, seed: int = 0) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
@@ -134,14 +124,7 @@ class Sampler:
         ``graph``, the way that will run; and ``off_s``, ``step_s``, ``loop_s`` where they were timed.
         """
         key = NoiseKey.of(seed, range(self.batch), self.device)
-        self._loop.load(key.seed, key.ids, self._labels(key, None))
-        start = time.perf_counter()
-        self._loop.run().sum().item()  # waits for the device
-        first = time.perf_counter() - start
-        graphed, seconds = self._graphed
-        times = {f"{name}_s": value for name, value in seconds.items()}
-        captured = graphed.capture_s if graphed else 0.0
-        return {"first_s": first, "capture_s": captured, "graph": self.way, **times}
+        return self.engine.prepare(key, labels_of(self.model, key, None))
 
     def run(
         self,
@@ -171,10 +154,11 @@ class Sampler:
             ValueError: bad ids, seed, labels or noise.
             NonFiniteError: a sample became NaN or Inf.
         """
-        parts = [x for _, x in self.stream(ids, seed, labels=labels, noise=noise, callback=callback, progress=progress)]
-        if not parts:
-            return torch.empty((0, *self.model.shape), dtype=self.dtype, device=self.device)
-        return torch.cat(parts)
+        key, cond, recorded = self._checked(ids, seed, labels, noise)
+        out = torch.empty((len(key.ids), *self.model.shape), dtype=self.dtype, device=self.device)
+        for at, x in self.engine.stream(key, cond, recorded, callback, progress):
+            out[at] = x
+        return out
 
     def stream(
         self,
@@ -187,147 +171,26 @@ class Sampler:
         progress: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``."""
+        key, cond, recorded = self._checked(ids, seed, labels, noise)
+        return ((key.ids[at], x) for at, x in self.engine.stream(key, cond, recorded, callback, progress))
+
+    def label_of(self, ids: Sequence[int], seed: int, labels: Labels) -> Tensor | None:
+        """Return the label that ``run`` gives each sample, int64 [n]; None if unconditional."""
+        return labels_of(self.model, NoiseKey.of(seed, ids, self.device), labels)
+
+    def _checked(
+        self, ids: Sequence[int], seed: int, labels: Labels, noise: Tensor | None
+    ) -> tuple[NoiseKey, Tensor | None, Tensor | None]:
+        """Return the arguments of a run as the engine takes them."""
         key = NoiseKey.of(seed, ids, self.device)
         n = len(key.ids)
-        cond = self._labels(key, labels)
         if noise is not None:
             want = (self.plan.draws, n, *self.model.shape)
             flat = (n, math.prod(self.model.shape))
             if not isinstance(noise, Tensor) or len(noise) < want[0] or noise.shape[1:] not in (want[1:], flat):
                 raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs a tensor {want}")
             noise = noise.reshape(len(noise), n, -1).to(self.device)
-        return self._stream(key, cond, noise, callback, progress)
-
-    def _stream(
-        self,
-        key: NoiseKey,
-        cond: Tensor | None,
-        noise: Tensor | None,
-        callback: Callable[[Step], None] | None,
-        progress: bool,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(key.ids)
-        with tqdm(total=len(self.plan.rows) * -(-n // self.batch), unit="row", disable=not progress) as bar:
-            for start in range(0, n, self.batch):
-                part = slice(start, min(start + self.batch, n))
-                yield key.ids[part], self._micro_batch(key, cond, noise, part, callback, bar if progress else None)
-
-    def label_of(self, ids: Sequence[int], seed: int, labels: Labels) -> Tensor | None:
-        """Return the label that ``run`` gives each sample, int64 [n]; None if unconditional."""
-        return self._labels(NoiseKey.of(seed, ids, self.device), labels)
-
-    def _labels(self, key: NoiseKey, labels: Labels) -> Tensor | None:
-        classes, n = self.model.classes, len(key.ids)
-        if labels is None:
-            return torch.full((n,), classes, device=self.device) if classes else None
-        if not classes:
-            raise ValueError("labels: this model is unconditional; leave labels (--class) out")
-        if isinstance(labels, str):
-            if labels != "random":
-                raise ValueError(f"labels = {labels!r} must be a label, one label an id, 'random' or None")
-            return key.integer(LABEL_DRAW, classes)
-        try:
-            values = torch.as_tensor(labels, device=self.device)
-        except (TypeError, ValueError, RuntimeError):
-            values = torch.empty(0)
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise ValueError(f"labels = {str(labels)[:60]} must be integers")
-        values = values.to(torch.int64)
-        values = values.expand(n) if values.ndim == 0 else values
-        if values.shape != (n,):
-            raise ValueError(f"labels: {tuple(values.shape)} labels for {n} ids")
-        if n and not (0 <= int(values.min()) and int(values.max()) <= classes):
-            raise ValueError(
-                f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1} ({classes}: none)"
-            )
-        return values
-
-    def _micro_batch(
-        self,
-        key: NoiseKey,
-        cond: Tensor | None,
-        recorded: Tensor | None,
-        part: slice,
-        callback: Callable[[Step], None] | None,
-        bar: tqdm | None,
-    ) -> Tensor:
-        if self._busy:
-            raise RuntimeError("this Sampler is in the middle of a run; use another one inside a callback or a thread")
-        self._busy = True
-        try:
-            return self._run(key.seed, key.ids[part], cond, recorded, part, callback, bar)
-        finally:
-            self._busy = False
-
-    def _run(
-        self,
-        seed: Tensor,
-        ids: Tensor,
-        cond: Tensor | None,
-        recorded: Tensor | None,
-        part: slice,
-        callback: Callable[[Step], None] | None,
-        bar: tqdm | None,
-    ) -> Tensor:
-        count = len(ids)
-        loop = self._loop
-        loop.load(seed, ids, None if cond is None else cond[part])
-        noise = None
-        if recorded is not None:
-            drawn = recorded[:, part]
-            noise = RecordedNoise(torch.cat([drawn, drawn[:, -1:].expand(-1, self.batch - count, -1)], dim=1))
-
-        def run(observer: Observer | None) -> Tensor:
-            return loop.run(noise, observer, callback is not None)[:count]
-
-        def observe(k: int, x0: Tensor | None) -> None:
-            if bar is not None:
-                bar.update()
-            if callback is not None:
-                row, shape = self.plan.rows[k], (count, *self.model.shape)
-                estimate = None if x0 is None else x0[:count].reshape(shape)
-                callback(Step(k, row.t, row.s, ids, loop.x[:count].clone().reshape(shape), estimate))
-
-        graphed = self._graphed[0] if callback is None and noise is None else None
-        if graphed is None:
-            x = run(observe if callback or bar is not None else None)
-        else:
-            x = graphed.run()[:count]
-            if bar is not None:
-                bar.update(len(self.plan.rows))
-        if not bool(torch.isfinite(x).all()):
-            self._report(run, ids)
-        return x
-
-    def _report(self, run: Callable[[Observer], Tensor], ids: Tensor) -> None:
-        """Run the micro-batch again, which gives the same values, to find the first bad row."""
-
-        def check(k: int, x0: Tensor | None) -> None:
-            bad = ~torch.isfinite(self._loop.x[: len(ids)]).all(dim=1)
-            if bool(bad.any()):
-                row = self.plan.rows[k]
-                raise NonFiniteError(
-                    f"{int(bad.sum())} of {len(ids)} samples are NaN or Inf, first id {int(ids[bad][0])} at row {k} "
-                    f"(t = {row.t:.6g}, {self.dtype}); the network's output or the step is not finite there"
-                )
-
-        run(check)
-        raise NonFiniteError("samples are NaN or Inf, and were finite when run again: the network is not deterministic")
-
-
-def _within_model(grid: Grid | Times, schedule: Schedule, model: Schedule) -> Grid | Times:
-    """Start a grid no noisier than the model's own schedule, unless told where to start."""
-    if (
-        model == schedule
-        or not isinstance(grid, Grid)
-        or grid.start is not None
-        or grid.spacing in ("leading", "trailing", "linspace")
-    ):
-        return grid
-    bottom = float(lam(model, model.T))
-    if float(lam(schedule, schedule.T)) >= bottom:
-        return grid
-    return replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
+        return key, labels_of(self.model, key, labels), noise
 
 
 def _network_dtype(model: ScoreModel, dtype: torch.dtype) -> torch.dtype:

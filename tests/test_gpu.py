@@ -47,7 +47,7 @@ def test_no_row_makes_the_host_wait(solver):
     fast.run(range(8))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        fast._loop.run()
+        fast.engine.loop.run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"ops"},
     {"backend"},
     {"nets"},
-    {"data", "files", "model", "analytic", "losses", "metrics"},
+    {"data", "files", "model", "analytic", "losses", "metrics", "conditions"},
     {"engine"},
     {"sampler", "sinks", "train", "classify", "testing"},
     {"cli", "__main__"},

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fastscore import analytic
+from fastscore.engine.batches import NonFiniteError
 from fastscore.grid import karras, uniform
 from fastscore.model import ScoreModel
 from fastscore.nets import build
 from fastscore.parametrization import Parametrization
-from fastscore.sampler import NonFiniteError, Sampler
+from fastscore.sampler import Sampler
 from fastscore.schedule import EDM, VE, VP, SubVP
 from fastscore.solvers import (
     DDIM,
