@@ -78,6 +78,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     import torch
 
     from fastscore.sampler import Sampler
+    from fastscore.sinks import Writer
 
     device = checked_device(o["device"])
     score_model = load(model, device)
@@ -110,42 +111,42 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     out.mkdir(parents=True, exist_ok=True)
     _clear(out)
     ready = time.perf_counter()
-    parts, first = [], None
-    for part, x in sampler.stream(wanted, seed, labels=labels, progress=not o["quiet"]):
-        values = (sampler.ops.quantize(x) if image else x).cpu().numpy()
-        first = first or time.perf_counter() - ready
-        parts.append(values)
-        if o["png"]:
-            _write_pngs(out, part.tolist(), values, o["subdirs"])
-    seconds = time.perf_counter() - ready
+    first = None
     shape = (*score_model.shape[1:], score_model.shape[0]) if image else score_model.shape
-    samples = np.concatenate(parts) if parts else np.empty((0, *shape), np.uint8 if image else np.float32)
-    settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None}
-    settings |= {"model": model, "seed": seed, "num": len(wanted)}
-    settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
-    written = _write(out, samples, np.asarray(wanted, np.int64), given, image, {
-        "command": shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
-        "settings": settings,
-        "schedule": repr(schedule) if len(repr(schedule)) < 500 else type(schedule).__name__,
-        "solver": repr(sampler.solver),
-        "grid": repr(sampler.grid),
-        "nfe": sampler.plan.nfe,
-        "plan_sha256": sampler.plan.hash,
-        "batch": sampler.batch,
-        "backend": sampler.ops.name,
-        "graph": sampler.way,
-        "timings": {
-            "setup_s": round(ready - start, 3),
-            "first_batch_s": round(first, 3) if first else None,
-            "sampling_s": round(seconds, 3),
-            "samples_per_s": round(len(samples) / seconds, 3) if len(samples) else None,
-        },
-        "versions": _versions(),
-        "threads": torch.get_num_threads(),
-    })  # fmt: skip
+    convert, kind = (sampler.ops.quantize, np.uint8) if image else (None, np.float32)
+    with Writer(out, wanted, shape, kind, convert, o["png"], o["subdirs"]) as writer:
+        for part, x in sampler.stream(wanted, seed, labels=labels, progress=not o["quiet"]):
+            first = first or time.perf_counter() - ready
+            writer.put(part, x)
+        writer.finish()
+        seconds = time.perf_counter() - ready
+        settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None}
+        settings |= {"model": model, "seed": seed, "num": len(wanted)}
+        settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
+        rate = len(wanted) / seconds
+        written = _write(out, writer.samples, np.asarray(wanted, np.int64), given, image, {
+            "command": shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
+            "settings": settings,
+            "schedule": repr(schedule) if len(repr(schedule)) < 500 else type(schedule).__name__,
+            "solver": repr(sampler.solver),
+            "grid": repr(sampler.grid),
+            "nfe": sampler.plan.nfe,
+            "plan_sha256": sampler.plan.hash,
+            "batch": sampler.batch,
+            "backend": sampler.ops.name,
+            "graph": sampler.way,
+            "timings": {
+                "setup_s": round(ready - start, 3),
+                "first_batch_s": round(first, 3) if first else None,
+                "sampling_s": round(seconds, 3),
+                "samples_per_s": round(rate, 3) if rate else None,
+            },
+            "versions": _versions(),
+            "threads": torch.get_num_threads(),
+        })  # fmt: skip
     if not o["quiet"]:
-        rate = f", {len(samples) / seconds:.1f} samples/s on {device}" if len(samples) else ""
-        click.echo(f"{len(samples)} samples, {sampler.plan.nfe} evaluations each{rate}: {out}/{', '.join(written)}")
+        done = f"{len(wanted)} samples, {sampler.plan.nfe} evaluations each"
+        click.echo(f"{done}{f', {rate:.1f} samples/s on {device}' if rate else ''}: {out}/{', '.join(written)}")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -160,15 +161,6 @@ def _clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     for image in (out / OUTPUTS[-1]).rglob("*.png"):
         image.unlink()
-
-
-def _write_pngs(out: Path, ids: list[int], images: Any, subdirs: bool) -> None:
-    from fastscore.sinks import write_png
-
-    for k, image in zip(ids, images, strict=True):
-        folder = out / "png" / (f"{k // 1000 * 1000:06d}" if subdirs else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_png(folder / f"{k:06d}.png", image)
 
 
 def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dict[str, Any]) -> list[str]:
