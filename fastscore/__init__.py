@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
     from fastscore.model import ScoreModel, load_model
     from fastscore.parametrization import Parametrization
+    from fastscore.presets import ncsn, ncsnv2
     from fastscore.sampler import Sampler
     from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.solvers import (
@@ -61,6 +62,7 @@ _HOME = {
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
     "model": "ScoreModel load_model",
     "parametrization": "Parametrization",
+    "presets": "ncsn ncsnv2",
     "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "
