@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastscore.analytic import Empirical, GaussianMixture, score_model
     from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
     from fastscore.engine.batches import NonFiniteError
+    from fastscore.engine.parallel import Picard
     from fastscore.files import bundled
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
     from fastscore.model import ScoreModel, load_model
@@ -58,6 +59,7 @@ _HOME = {
     "analytic": "Empirical GaussianMixture score_model",
     "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
     "engine.batches": "NonFiniteError",
+    "engine.parallel": "Picard",
     "files": "bundled",
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
     "model": "ScoreModel load_model",
