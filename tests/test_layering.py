@@ -19,7 +19,7 @@ LAYERS = [
     {"ops"},
     {"backend"},
     {"nets"},
-    {"data", "files", "model", "analytic", "losses", "metrics", "conditions"},
+    {"data", "files", "model", "analytic", "matrix", "losses", "metrics", "conditions"},
     {"engine"},
     {"sampler", "mcmc", "sinks", "train", "classify", "testing"},
     {"cli", "__main__"},
