@@ -110,7 +110,7 @@ class Sampler:
             )
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
-        self.net_dtype = _network_dtype(model, dtype)
+        self.net_dtype = network_dtype(model.net, dtype)
         self.model = replace(model, net=compiled(model.net, compile, self.device))
 
     @cached_property
@@ -200,9 +200,9 @@ class Sampler:
         return key, labels_of(self.model, key, labels), noise
 
 
-def _network_dtype(model: ScoreModel, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the network reads: that of its parameters, or the state's if it has none."""
-    parameters = model.net.parameters() if isinstance(model.net, nn.Module) else ()
+def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that a network reads: that of its parameters, or the state's if it has none."""
+    parameters = net.parameters() if isinstance(net, nn.Module) else ()
     own = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
     if own != dtype and (dtype == torch.float64 or own == torch.float64):
         raise ValueError(f"the network is in {own} and the state in {dtype}; convert it with net.to({dtype})")

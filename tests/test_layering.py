@@ -21,7 +21,7 @@ LAYERS = [
     {"nets"},
     {"data", "files", "model", "analytic", "matrix", "losses", "metrics", "conditions"},
     {"engine"},
-    {"sampler", "mcmc", "sinks", "train", "classify", "testing"},
+    {"sampler", "joint", "mcmc", "sinks", "train", "classify", "testing"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}
