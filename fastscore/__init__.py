@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fastscore.engine.parallel import Picard
     from fastscore.files import bundled
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
+    from fastscore.joint import JointModel, JointSampler, Part
+    from fastscore.matrix import whitened
     from fastscore.model import ScoreModel, load_model
     from fastscore.parametrization import Parametrization
     from fastscore.presets import ncsn, ncsnv2
@@ -62,6 +64,8 @@ _HOME = {
     "engine.parallel": "Picard",
     "files": "bundled",
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
+    "joint": "JointModel JointSampler Part",
+    "matrix": "whitened",
     "model": "ScoreModel load_model",
     "parametrization": "Parametrization",
     "presets": "ncsn ncsnv2",

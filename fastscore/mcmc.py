@@ -46,7 +46,7 @@ class Chains:
 
 
 def run(
-    log_density: Callable[[Tensor], Tensor],
+    log_density: Callable[[Tensor], Tensor] | None,
     start: Tensor,
     step: float,
     steps: int,
@@ -67,7 +67,7 @@ def run(
     element 0 of draw 2^31 + k.
 
     Args:
-        log_density: ln p up to a constant, [N, *shape] -> [N]; only MALA calls it if there is a score.
+        log_density: ln p up to a constant, [N, *shape] -> [N]. ULA with a score, as of a network, needs none: None.
         start: first states, [n, *shape], or [1, *shape] for all chains.
         step: h > 0.
         steps: of each chain, at least 1.
@@ -100,7 +100,11 @@ def run(
         raise ValueError(f"mcmc: start {tuple(start.shape)} must be [1, *shape] or [{n}, *shape], one state an id")
     start = start.to(device, dtype).expand(n, *start.shape[1:])
     ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, device)
-    score = score or _gradient(log_density)
+    if log_density is None and (score is None or method == "mala"):
+        raise ValueError("mcmc: MALA, or ULA without a score, needs log_density; a score alone takes method='ula'")
+    if score is None:
+        assert log_density is not None
+        score = _gradient(log_density)
     model = ScoreModel(lambda x, *_: score(x), tuple(start.shape[1:]), EDM())
     loop = Loop(_plan(step, steps, spread), model, min(batch, max(n, 1)), device, dtype, ops)
     x, acceptance = torch.empty_like(start, memory_format=torch.contiguous_format), start.new_empty(n)
@@ -108,7 +112,8 @@ def run(
         part = slice(first, min(first + loop.batch, n))
         loop.load(key.seed, key.ids[part], None)
         count = part.stop - part.start
-        ends, taken = _chain(loop, log_density, start[part].flatten(1), step, method == "mala")
+        energy = log_density if method == "mala" else None
+        ends, taken = _chain(loop, energy, start[part].flatten(1), step)
         bad = ~(torch.isfinite(ends) & torch.isfinite(taken)[:, None]).all(1)[:count]
         if bool(bad.any()):
             raise NonFiniteError(
@@ -128,16 +133,19 @@ def _plan(step: float, steps: int, spread: float) -> Plan:
 
 @torch.no_grad()
 def _chain(
-    loop: Loop, log_density: Callable[[Tensor], Tensor], start: Tensor, step: float, correct: bool
+    loop: Loop, log_density: Callable[[Tensor], Tensor] | None, start: Tensor, step: float
 ) -> tuple[Tensor, Tensor]:
-    """Run the loaded micro-batch; return the last states [batch, D] and the share of proposals taken [batch]."""
+    """Run the loaded micro-batch; return the last states [batch, D] and the share of proposals taken [batch].
+
+    Without ``log_density`` every proposal is taken.
+    """
     shape = (loop.batch, *loop.model.shape)
 
     def score(x: Tensor) -> Tensor:
         return loop.model.net(x.view(shape), x, None).reshape(loop.x.shape)
 
-    def level(x: Tensor) -> Tensor:
-        return log_density(x.view(shape)).to(torch.float64)
+    def level(x: Tensor) -> Tensor | None:
+        return None if log_density is None else log_density(x.view(shape)).to(torch.float64)
 
     def distance(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         """-ln q(y | x) up to a constant."""
@@ -148,15 +156,15 @@ def _chain(
     loop.x[len(start) :].copy_(start[-1:].expand(loop.batch - len(start), -1))
     loop.advance(loop.kinds[0], None)
     x = loop.x.clone()
-    s, p = score(x), level(x) if correct else None
+    s, p = score(x), level(x)
     taken = torch.zeros(loop.batch, dtype=torch.float64, device=x.device)
     for k, kind in enumerate(loop.kinds[1:], 1):
         loop.advance(kind, s)  # loop.x is the proposal
         s_y = score(loop.x)
-        if p is None:
+        p_y = level(loop.x)
+        if p is None or p_y is None:
             s, taken = s_y, taken + 1.0
             continue
-        p_y = level(loop.x)
         ratio = p_y - p - distance(loop.x, x, s_y) + distance(x, loop.x, s)
         u = loop.key.uniform(ACCEPT_DRAW + k, 1)[:, 0].to(torch.float64)
         accept = u.log() <= ratio  # no for NaN

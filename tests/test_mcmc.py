@@ -122,6 +122,13 @@ def test_autograd_stands_in_for_a_score():
     given = mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(20), score=TWO.score, dtype=torch.float64)
     derived = mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(20), dtype=torch.float64)
     assert torch.allclose(derived.x, given.x, rtol=1e-9)
+    alone = mcmc.run(None, torch.zeros(1, 1), 0.2, 5, range(9), score=TWO.score, method="ula")
+    assert torch.equal(
+        mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(9), score=TWO.score, method="ula").x, alone.x
+    )
+    for kw in ({"score": TWO.score}, {"method": "ula"}):
+        with pytest.raises(ValueError, match="needs log_density"):
+            mcmc.run(None, torch.zeros(1, 1), 0.2, 5, range(9), **kw)
 
 
 def test_log_density_and_score_of_a_mixture():

@@ -95,9 +95,9 @@ def train(data: str, out: Path, **o: Any) -> None:
     """Train a score network on DATA by denoising score matching.
 
     DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set (moons, rings,
-    checkerboard, grid; circles, of point sets), a folder of IDX files or of images, or an .npy/.npz file. Writes a model
-    folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at any time: the same
-    command goes on from the last checkpoint.
+    checkerboard, grid; circles, of point sets), a folder of IDX files or of images, or an .npy/.npz
+    file. Writes a model folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at
+    any time: the same command goes on from the last checkpoint.
     """
     from fastscore.data import load
     from fastscore.parametrization import Parametrization
