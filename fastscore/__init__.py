@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from fastscore.analytic import Empirical, GaussianMixture, score_model
     from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
     from fastscore.engine.batches import NonFiniteError
+    from fastscore.engine.parallel import Picard
     from fastscore.files import bundled
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
+    from fastscore.joint import JointModel, JointSampler, Part
+    from fastscore.matrix import whitened
     from fastscore.model import ScoreModel, load_model
     from fastscore.parametrization import Parametrization
+    from fastscore.presets import ncsn, ncsnv2
     from fastscore.sampler import Sampler
     from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.solvers import (
@@ -57,10 +61,14 @@ _HOME = {
     "analytic": "Empirical GaussianMixture score_model",
     "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
     "engine.batches": "NonFiniteError",
+    "engine.parallel": "Picard",
     "files": "bundled",
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
+    "joint": "JointModel JointSampler Part",
+    "matrix": "whitened",
     "model": "ScoreModel load_model",
     "parametrization": "Parametrization",
+    "presets": "ncsn ncsnv2",
     "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "

@@ -48,6 +48,24 @@ class GaussianMixture:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the denoiser D(x) = E[x_0 | x_t = x] at alpha = cos t, sigma = sin t."""
+        mu, s, alpha, offset, variance, log = self._components(x, t)
+        r = torch.softmax(log, dim=1)
+        gain = alpha[:, None] * s**2 / variance
+        return torch.einsum("nk,nkd->nd", r, mu + gain[:, :, None] * offset).reshape(x.shape)
+
+    def log_density(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Return ln p_t(x), [N]; of the target itself if the times t [N] are left out."""
+        *_, log = self._components(x, x.new_zeros(len(x)) if t is None else t)
+        return torch.logsumexp(log, dim=1) - 0.5 * math.log(2.0 * math.pi) * x[0].numel()
+
+    def score(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Return the gradient of ``log_density`` in x, like x."""
+        *_, offset, variance, log = self._components(x, x.new_zeros(len(x)) if t is None else t)
+        pull = torch.softmax(log, dim=1) / variance
+        return -torch.einsum("nk,nkd->nd", pull, offset).reshape(x.shape)
+
+    def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """Return mu [K, D], s [K], alpha [N], and for each sample and component x - alpha mu, its variance, ln(w N)."""
         y = x.flatten(1)
         mu, w, s = (v.to(y) for v in (self.means.flatten(1), self.weights, self.stds))
         alpha, sigma = _pair(t.to(y))
@@ -55,9 +73,7 @@ class GaussianMixture:
         # Differences, not expanded squares: exact to the last bits where components are far apart.
         offset = y[:, None, :] - alpha[:, None, None] * mu
         log = w.log() - 0.5 * offset.square().sum(-1) / variance - 0.5 * y.shape[1] * variance.log()
-        r = torch.softmax(log, dim=1)
-        gain = alpha[:, None] * s**2 / variance
-        return torch.einsum("nk,nkd->nd", r, mu + gain[:, :, None] * offset).reshape(x.shape)
+        return mu, s, alpha, offset, variance, log
 
     def sample(self, z: Tensor, u: Tensor) -> Tensor:
         """Draw from the target, given normals z [N, *shape] and uniforms u [N]."""

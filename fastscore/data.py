@@ -1,4 +1,4 @@
-"""Training data: IDX files, image folders, NumPy files and two-dimensional toy sets.
+"""Training data: IDX files, image folders, NumPy files and toy sets.
 
 Images are uint8 NHWC in the file and in memory; a network sees them in [-1, 1]:
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOYS = ("moons", "rings", "checkerboard", "grid")
+CIRCLES = "circles"
 FASHION_MNIST = "fashion-mnist"
 FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -30,7 +31,7 @@ class Dataset:
     """Examples and, where there are any, class labels.
 
     Attributes:
-        x: uint8 images [N, H, W, C], or float32 points [N, D] that are used as they are.
+        x: uint8 images [N, H, W, C], or float32 points [N, D] or sequences [N, L, C], used as they are.
         labels: int64 [N] or None.
         class_names: one per class; empty if unlabelled.
     """
@@ -41,16 +42,16 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one network sample: [C, H, W] of an image, [D] of a point."""
-        if self.x.ndim == 2:
-            return (self.x.shape[1],)
+        """Shape of one network sample: [C, H, W] of an image, [D] of a point, [L, C] of a sequence or point set."""
+        if self.x.ndim < 4:
+            return self.x.shape[1:]
         _, h, w, c = self.x.shape
         return (c, h, w)
 
     def network_range(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return examples as the network sees them: float32, images as NCHW in [-1, 1]."""
         x = self.x[index]
-        if x.ndim == 2:
+        if x.ndim < 4:
             return x.astype(np.float32)
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1.0
 
@@ -61,9 +62,10 @@ def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
     Args:
         source: "fashion-mnist" (the folder of Debian's package ``dataset-fashion-mnist``, or the one
             that the environment variable FASHION_MNIST names); a toy set (moons, rings,
-            checkerboard, grid); a folder of IDX files or of images (one subfolder a class); an
-            .npy or .npz file of uint8 images [N, H, W(, C)] or float points [N, D] (keys
-            ``samples``, ``images``, ``x`` or ``arr_0``; labels under ``labels``, ``y`` or ``arr_1``).
+            checkerboard, grid; circles, whose samples are sets of 16 points); a folder of IDX files
+            or of images (one subfolder a class); an .npy or .npz file of uint8 images [N, H, W(, C)],
+            float points [N, D] or sequences [N, L, C] (keys ``samples``, ``images``, ``x`` or
+            ``arr_0``; labels under ``labels``, ``y`` or ``arr_1``).
         split: "train" or "test", where the source has both.
         toy_size: points drawn of a toy set.
 
@@ -74,6 +76,8 @@ def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
         raise ValueError(f"split = {split!r} must be train or test")
     if source in TOYS:
         return Dataset(toy(source, toy_size, seed=0 if split == "train" else 1))
+    if source == CIRCLES:
+        return Dataset(circles(toy_size, seed=0 if split == "train" else 1))
     if source == FASHION_MNIST:
         folder = Path(os.environ.get("FASHION_MNIST", _FASHION_MNIST_FOLDER))
         if not folder.is_dir():
@@ -87,7 +91,7 @@ def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
         return _numpy_file(path)
     if path.is_dir():
         return _idx_folder(path, split, ()) if any(path.glob("*-idx3-ubyte*")) else _image_folder(path)
-    known = ", ".join((FASHION_MNIST, *TOYS))
+    known = ", ".join((FASHION_MNIST, *TOYS, CIRCLES))
     raise ValueError(f"data {source!r} is neither a known set ({known}) nor a folder, .npy or .npz file")
 
 
@@ -127,6 +131,15 @@ def toy(name: str, n: int, seed: int = 0) -> NDArray[np.float32]:
         x = np.stack([col, row], 1) + rng.uniform(0.0, 1.0, (n, 2)) - 2.0
     else:
         x = rng.integers(-1, 2, (n, 2)) + 0.08 * rng.standard_normal((n, 2))
+    return x.astype(np.float32)
+
+
+def circles(n: int, seed: int = 0, points: int = 16) -> NDArray[np.float32]:
+    """Draw ``n`` sets of points [n, points, 2], each on a circle of its own centre and radius, in no order."""
+    rng = np.random.default_rng([seed, len(TOYS)])
+    centre, radius = 0.3 * rng.standard_normal((n, 1, 2)), rng.uniform(0.4, 1.0, (n, 1, 1))
+    angle = rng.uniform(0.0, 2 * np.pi, (n, points))
+    x = centre + radius * np.stack([np.cos(angle), np.sin(angle)], 2) + 0.02 * rng.standard_normal((n, points, 2))
     return x.astype(np.float32)
 
 
@@ -188,10 +201,13 @@ def _numpy_file(path: Path) -> Dataset:
             raise ValueError(f"{path} has keys {list(arrays)}; expected samples, images, x or arr_0")
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
-    elif x.dtype.kind == "f" and x.ndim == 2:
+    elif x.dtype.kind == "f" and x.ndim in (2, 3):
         x = x.astype(np.float32)
     else:
-        raise ValueError(f"{path}: {x.dtype} {x.shape} is neither uint8 images [N, H, W(, C)] nor float points [N, D]")
+        raise ValueError(
+            f"{path}: {x.dtype} {x.shape} is neither uint8 images [N, H, W(, C)] nor float points [N, D] or sequences "
+            "[N, L, C]"
+        )
     if not len(x) or (x.dtype.kind == "f" and not np.isfinite(x).all()):
         raise ValueError(f"{path}: empty, or holds values that are not finite")
     if labels is None:

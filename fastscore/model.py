@@ -109,6 +109,7 @@ def _fits(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
         "UNet": (spec.get("channels"), spec.get("size"), spec.get("size")),
         "ScoreNet": (spec.get("channels", 1), 28, 28),
         "MLP": (spec.get("dim"),),
+        "Transformer": (spec.get("tokens"), spec.get("dim")),
     }.get(str(spec.get("name")), shape)
     if shape != expected or not all(1 <= k <= 65536 for k in shape):
         raise ValueError(f"shape = {list(shape)} but the net makes {list(expected)}")

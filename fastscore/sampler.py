@@ -19,6 +19,7 @@ from fastscore.engine.batches import Batches
 from fastscore.engine.compile import compiled
 from fastscore.engine.graph import MODES
 from fastscore.engine.loop import Loop, Step
+from fastscore.engine.parallel import Parallel, Picard
 from fastscore.grid import Grid, Times, default_grid, within
 from fastscore.model import ScoreModel
 from fastscore.noise import NoiseKey
@@ -49,6 +50,8 @@ class Sampler:
         compile: of the network: "off", "full" or "regional"; see fastscore.engine.compile.
         graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or
             "auto", which times them on the first batch and keeps the fastest; off on the CPU.
+        parallel: Picard sweeps over a window of steps in place of one step after the other; see
+            fastscore.engine.parallel. No graphs then.
 
     Raises:
         ValueError: a solver, grid and model that do not fit each other.
@@ -68,6 +71,7 @@ class Sampler:
         backend: str = "auto",
         compile: str = "off",
         graph: str = "auto",
+        parallel: Picard | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch = {batch} must be at least 1")
@@ -78,7 +82,10 @@ class Sampler:
         self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
         if self.device.type != "cuda" and graph in MODES:
             raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
+        if parallel is not None and graph in MODES:
+            raise ValueError(f"graph = {graph!r} captures rows in order; leave it or parallel out")
         self.graph = graph if self.device.type == "cuda" else "off"
+        self.parallel = parallel
         # The kernels are float32; only the reference also runs float64.
         self.ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, self.device)
         if self.ops is not REFERENCE:
@@ -103,18 +110,18 @@ class Sampler:
             )
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
-        self.net_dtype = _network_dtype(model, dtype)
+        self.net_dtype = network_dtype(model.net, dtype)
         self.model = replace(model, net=compiled(model.net, compile, self.device))
 
     @cached_property
-    def engine(self) -> Batches:
+    def engine(self) -> Batches | Parallel:
         """What runs the plan; its buffers are made on first use."""
         loop = Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
-        return Batches(loop, self.graph)
+        return Batches(loop, self.graph) if self.parallel is None else Parallel(loop, self.parallel)
 
     @property
     def way(self) -> str:
-        """How batches run: "off" (the plain loop), or the captured "step" or "loop"; captures if it has not yet."""
+        """How batches run: "off" (the plain loop), captured "step" or "loop" (captures if need be), "picard"."""
         return self.engine.way
 
     def prepare(self, seed: int = 0) -> dict[str, float | str]:
@@ -193,9 +200,9 @@ class Sampler:
         return key, labels_of(self.model, key, labels), noise
 
 
-def _network_dtype(model: ScoreModel, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the network reads: that of its parameters, or the state's if it has none."""
-    parameters = model.net.parameters() if isinstance(model.net, nn.Module) else ()
+def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that a network reads: that of its parameters, or the state's if it has none."""
+    parameters = net.parameters() if isinstance(net, nn.Module) else ()
     own = next((p.dtype for p in parameters if p.is_floating_point()), dtype)
     if own != dtype and (dtype == torch.float64 or own == torch.float64):
         raise ValueError(f"the network is in {own} and the state in {dtype}; convert it with net.to({dtype})")

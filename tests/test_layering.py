@@ -15,12 +15,13 @@ LAYERS = [
     {"beta", "schedule", "tables", "grid", "parametrization", "noise"},
     {"plan"},
     {"solvers"},
+    {"presets"},
     {"ops"},
     {"backend"},
     {"nets"},
-    {"data", "files", "model", "analytic", "losses", "metrics", "conditions"},
+    {"data", "files", "model", "analytic", "matrix", "losses", "metrics", "conditions"},
     {"engine"},
-    {"sampler", "sinks", "train", "classify", "testing"},
+    {"sampler", "joint", "mcmc", "sinks", "train", "classify", "testing"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastscore.backend import resolve
 from fastscore.kernels import abi
+from fastscore.kernels.cpu import launch
 from fastscore.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref, sqrt, sum_of_squares
 from fastscore.ops.quantize import quantize_ref
@@ -47,6 +49,30 @@ def test_update_is_its_equation(n, d, slots, poisoned_empty):
     assert np.array_equal(u.numpy(), f32(0.6) * y)
     for k in range(slots):
         assert np.array_equal(hist[k].numpy(), m if k == slots - 1 else old[k].numpy())
+
+
+@pytest.mark.parametrize("name", ["reference", "cpp"])
+def test_rows_of_samples_may_differ_in_everything(name):
+    if name == "cpp" and not launch.library_file():
+        pytest.skip("the install had no compiler")
+    update, (x, out, hist) = resolve(name, torch.device("cpu")).update, case(4, 9, 2)
+    rows = torch.cat([
+        table(A=0.9, B=-0.4, C=0.3, P=0.1, Q=1.7, C_IN=0.6, DRAW=3, PUSH=0, CLIP=0.5, W0=0.2),
+        table(A=1.0, PUSH=-1),
+        table(A=0.5, B=1.0, C=0.7, Q=0.9, C_IN=0.1, DRAW=8, PUSH=1),
+    ])  # fmt: skip
+    idx, key, u = torch.tensor([2, 0, 1, 0]), NoiseKey.of(5, range(4)), torch.zeros(4, 9)
+    whole = x.clone(), hist.clone(), u.clone()
+    update(whole[0], out, whole[1], rows, idx, key, out_u=whole[2])
+    for k in range(4):
+        own, at = (x[k : k + 1].clone(), hist[:, k : k + 1].clone(), u[k : k + 1].clone()), int(idx[k])
+        alone = NoiseKey(key.seed, key.ids[k : k + 1])
+        update_ref(
+            own[0], out[k : k + 1], own[1], rows[at : at + 1], torch.zeros(1, dtype=torch.int64), alone, out_u=own[2]
+        )
+        for ours, theirs in zip((whole[0][k : k + 1], whole[1][:, k : k + 1], whole[2][k : k + 1]), own, strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(whole[0][2], x[2])  # a row of A = 1 keeps x
 
 
 def test_update_clips_m():

@@ -216,7 +216,7 @@ def test_bad_networks_are_named():
         ({"name": "UNet", "channels": 1, "size": 28, "mult": [1], "blocks": [1, 1]}, "one entry a level"),
         ({"name": "UNet", "channels": 1, "size": 28, "embedding": "learned"}, "embedding = 'learned'"),
         ({"name": "MLP"}, "net MLP"),
-        ({"name": "Transformer"}, "net name = 'Transformer'"),
+        ({"name": "Perceiver"}, "net name = 'Perceiver'"),
     ):
         with pytest.raises(ValueError, match=message):
             build(spec)

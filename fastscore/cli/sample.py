@@ -101,7 +101,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     if labels is None and score_model.classes and not o["unconditional"]:
         labels = "random"
     image = len(score_model.shape) == 3
-    if not image and (o["png"] or len(score_model.shape) != 1):
+    if not image and o["png"]:
         raise ValueError(f"samples of shape {score_model.shape} are not images; leave --png out")
     if image and o["png"] and score_model.shape[0] not in (1, 3):
         raise ValueError(f"a PNG needs 1 or 3 channels; this model has {score_model.shape[0]}")
@@ -170,7 +170,7 @@ def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dic
     extra = {} if labels is None else {"labels": labels.cpu().numpy()}
     write_npz(out / "samples.npz", samples=samples, ids=ids, **extra)
     if len(samples):
-        sheet = contact_sheet(samples[:100]) if image else density_sheet(samples)
+        sheet = contact_sheet(samples[:100]) if image else density_sheet(samples.reshape(-1, samples.shape[-1]))
         if sheet.shape[2] in (1, 3):
             write_png(out / "grid.png", sheet)
     write_text(out / "run.json", json.dumps(run, indent=1) + "\n")

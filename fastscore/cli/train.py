@@ -10,6 +10,7 @@ import click
 from fastscore.cli.options import SCHEDULES, Count, Name, Number, checked_device, make_schedule
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
+NETS = {"image": ("unet", "scorenet"), "point": ("mlp",), "sequence": ("transformer",)}
 LABELS = ("t", "999t", "sigma", "log_sigma/4")
 
 
@@ -24,15 +25,16 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
 @click.option("--images", type=Count(1), default=1_000_000, show_default=True, help="Training images to see in total.")
 @click.option(
     "--net",
-    type=click.Choice(["auto", "unet", "scorenet", "mlp"]),
+    type=click.Choice(["auto", *NETS["image"], *NETS["point"], *NETS["sequence"]]),
     default="auto",
     show_default=True,
-    help="auto: U-Net for images, MLP for points.",
+    help="auto: U-Net for images, MLP for points, Transformer for sequences and point sets.",
 )
 @click.option("--width", type=Count(8, 4096), help="Channels of the first level, or hidden units.  [default: 64 / 128]")
 @click.option("--mult", default="1,2", show_default=True, help="U-Net: factor on the width of each level.")
 @click.option("--blocks", default="2,1", show_default=True, help="U-Net: residual blocks of each level.")
 @click.option("--patch", type=Count(1, 16), default=2, show_default=True, help="U-Net: space-to-depth factor.")
+@click.option("--ordered/--unordered", default=True, show_default=True, help="Transformer: whether tokens have places.")
 @click.option("--conditional/--unconditional", default=True, show_default=True, help="Use the labels of labelled data.")
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
 @click.option("--sigma-min", "--sigma_min", type=Number(0, open=True), help="Of ve, edm and smld.")
@@ -93,9 +95,9 @@ def train(data: str, out: Path, **o: Any) -> None:
     """Train a score network on DATA by denoising score matching.
 
     DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set (moons, rings,
-    checkerboard, grid), a folder of IDX files or of images, or an .npy/.npz file. Writes a model
-    folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at any time: the same
-    command goes on from the last checkpoint.
+    checkerboard, grid; circles, of point sets), a folder of IDX files or of images, or an .npy/.npz
+    file. Writes a model folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at
+    any time: the same command goes on from the last checkpoint.
     """
     from fastscore.data import load
     from fastscore.parametrization import Parametrization
@@ -201,10 +203,15 @@ def _levels(text: str, flag: str) -> list[int]:
 
 def _spec(shape: tuple[int, ...], classes: int, o: dict[str, Any]) -> dict[str, Any]:
     """Return the network's description for data of a shape."""
-    image = len(shape) == 3
-    net = o["net"] if o["net"] != "auto" else ("unet" if image else "mlp")
-    if (net == "mlp") == image:
-        raise ValueError(f"--net {net} does not fit samples of shape {shape}")
+    fitting = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
+    net = o["net"] if o["net"] != "auto" else fitting[0]
+    if net not in fitting:
+        raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(fitting)}")
+    if net != "transformer" and not o["ordered"]:
+        raise ValueError(f"--unordered belongs to --net transformer; leave it out with --net {net}")
+    if net == "transformer":
+        sizes = {"tokens": shape[0], "dim": shape[1], "width": o["width"] or 128}
+        return {"name": "Transformer", **sizes, "ordered": o["ordered"], "classes": classes}
     if net == "mlp":
         return {"name": "MLP", "dim": shape[0], "width": o["width"] or 128, "classes": classes}
     if shape[1] != shape[2]:

@@ -9,9 +9,16 @@ from torch import nn
 from fastscore.nets.classifier import Classifier
 from fastscore.nets.mlp import MLP
 from fastscore.nets.scorenet import ScoreNet
+from fastscore.nets.transformer import Transformer
 from fastscore.nets.unet import UNet
 
-NETS: dict[str, type[nn.Module]] = {"UNet": UNet, "ScoreNet": ScoreNet, "MLP": MLP, "Classifier": Classifier}
+NETS: dict[str, type[nn.Module]] = {
+    "UNet": UNet,
+    "ScoreNet": ScoreNet,
+    "MLP": MLP,
+    "Transformer": Transformer,
+    "Classifier": Classifier,
+}
 
 
 def build(spec: dict[str, Any]) -> nn.Module:

@@ -57,8 +57,7 @@ def update_ref(
         F: raw network output, [N, D], any float dtype; None if the row has none. May not alias x.
         hist: history slots, [S, N, D] like x, S = plan.slots (may be 0); finite from the start.
         table: lowered plan, [rows, abi.WIDTH] like x.
-        idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0). All samples must
-            agree on push, draw and whether there is a clip.
+        idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0); rows may differ in everything.
         noise: where z comes from; None if the row's c is 0.
         F2: second network output (guidance), like F; None leaves its term out.
         known: what replaces x' inside a mask, before u' is made; None for no mask.
