@@ -46,10 +46,12 @@ class Setting:
     Attributes:
         device: where everything runs.
         quick: smallest sizes, fewest repeats, no torch.compile: to see that it works, not how fast.
+        points: number of two-dimensional samples, where a bench draws some.
     """
 
     device: torch.device
     quick: bool = False
+    points: int = 1_000_000
 
     @cached_property
     def ops(self) -> Ops:
