@@ -51,16 +51,19 @@ def cases(setting: Setting) -> Iterator[Case]:
     """Yield the cases of every installed peer."""
     problem = Problem(setting)
     for adapter in LIBRARIES:
-        stubs = found(adapter, 4 if setting.quick else STUB[1])
-        if isinstance(stubs, str):
-            yield absent(adapter, stubs)
+        some = found(adapter, 4)
+        if isinstance(some, str):
+            yield absent(adapter, some)
             continue
-        for entry in stubs:
-            yield outside(setting, entry, problem.net.shape)
-        for entry in found(adapter, 4 if setting.quick else NFE):
-            yield around(problem, entry)
-        for entry in found(adapter, 4 if setting.quick else POINTS_NFE):
-            yield points(setting, entry)
+        makers: list[tuple[str, int, Callable[[Entry], Case]]] = [
+            ("outside", STUB[1], lambda entry: outside(setting, entry, problem.net.shape)),
+            ("peers", NFE, lambda entry: around(problem, entry)),
+            ("points", POINTS_NFE, lambda entry: points(setting, entry)),
+        ]
+        for bench, steps, make in makers:
+            for entry in found(adapter, 4 if setting.quick else steps):
+                if setting.match in f"{bench}: {entry.library}, {entry.name}":
+                    yield make(entry)
 
 
 def absent(adapter: str, why: str) -> Case:
