@@ -46,10 +46,14 @@ class Setting:
     Attributes:
         device: where everything runs.
         quick: smallest sizes, fewest repeats, no torch.compile: to see that it works, not how fast.
+        points: number of two-dimensional samples, where a bench draws some.
+        match: only the peers' cases whose name, "bench: library, solver", contains it.
     """
 
     device: torch.device
     quick: bool = False
+    points: int = 1_000_000
+    match: str = ""
 
     @cached_property
     def ops(self) -> Ops:

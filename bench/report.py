@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common import COMPILED, COPY, EAGER, OURS
+from peers import tables as peer_tables
 from records import RESULTS, ROOT, between, load
 
 Record = Mapping[str, Any]
@@ -54,6 +55,8 @@ def text(record: Record) -> str:
         lines.append(f"  {r['of']} has {times} times the speed of {r['over']}: {verdict}")
     for mode, share in record["derived"].get("shares", {}).items():
         lines.append(f"  {mode}: " + ", ".join(f"{name} {value:.0%}" for name, value in share.items()))
+    for way, value in record["derived"].get("ms_per_step", {}).items():
+        lines.append(f"  {way} {value:.3f} ms a step")
     for way, value in record["derived"].get("outside_ms_per_step", {}).items():
         lines.append(f"  outside the network: {way} {value:.3f} ms a step")
     return "\n".join(lines)
@@ -71,7 +74,7 @@ def tables(records: Sequence[Record], ops: bool = True) -> str:
     for device in dict.fromkeys(r["env"]["device"] for r in records):
         mine = [r for r in records if r["env"]["device"] == device]
         sampled = [r for r in mine if r["bench"] == "sampler"]
-        single = [r for r in mine if r["bench"] != "sampler"] if ops else []
+        single = [r for r in mine if r["bench"] not in ("sampler", *peer_tables.BENCHES)] if ops else []
         if not sampled and not single:
             continue
         lines = list(dict.fromkeys(headline(r["env"]) for r in [*sampled, *single]))
@@ -80,6 +83,17 @@ def tables(records: Sequence[Record], ops: bool = True) -> str:
         parts.append("\n".join([f"**{device}**", "", note + quick + "  ".join(lines) + "."]))
         parts += [_ops_table(single)] if single else []
         parts += [_sampler_table(r) for r in sampled]
+    return "\n\n".join(parts)
+
+
+def against_peers(records: Sequence[Record]) -> str:
+    """Return the tables against other samplers, for each device."""
+    mine = [r for r in records if r["bench"] in peer_tables.BENCHES]
+    parts = []
+    for device in dict.fromkeys(r["env"]["device"] for r in mine):
+        some = [r for r in mine if r["env"]["device"] == device]
+        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in some) else ""
+        parts.append(peer_tables.tables(some, quick + "  ".join(dict.fromkeys(headline(r["env"]) for r in some))))
     return "\n\n".join(parts)
 
 
@@ -177,7 +191,7 @@ def main() -> int:
         (RESULTS.parent / "README.md", tables(records)),
     ):
         before = file.read_text()
-        after = between(before, "bench", content)
+        after = between(between(before, "bench", content), "peers", against_peers(records))
         print(f"{file.relative_to(ROOT)}: {'no <!-- bench --> markers' if after == before else 'rewritten'}")
         file.write_text(after)
     return 0

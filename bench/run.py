@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="see that everything works; figures mean nothing")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; cuda where there is one")
+    parser.add_argument("--points", type=int, default=1_000_000, metavar="N", help="two-dimensional samples of peers")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only peers' cases whose name contains TEXT")
     parser.add_argument("--json", type=Path, metavar="F", help="append records to F, not to bench/results")
     parser.add_argument("--md", type=Path, metavar="F", help="write this run's tables to F")
     args = parser.parse_args(arguments)
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(checked_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     # float32 is float32 in every way of every bench; else the gate would compare roundings of TF32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    setting, env = common.Setting(device, args.quick), records.environment(device)
+    setting, env = common.Setting(device, args.quick, args.points, args.match), records.environment(device)
     file = args.json or (None if args.quick else records.results_file(env))
     print(report.headline(env))
     made = []
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if file:
         print(f"{len(made)} records appended to {file}")
     if args.md:
-        args.md.write_text(report.tables(made) + "\n")
+        found = (report.tables(made), report.against_peers(made))
+        args.md.write_text("\n\n".join(filter(None, found)) + "\n")
         print(f"tables written to {args.md}")
     return 1 if any("red" in record for record in made) else 0
 

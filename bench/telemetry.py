@@ -183,7 +183,7 @@ def uuid_of(device: torch.device) -> str | None:
 
 def cost(work: Callable[[], object], items: int, device: torch.device, seconds: float) -> dict[str, dict[str, Any]]:
     """Repeat ``work``, which makes ``items`` a call, for some seconds; return the figures of its cost."""
-    reset = _reset_peak(device)
+    reset = reset_peak(device)
     calls, cpu, start = 0, time.process_time(), time.perf_counter()
     with Meter(uuid_of(device)) as meter:
         while calls == 0 or time.perf_counter() - start < seconds:
@@ -192,12 +192,12 @@ def cost(work: Callable[[], object], items: int, device: torch.device, seconds: 
                 torch.cuda.synchronize(device)
             calls += 1
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    figures = meter.report(calls * items) | _peak(device, reset)
+    figures = meter.report(calls * items) | peak(device, reset)
     figures["host_cpu"] = Figure(100.0 * cpu / wall, "%", how="process time over wall time; 100 is one core")
     return {name: asdict(value) for name, value in figures.items()}
 
 
-def _reset_peak(device: torch.device) -> str | None:
+def reset_peak(device: torch.device) -> str | None:
     """Start a new high-water mark; return why there is none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -210,7 +210,7 @@ def _reset_peak(device: torch.device) -> str | None:
     return None
 
 
-def _peak(device: torch.device, why: str | None) -> dict[str, Figure]:
+def peak(device: torch.device, why: str | None) -> dict[str, Figure]:
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         how = "what other ways keep allocated included"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -61,7 +62,7 @@ class Batches:
         noise: Tensor | None = None,
         callback: Callback | None = None,
         progress: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in ``key``, samples) a micro-batch at a time.
 
         Args:
@@ -88,7 +89,7 @@ class Batches:
                     x = self._run(key.ids[part], drawn, callback, bar if progress else None)
                 finally:
                     self._busy = False
-                yield torch.arange(part.start, part.stop), x
+                yield part, x
 
     def _run(self, ids: Tensor, drawn: Tensor | None, callback: Callback | None, bar: tqdm | None) -> Tensor:
         loop, count = self.loop, len(ids)
@@ -114,7 +115,8 @@ class Batches:
             x = graphed.run()[:count]
             if bar is not None:
                 bar.update(len(loop.plan.rows))
-        if not bool(torch.isfinite(x).all()):
+        # A finite sum has finite terms, and costs a tenth of looking at each; it may also have overflowed.
+        if not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
             self._report(run, ids)
         return x
 

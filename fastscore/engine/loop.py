@@ -96,6 +96,9 @@ class Loop:
         self.scratch, self.own = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
         self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
         self.u = zeros(batch, d, dtype=net_dtype or dtype)
+        # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
+        self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
+        self.input_storage = self.u.untyped_storage()._cdata
         self.key = NoiseKey(zeros(1, dtype=torch.int64), zeros(batch, dtype=torch.int64))
         self.cond = zeros(batch, dtype=torch.int64) if model.classes else None
         self.valid = zeros(batch)
@@ -160,16 +163,15 @@ class Loop:
         """
         ops = self.ops if noise is None else REFERENCE
         noise = self.key if noise is None else noise
-        table, idx = self.table, self.row.expand(self.batch)
+        table, idx = self.table, self.idx
         if kind.evaluate:
             label = self.labels.index_select(0, self.row).expand(self.batch)
-            u = self.u.view(self.batch, *self.model.shape)
-            F = self.model.net(u, label, self.cond)
-            if F.shape != u.shape:
-                raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
+            F = self.model.net(self.input, label, self.cond)
+            if F.shape != self.input.shape:
+                raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(self.input.shape)}")
             # The row is about to overwrite u, which a network that works in place hands back.
-            reused = F.untyped_storage()._cdata == self.u.untyped_storage()._cdata
-            F = (F.clone() if reused else F).reshape(self.batch, -1)
+            reused = F.untyped_storage()._cdata == self.input_storage
+            F = (F.clone() if reused else F).reshape(self.u.shape)
         if kind.norm is not None:
             ops.langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid)
             table, idx = self.scratch, self.own

@@ -123,7 +123,7 @@ def _team(elements: int) -> tuple[int | None, int]:
 
 
 def _rows(table: Tensor, idx: Tensor) -> _Rows:
-    return _Rows(table.data_ptr(), idx.data_ptr(), len(table), idx.stride(0), idx.dtype is torch.int64)
+    return _Rows(table.data_ptr(), idx.data_ptr(), table.shape[0], idx.stride(0), idx.dtype is torch.int64)
 
 
 def _readable(F: Tensor | None) -> Tensor | None:
@@ -196,7 +196,7 @@ def update_cpu(
     if x.ndim != 2:
         raise ValueError(f"update: x has shape {list(x.shape)}; expected [N, D]")
     n, d = x.shape
-    slots = len(hist)
+    slots = hist.shape[0]  # len() of a tensor is a slow Python method
     if slots > abi.SLOTS:
         raise ValueError(f"update: hist has {slots} slots; at most {abi.SLOTS}")
     if F2 is not None and F is None:

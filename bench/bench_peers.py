@@ -1,0 +1,293 @@
+"""Side by side with other samplers: same network, same weights, same machine, same solver and grid.
+
+Claim: at equal evaluations fastscore is at least as fast as every peer, and what it adds outside the
+network is at most a third of theirs. Three cases a solver of a peer: ``peers``, around the bundled network;
+``outside``, around a model that returns a constant; ``points``, on a two-dimensional mixture with its exact
+score. Every case first checks that both give the same samples from the same normals.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from bench_sampler import fingerprint, score_model
+from common import OURS, Case, Check, Setting, Work
+from peers import LIBRARIES, Draw, Entry, Model, found
+from torch import Tensor
+
+import fastscore as fs
+from fastscore.analytic import mixture
+from fastscore.analytic import score_model as exact
+from fastscore.noise import NoiseKey
+
+SEED = 0
+STUB = (64, 20)  # batch and evaluations around the constant
+BATCH, NFE = 16, 8  # around the network, which takes nearly all the time at any batch
+CHUNK, POINTS_NFE = 8192, 10
+PEER = "peer"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How fastscore runs around the network: which network, arguments of Sampler, tolerance against eager."""
+
+    name: str
+    net: str = "eager"
+    how: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-3
+
+
+# Another network path is one more line.
+WAYS = (Way("eager"), Way("compiled", "compiled"))
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Yield the cases of every installed peer."""
+    problem = Problem(setting)
+    for adapter in LIBRARIES:
+        some = found(adapter, 4)
+        if isinstance(some, str):
+            yield absent(adapter, some)
+            continue
+        makers: list[tuple[str, int, Callable[[Entry], Case]]] = [
+            ("outside", STUB[1], lambda entry: outside(setting, entry, problem.net.shape)),
+            ("peers", NFE, lambda entry: around(problem, entry)),
+            ("points", POINTS_NFE, lambda entry: points(setting, entry)),
+        ]
+        for bench, steps, make in makers:
+            for entry in found(adapter, 4 if setting.quick else steps):
+                if setting.match in f"{bench}: {entry.library}, {entry.name}":
+                    yield make(entry)
+
+
+def absent(adapter: str, why: str) -> Case:
+    """Return a case that only says why a peer is missing."""
+    return Case("peers", LIBRARIES[adapter][0] or adapter, {}, [], lambda: [], (0, "sample"), skipped={PEER: why}, costed=())
+
+
+# --- the same model, for both sides ---------------------------------------------------------------
+
+
+def edm_model(net: Callable[..., Tensor], cond: Tensor | None, sigma_data: float, predicts: str) -> Model:
+    """Wrap a network into what a peer calls. Source: Karras et al. 2022, eq. 7 and table 1."""
+
+    def denoise(x: Tensor, sigma: Tensor, alpha: Tensor | float) -> Tensor:
+        ratio = sigma / alpha
+        total = ratio**2 + sigma_data**2
+        c_skip, c_out, c_in = sigma_data**2 / total / alpha, ratio * sigma_data * total.rsqrt(), total.rsqrt() / alpha
+        c_noise = (ratio.log() / 4).expand(len(x))
+        return _column(c_skip, x) * x + _column(c_out, x) * net(_column(c_in, x) * x, c_noise, cond)
+
+    return predicting(denoise, predicts)
+
+
+def mixture_model(predicts: str) -> Model:
+    """Wrap the exact denoiser of the mixture."""
+    target = mixture()
+
+    def denoise(x: Tensor, sigma: Tensor, alpha: Tensor | float) -> Tensor:
+        alpha = torch.as_tensor(alpha, dtype=x.dtype)
+        length = torch.hypot(sigma, alpha.expand_as(sigma))
+        return target(x / _column(length, x), torch.atan2(sigma, alpha).expand(len(x)))
+
+    return predicting(denoise, predicts)
+
+
+def predicting(denoise: Callable[..., Tensor], predicts: str) -> Model:
+    """Turn a denoiser into what a library wants of a model."""
+
+    def model(x: Tensor, sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        d = denoise(x, sigma, alpha)
+        if predicts == "x0":
+            return d
+        s = _column(sigma, x)
+        eps = (x - alpha * d) / s
+        return eps if predicts == "eps" else -eps / s
+
+    return model
+
+
+def _column(v: Tensor, x: Tensor) -> Tensor:
+    return v.reshape(-1, *[1] * (x.ndim - 1)) if v.ndim else v
+
+
+class Draws:
+    """fastscore's normals, one draw after another."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.key, self.count = NoiseKey.of(SEED, range(n), device), itertools.count()
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return self.key.normal(next(self.count), like[0].numel()).reshape(like.shape)
+
+
+def same(
+    name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tolerance: float | None = None
+) -> Check:
+    """Compare fastscore's samples with the peer's from the same normals."""
+    draws = Draws(len(like), like.device)
+    theirs = entry.run(model, draws(like), draws)
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    return Check(f"{name} equals {entry.library}", float(error), entry.tolerance if tolerance is None else tolerance)
+
+
+def sampler(model: fs.ScoreModel, entry: Entry, batch: int, device: torch.device, **how: Any) -> fs.Sampler:
+    """Return fastscore's sampler for what an entry does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Langevin's norms in two dimensions: the same in both
+        return fs.Sampler(
+            model, schedule=entry.schedule, solver=entry.solver, grid=entry.grid, batch=batch, device=device, **how
+        )
+
+
+def theirs(entry: Entry, model: Model, like: Tensor, chunk: int | None = None) -> Callable[[], object]:
+    """Return the peer's run on its own noise, in chunks if given."""
+
+    @torch.no_grad()
+    def work() -> object:
+        return [entry.run(model, torch.randn_like(part), None) for part in like.split(chunk or len(like))]
+
+    return work
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+def outside(setting: Setting, entry: Entry, shape: tuple[int, ...]) -> Case:
+    """Return the case of the loop alone: the model is a constant."""
+    batch = 4 if setting.quick else STUB[0]
+    like = torch.empty((batch, *shape), device=setting.device)
+    constant = torch.full_like(like, 0.1)
+    net = fs.ScoreModel(lambda u, t, cond: constant, shape, entry.schedule, fs.Parametrization(entry.predicts))
+    ours = sampler(net, entry, batch, setting.device)
+
+    def stub(x: Tensor, sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+        return constant
+
+    steps = len(entry.grid(entry.schedule)) - 1
+    ways: dict[str, Work] = {OURS: lambda: ours.run(range(batch), SEED), PEER: theirs(entry, stub, like)}
+
+    def derive(seconds: dict[str, float]) -> dict[str, Any]:
+        return {"ms_per_step": {way: 1000.0 * value / steps for way, value in seconds.items()}}
+
+    shape_name = "x".join(map(str, like.shape))
+    facts = {"library": entry.library, "solver": entry.name, "steps": steps, "nfe": ours.plan.nfe, "shape": shape_name}
+    facts["backend"] = ours.ops.name
+    return Case(
+        "outside", f"{entry.library}, {entry.name}, {shape_name}", ways, [(OURS, PEER)],
+        # A constant removes no noise, so that diffusers' Heun loses digits where x is large and sigma small.
+        lambda: [same("around a constant: fastscore", ours.run(range(batch), SEED), entry, stub, like, 1e-3)],
+        (batch, "sample"), facts=facts, derive=derive, costed=(),
+    )  # fmt: skip
+
+
+class Problem:
+    """The bundled network, eager and compiled; each is compiled once for everybody."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.batch = setting, 4 if setting.quick else BATCH
+        self.net, self.name = score_model(setting.device)
+        self.labels = torch.arange(self.batch, device=setting.device) % self.net.classes if self.net.classes else None
+        self.like = torch.empty((self.batch, *self.net.shape), device=setting.device)
+
+    @cached_property
+    def nets(self) -> dict[str, Any]:
+        """The network by name."""
+        torch.compiler.reset()
+        nets = {"eager": self.net.net}
+        return nets if self.setting.no_compile else nets | {"compiled": torch.compile(self.net.net, dynamic=False)}
+
+    def model(self, net: str, entry: Entry, n: int | None = None) -> Model:
+        """Return what the peer calls, for the first n samples."""
+        labels = None if self.labels is None else self.labels[:n]
+        return edm_model(self.nets[net], labels, self.net.parametrization.sigma_data, entry.predicts)
+
+
+def around(problem: Problem, entry: Entry) -> Case:
+    """Return the case around the network."""
+    setting, batch, labels = problem.setting, problem.batch, problem.labels
+    used = [way for way in WAYS if way.net in problem.nets]
+    samplers = {
+        way.name: sampler(replace(problem.net, net=problem.nets[way.net]), entry, batch, setting.device, **way.how)
+        for way in used
+    }
+
+    def run(way: str) -> Tensor:
+        return samplers[way].run(range(batch), SEED, labels=labels)
+
+    ways: dict[str, Work] = {f"{PEER}, {net}": theirs(entry, problem.model(net, entry), problem.like) for net in problem.nets}
+    ways |= {f"{OURS}, {way}": lambda way=way: run(way) for way in samplers}
+    nfe = samplers["eager"].plan.nfe
+    u, t = torch.ones_like(problem.like), torch.zeros(batch, device=setting.device)
+
+    def alone() -> None:
+        for _ in range(nfe):
+            problem.net.net(u, t, labels)
+
+    def first() -> Tensor:
+        return sampler(problem.net, entry, 1, setting.device).run([0], SEED, labels=None if labels is None else labels[:1])
+
+    ways["network alone"] = alone
+    ways[f"first sample: {OURS}"] = first
+    ways[f"first sample: {PEER}"] = theirs(entry, problem.model("eager", entry, 1), problem.like[:1])
+
+    def check() -> list[Check]:
+        eager = run("eager")
+        checks = [same("fastscore", eager, entry, problem.model("eager", entry), problem.like)]
+        for way in used[1:]:
+            error = float((run(way.name) - eager).abs().max() / eager.abs().max())
+            checks.append(Check(f"fastscore {way.name} equals eager", error, way.tolerance))
+        return checks
+
+    pairs = [(f"{OURS}, {way}", f"{PEER}, {net}") for way in samplers for net in problem.nets]
+    pairs.append((f"first sample: {OURS}", f"first sample: {PEER}"))
+    steps = len(entry.grid(entry.schedule)) - 1
+
+    def derive(seconds: dict[str, float]) -> dict[str, Any]:
+        eager = {side: seconds[f"{side}, eager"] for side in (OURS, PEER)}
+        return {
+            "samples_per_s": {way: batch / value for way, value in seconds.items() if way.startswith((OURS, PEER))},
+            "subtracted_ms_per_step": {k: 1000.0 * (v - seconds["network alone"]) / steps for k, v in eager.items()},
+        }
+
+    facts = {
+        "library": entry.library, "solver": entry.name, "network": problem.name, "backend": setting.ops.name,
+        "weights_sha256": fingerprint(problem.net.net), "nfe": nfe, "steps": steps, "batch": batch, "dtype": "float32",
+    }  # fmt: skip
+    skipped = {} if "compiled" in problem.nets else {"compiled": setting.no_compile or ""}
+    return Case(
+        "peers", f"{entry.library}, {entry.name}, {nfe} evaluations, batch {batch}, {problem.name}", ways, pairs, check,
+        (batch, "sample"), facts=facts, skipped=skipped, derive=derive, costed=[f"{k}, eager" for k in (OURS, PEER)],
+    )  # fmt: skip
+
+
+def points(setting: Setting, entry: Entry) -> Case:
+    """Return the case on points of the plane: the model costs little, so the loop shows."""
+    n, chunk = (1000, 256) if setting.quick else (setting.points, CHUNK)
+    like = torch.empty((n, 2), device=setting.device)
+    ours, model = sampler(exact(mixture()), entry, chunk, setting.device), mixture_model(entry.predicts)
+    ways: dict[str, Work] = {
+        OURS: lambda: ours.run(range(n), SEED),
+        f"{PEER}, at once": theirs(entry, model, like),
+        f"{PEER}, chunks": theirs(entry, model, like, chunk),
+    }
+
+    def check() -> list[Check]:
+        return [same("fastscore", ours.run(range(chunk), SEED), entry, model, like[:chunk])]
+
+    facts = {
+        "library": entry.library, "solver": entry.name, "nfe": ours.plan.nfe, "points": n, "chunk": chunk,
+        "backend": ours.ops.name,
+    }  # fmt: skip
+    return Case(
+        "points", f"{entry.library}, {entry.name}, {n} points, {ours.plan.nfe} evaluations", ways,
+        [(OURS, f"{PEER}, {kind}") for kind in ("at once", "chunks")], check, (n, "sample"), facts=facts,
+        derive=lambda seconds: {"samples_per_s": {way: n / value for way, value in seconds.items()}}, costed=list(ways),
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""The tables of bench_peers.py, from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common import OURS
+
+Record = Mapping[str, Any]
+BENCHES = ("peers", "outside", "points")
+PEER = "peer"
+
+
+def tables(records: Sequence[Record], headline: str) -> str:
+    """Return markdown: around the network, outside it, on points; a peer that is not installed is named."""
+    by = {bench: [r for r in records if r["bench"] == bench] for bench in BENCHES}
+    parts = [f"{headline}. Medians of paired, alternating runs; ratios with their 20th and 80th percentiles."]
+    missing = [f"{r['case']}: {r['skipped'][PEER]}" for r in by["peers"] if PEER in r["skipped"]]
+    for r in records:
+        if "red" in r:
+            missing.append(f"{r['case']}: **wrong result, not timed**")
+    good = {bench: [r for r in rs if "red" not in r and PEER not in r["skipped"]] for bench, rs in by.items()}
+    for bench, make in (("peers", _around), ("outside", _outside), ("points", _points)):
+        if good[bench]:
+            parts.append(make(good[bench]))
+    return "\n\n".join([*parts, *(f"Not measured: {line}." for line in missing)])
+
+
+def _around(records: Sequence[Record]) -> str:
+    first = records[0]["facts"]
+    ways = [w for r in records for w in r["derived"]["samples_per_s"]]
+    ways = list(dict.fromkeys(ways))
+    head = ["peer", "solver", "evaluations", *(f"{w}, samples/s" for w in ways), "x peer, eager", "x peer, compiled",
+            "first sample, ms (fastscore / peer)", "minus network, ms a step (fastscore / peer)"]  # fmt: skip
+    rows = []
+    for r in records:
+        rates, facts = r["derived"]["samples_per_s"], r["facts"]
+        best = [_ratio(r, [w for w in rates if w.startswith(OURS)], f"{PEER}, {net}") for net in ("eager", "compiled")]
+        firsts = [1000.0 * r["seconds"][f"first sample: {side}"]["p50"] for side in (OURS, PEER)]
+        left = r["derived"]["subtracted_ms_per_step"]
+        rows.append([
+            facts["library"], facts["solver"], str(facts["nfe"]),
+            *(f"{rates[w]:.3g}" if w in rates else "" for w in ways), *best,
+            " / ".join(f"{v:.3g}" for v in firsts), f"{left[OURS]:.2g} / {left[PEER]:.2g}",
+        ])  # fmt: skip
+    text = (
+        f"Around the network {first['network']} (sha256 {first['weights_sha256']}), float32, batch {first['batch']}, equal "
+        "evaluations. The ratios are fastscore's fastest way over the peer's. First sample: batch 1, eager, with "
+        "fastscore's plan and buffers made in it, the peer's scheduler ready before. The last column is a difference of "
+        "two large times and says little; the next table measures it."
+    )
+    return f"{text}\n\n{_table(head, rows)}"
+
+
+def _outside(records: Sequence[Record]) -> str:
+    head = ["peer", "solver", "fastscore, ms a step", "peer, ms a step", "p20 .. p80", "x peer"]
+    rows = []
+    for r in records:
+        each, facts = r["derived"]["ms_per_step"], r["facts"]
+        ends = [1000.0 * r["seconds"][OURS][p] / facts["steps"] for p in ("p20", "p80")]
+        theirs = [1000.0 * r["seconds"][PEER][p] / facts["steps"] for p in ("p20", "p80")]
+        spreads = f"{ends[0]:.3f} .. {ends[1]:.3f} / {theirs[0]:.3f} .. {theirs[1]:.3f}"
+        rows.append([facts["library"], facts["solver"], f"{each[OURS]:.3f}", f"{each[PEER]:.3f}", spreads,
+                     _ratio(r, [OURS], PEER)])  # fmt: skip
+    text = f"Outside the network: the model returns a constant, {records[0]['facts']['shape']}, everything else runs."
+    return f"{text}\n\n{_table(head, rows)}"
+
+
+def _points(records: Sequence[Record]) -> str:
+    head = ["peer", "solver", "evaluations", "fastscore, samples/s", "peer at once", "peer in chunks", "x at once",
+            "x chunks", "peak memory, MiB (fastscore / at once / chunks)"]  # fmt: skip
+    rows = []
+    for r in records:
+        rates, facts = r["derived"]["samples_per_s"], r["facts"]
+        ways = (OURS, f"{PEER}, at once", f"{PEER}, chunks")
+        peaks = [r["cost"][w].get("peak_resident", {}).get("value") for w in ways]
+        rows.append([
+            facts["library"], facts["solver"], str(facts["nfe"]), *(f"{rates[w]:.3g}" for w in ways),
+            *(_ratio(r, [OURS], w) for w in ways[1:]), " / ".join("unknown" if p is None else f"{p:.0f}" for p in peaks),
+        ])  # fmt: skip
+    facts = records[0]["facts"]
+    text = (
+        f"{facts['points']:,} points of a two-dimensional mixture with its exact score; fastscore at batch {facts['chunk']}, "
+        f"the peer at once and {facts['chunk']} at a time. Memory is the whole process's."
+    )
+    return f"{text}\n\n{_table(head, rows)}"
+
+
+def _ratio(r: Record, ways: Sequence[str], base: str) -> str:
+    found = [x for x in r["ratios"] if x["of"] in ways and x["over"] == base]
+    if not found:
+        return ""
+    best = max(found, key=lambda x: x["p50"])
+    return f"{best['p50']:.2f} ({best['p20']:.2f} .. {best['p80']:.2f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
