@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from fastscore.files import bundled
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
     from fastscore.model import ScoreModel, load_model
+    from fastscore.network import Numerics, prepare
     from fastscore.parametrization import Parametrization
+    from fastscore.probe import probe_batch
     from fastscore.sampler import Sampler
     from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.solvers import (
@@ -60,7 +62,9 @@ _HOME = {
     "files": "bundled",
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
     "model": "ScoreModel load_model",
+    "network": "Numerics prepare",
     "parametrization": "Parametrization",
+    "probe": "probe_batch",
     "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "

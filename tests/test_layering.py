@@ -18,8 +18,9 @@ LAYERS = [
     {"ops"},
     {"backend"},
     {"nets"},
-    {"data", "files", "model", "analytic", "losses", "metrics", "conditions"},
+    {"data", "files", "package", "mixed", "model", "analytic", "losses", "metrics", "conditions"},
     {"engine"},
+    {"network"},
     {"sampler", "sinks", "train", "classify", "testing"},
     {"cli", "__main__"},
 ]
