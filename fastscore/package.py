@@ -76,8 +76,6 @@ def build(key: str, net: nn.Module, inputs: tuple[Tensor, ...], say: Callable[[s
     Raises:
         Exception: whatever torch.export or the compiler make of it.
     """
-    from torch._inductor import aoti_compile_and_package
-
     home = folder()
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -90,6 +88,8 @@ def build(key: str, net: nn.Module, inputs: tuple[Tensor, ...], say: Callable[[s
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(net, inputs, strict=False)
+            from torch._inductor import aoti_compile_and_package  # a second, so after what may fail
+
             aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(OPTIONS))
         call = _runner(file)
         if Path(work).parent == home:
