@@ -108,10 +108,10 @@ def prepare(
     device, say = torch.device(device), say or _warn
     if dtype not in DTYPES:
         raise ValueError(f"network = {dtype!r} must be one of {', '.join(DTYPES)}")
-    if isinstance(model.net, Prepared):
-        raise ValueError("the network is prepared already; use network='own'")
     if dtype == "own":
         return model
+    if isinstance(model.net, Prepared):
+        raise ValueError("the network is prepared already; use network='own'")
     net = model.net
     if not isinstance(net, nn.Module):
         return model if dtype == "auto" else _own(model, say, f"{dtype} needs an nn.Module")
@@ -190,18 +190,17 @@ class Trial:
         return [self.net(*_three(inputs)).flatten(1) for inputs, _, _ in self.micro_batches()]
 
     @torch.no_grad()
-    def errors(self, call: Net) -> tuple[float, float]:
-        """Return the largest relative error over all samples of a call: (of its output, of the score)."""
+    def errors(self, call: Net) -> Tensor:
+        """Return the relative errors of a call, of its output and of the score, [2, samples]."""
         found = []
         for (inputs, px, q), own in zip(self.micro_batches(), self.expected, strict=True):
             wrong = call(*_three(inputs)).flatten(1) - own
             found.append(torch.stack([_ratio(wrong, own), _ratio(q * wrong, px + q * own)]))
-        output, score = torch.cat(found, dim=1).amax(dim=1).tolist()
-        return output, score
+        return torch.cat(found, dim=1)
 
     def checked(self, call: Net, kind: str) -> float:
         """Return the error of the score; raise Inexact if one is above its limit or not a number."""
-        errors = self.errors(call)
+        errors = self.errors(call).amax(dim=1).tolist()
         for value, limit, what in zip(errors, LIMIT[kind], ("output", "score"), strict=True):
             if not value <= limit:
                 raise Inexact(f"in {kind} the network's {what} errs by {value:.2g}, above {limit:g}")
