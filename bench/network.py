@@ -115,10 +115,12 @@ def quality(model: fs.ScoreModel, num: int, batch: int, steps: int) -> dict[str,
 def table(record: dict[str, Any]) -> str:
     """Return the tables of a record."""
     lines = [
-        f"{record['hardware']}, {record['threads']} thread{'s' * (record['threads'] > 1)}, {record['clock']}, torch {record['torch']}, {record['date']}; "
-        f"by `python bench/network.py`. Ratios are medians of paired rounds, with the 20th and 80th percentile.",
+        f"{record['hardware']}, {record['threads']} thread{'s' * (record['threads'] > 1)}, {record['clock']}, "
+        f"torch {record['torch']}, {record['date']}; by `python bench/network.py`. Ratios are medians of paired rounds, "
+        "with the 20th and 80th percentile.",
         "",
-        "| network | numerics | images/s | over eager float32 | GFLOP/s | of a matrix product | largest score error |",
+        "| network | numerics | images/s | over eager float32 | GFLOP/s "
+        "| of a matrix product's rate | largest score error |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in record["networks"]:

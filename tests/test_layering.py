@@ -21,7 +21,7 @@ LAYERS = [
     {"data", "files", "package", "mixed", "model", "analytic", "losses", "metrics", "conditions"},
     {"engine"},
     {"network"},
-    {"sampler", "sinks", "train", "classify", "testing"},
+    {"sampler", "sinks", "train", "classify", "testing", "probe"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}
