@@ -116,8 +116,8 @@ def table(record: dict[str, Any]) -> str:
     """Return the tables of a record."""
     lines = [
         f"{record['hardware']}, {record['threads']} thread{'s' * (record['threads'] > 1)}, {record['clock']}, "
-        f"torch {record['torch']}, {record['date']}; by `python bench/network.py`. Ratios are medians of paired rounds, "
-        "with the 20th and 80th percentile.",
+        f"torch {record['torch']}, {record['date']}; by `python bench/network.py`. Ratios are medians of paired "
+        "rounds, with the 20th and 80th percentile.",
         "",
         "| network | numerics | images/s | over eager float32 | GFLOP/s "
         "| of a matrix product's rate | largest score error |",
