@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from fastscore.joint import JointModel, JointSampler, Part
     from fastscore.matrix import whitened
     from fastscore.model import ScoreModel, load_model
+    from fastscore.network import Numerics, prepare
     from fastscore.parametrization import Parametrization
     from fastscore.presets import ncsn, ncsnv2
+    from fastscore.probe import probe_batch
     from fastscore.sampler import Sampler
     from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.solvers import (
@@ -67,8 +69,10 @@ _HOME = {
     "joint": "JointModel JointSampler Part",
     "matrix": "whitened",
     "model": "ScoreModel load_model",
+    "network": "Numerics prepare",
     "parametrization": "Parametrization",
     "presets": "ncsn ncsnv2",
+    "probe": "probe_batch",
     "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "

@@ -98,6 +98,11 @@ def load_weights(path: Path, net: nn.Module) -> nn.Module:
     return net
 
 
+def cache_folder() -> Path:
+    """Return where this user keeps what can be made again: $XDG_CACHE_HOME/fastscore, or ~/.cache/fastscore."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastscore"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     with atomic(path) as file:

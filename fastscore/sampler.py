@@ -22,6 +22,7 @@ from fastscore.engine.loop import Loop, Step
 from fastscore.engine.parallel import Parallel, Picard
 from fastscore.grid import Grid, Times, default_grid, within
 from fastscore.model import ScoreModel
+from fastscore.network import DTYPES, Numerics, numerics, prepare
 from fastscore.noise import NoiseKey
 from fastscore.plan import Plan, Solver
 from fastscore.schedule import Schedule
@@ -48,6 +49,8 @@ class Sampler:
         dtype: of the state; torch.float32, or torch.float64 for parity runs.
         backend: "auto", "reference", "cpp" or "triton"; see fastscore.backend.
         compile: of the network: "off", "full" or "regional"; see fastscore.engine.compile.
+        network: "own" evaluates it as it is; "auto", "fp32" and "bf16" compile it ahead of time on first
+            use and check it against itself; see fastscore.network.prepare.
         graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or
             "auto", which times them on the first batch and keeps the fastest; off on the CPU.
         parallel: Picard sweeps over a window of steps in place of one step after the other; see
@@ -71,6 +74,7 @@ class Sampler:
         backend: str = "auto",
         compile: str = "off",
         graph: str = "auto",
+        network: str = "own",
         parallel: Picard | None = None,
     ) -> None:
         if batch < 1:
@@ -79,6 +83,10 @@ class Sampler:
             raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
         if graph not in ("auto", "off", *MODES):
             raise ValueError(f"graph = {graph!r} must be auto, off, {' or '.join(MODES)}")
+        if network not in DTYPES:
+            raise ValueError(f"network = {network!r} must be one of {', '.join(DTYPES)}")
+        if network != "own" and (compile != "off" or dtype != torch.float32):
+            raise ValueError(f"network = {network!r} compiles by itself and for a float32 state; use network='own'")
         self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
         if self.device.type != "cuda" and graph in MODES:
             raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
@@ -112,11 +120,24 @@ class Sampler:
             model.net.to(self.device).eval()
         self.net_dtype = network_dtype(model.net, dtype)
         self.model = replace(model, net=compiled(model.net, compile, self.device))
+        self.network, self.compile = network, compile
+
+    @cached_property
+    def prepared(self) -> ScoreModel:
+        """The model as it runs, its network prepared as ``network`` says."""
+        together = 1 if self.parallel is None else min(self.parallel.window, self.plan.nfe)
+        return prepare(self.model, self.batch * together, self.device, self.network)
+
+    @property
+    def numerics(self) -> Numerics:
+        """How the network is evaluated; prepares it if it has not yet been."""
+        found = numerics(self.prepared.net)
+        return found if self.compile == "off" else replace(found, compile=self.compile)
 
     @cached_property
     def engine(self) -> Batches | Parallel:
         """What runs the plan; its buffers are made on first use."""
-        loop = Loop(self.plan, self.model, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
+        loop = Loop(self.plan, self.prepared, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
         return Batches(loop, self.graph) if self.parallel is None else Parallel(loop, self.parallel)
 
     @property

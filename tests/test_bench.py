@@ -382,3 +382,27 @@ def test_validation_runs_every_step_whatever_fails(tmp_path, monkeypatch):
     assert ran[-1][-1] == "--quick" and len(done[0].output.splitlines()) == validate_gpu.TAIL
     text = validate_gpu.markdown(ENV, done, "TABLES")
     assert "| pytest -m gpu | **FAILED** |" in text and "| compute-sanitizer | could not run |" in text
+
+
+def test_the_network_tables_show_every_numerics():
+    import network as bench_network
+
+    spread = {"p20": 1.9, "p50": 2.0, "p80": 2.1}
+    rate = {"images_per_s": 100.0, "over_own": spread, "gflop_per_s": 30.0, "share_of_product": spread}
+    row = {
+        "network": "n",
+        "alpha_over_sigma": [0.0, 1.0, 500.0],
+        "score_error": {"fp32": [1e-6, 2e-6, 3e-6], "bf16": [1e-3, 5e-3, 2e-3]},
+        "rates": dict.fromkeys(("own", "fp32", "bf16"), rate),
+    }
+    judged = {
+        "num": 9,
+        "steps": 20,
+        "classifier-FID": {"own": 0.05, "bf16": 0.06},
+        "mean_pixel_difference": {"bf16": 0.4},
+    }
+    head = {"hardware": "h", "threads": 1, "clock": "CPU time", "torch": "2", "date": "d"}
+    text = bench_network.table({**head, "networks": [row], "quality": judged})
+    assert "| n | package, bf16 | 100 | 2.00 (1.90 to 2.10) | 30 | 200% | 5.0e-03 |" in text
+    assert "| n | inf | 1.0e-06 | 1.0e-03 |" in text
+    assert "eager float32 0.0500, bf16 0.0600" in text

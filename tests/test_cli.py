@@ -70,7 +70,8 @@ def test_nothing_to_draw_is_no_error(capsys, tmp_path):
 
 
 def test_two_runs_are_never_mixed(capsys, tmp_path):
-    base = ("sample", "fashion", "--batch", "2", "--steps", "1", "--png", "--quiet", "--out", str(tmp_path))
+    base = ("sample", "fashion", "--batch", "2", "--steps", "1", "--compile", "off", "--png", "--quiet")
+    base = (*base, "--out", str(tmp_path))
     assert run(capsys, *base, "-n", "2")[0] == 0
     assert sorted(p.name for p in (tmp_path / "png").iterdir()) == ["000000.png", "000001.png"]
     assert run(capsys, *base, "--ids", "9", "--overwrite")[0] == 0
@@ -285,3 +286,32 @@ def test_package_runs_as_a_module(tmp_path):
         cwd=Path("/"),
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_how_the_network_ran_is_recorded(capsys, tmp_path):
+    base = ("sample", "fashion", "-n", "2", "--batch", "2", "--steps", "1", "--quiet", "--out", str(tmp_path))
+    assert run(capsys, *base, "--dtype", "fp32", "--compile", "off")[0] == 0
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert report["network"] == {"dtype": "own", "compile": "off", "error": None, "threads": None, "key": None}
+    code, _, error = run(capsys, *base, "--overwrite", "--dtype", "bf16", "--compile", "off")
+    assert code == 2
+    assert "--dtype bf16 needs --compile auto" in error
+
+
+def test_without_a_compiler_one_line_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    base = ("sample", "fashion", "-n", "2", "--batch", "2", "--steps", "1", "--quiet", "--out", str(tmp_path / "a"))
+    code, _, error = run(capsys, *base)
+    assert code == 0
+    assert error == "fastscore: the network runs as it is: no C++ compiler (g++ or clang++)\n"
+
+
+def test_the_micro_batch_can_be_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = ("sample", "analytic:gaussian", "-n", "3", "--batch", "auto", "--quiet", "--out", str(tmp_path / "a"))
+    assert run(capsys, *base)[0] == 0
+    report = json.loads((tmp_path / "a/run.json").read_text())
+    assert report["settings"]["batch"] == "auto"
+    assert report["batch"] >= 16
+    assert report["threads"] >= 1

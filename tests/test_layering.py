@@ -19,9 +19,10 @@ LAYERS = [
     {"ops"},
     {"backend"},
     {"nets"},
-    {"data", "files", "model", "analytic", "matrix", "losses", "metrics", "conditions"},
+    {"data", "files", "package", "mixed", "model", "analytic", "matrix", "losses", "metrics", "conditions"},
     {"engine"},
-    {"sampler", "joint", "mcmc", "sinks", "train", "classify", "testing"},
+    {"network"},
+    {"sampler", "joint", "mcmc", "sinks", "train", "classify", "testing", "probe"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}

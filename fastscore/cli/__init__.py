@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 bad input, 3 missing package or memory, 4 NaN, Inf or a fa
 from __future__ import annotations
 
 import sys
+import warnings
 
 import click
 
@@ -33,7 +34,9 @@ for command in (sample, plan, train, train_classifier, evaluate, models, env, do
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; errors are one message on stderr, never a traceback."""
     try:
-        group.main(argv, prog_name="fastscore", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            group.main(argv, prog_name="fastscore", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "fastscore"
@@ -53,6 +56,10 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _fail(3, f"out of memory ({error}); use a smaller --batch or fewer samples")
     sys.exit(0)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    click.echo(f"fastscore: {shorten(' '.join(str(message).split()), 600)}", err=True)
 
 
 def _fail(code: int, message: str) -> None:

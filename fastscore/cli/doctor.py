@@ -19,6 +19,7 @@ def doctor(device: str | None) -> None:
     from fastscore.cli.options import checked_device
     from fastscore.engine.compile import has_compiler
     from fastscore.engine.selfcheck import checks, fingerprint
+    from fastscore.mixed import native_bf16
 
     where = torch.device(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     ops = resolve("auto", where)
@@ -28,6 +29,9 @@ def doctor(device: str | None) -> None:
         click.echo(f"  ok  {passed}")
     click.echo(f"checked in {time.perf_counter() - start:.2f} s")
     click.echo(f"backend on {where}: {ops.name} (update, langevin, quantize)")
+    if where.type == "cpu":
+        kind = "bf16 where the scores agree within 1 %" if native_bf16() else "fp32 (this CPU has no bfloat16)"
+        click.echo(f"network on cpu: --dtype auto is {kind if has_compiler() else 'the network as it is'}")
     advice = []
     if where.type == "cuda" and importlib.util.find_spec("triton") is None:
         advice.append("pip install triton for the fused kernels")

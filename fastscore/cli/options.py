@@ -67,6 +67,14 @@ class Count(click.ParamType):
         return number
 
 
+class AutoCount(Count):
+    """A Count, or "auto"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse one value."""
+        return "auto" if str(value).lower() == "auto" else super().convert(value, param, ctx)
+
+
 class Number(click.ParamType):
     """A finite number within bounds; the low one is excluded if ``open`` is set."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +16,9 @@ Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 def has_compiler(device: torch.device | str = "cpu") -> bool:
-    """Return whether torch.compile can build code for a device: CUDA brings its own compiler, a CPU needs C++."""
-    return torch.device(device).type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
+    """Return whether torch can compile for a device: CUDA brings its own compiler, a CPU needs C++ (or $CXX)."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return torch.device(device).type == "cuda" or any(shutil.which(c) for c in names)
 
 
 def compiled(net: Net, how: str, device: torch.device | str = "cpu") -> Net:

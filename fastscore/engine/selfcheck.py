@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -24,7 +23,7 @@ from fastscore import plan as plans
 from fastscore.backend import REFERENCE, Ops
 from fastscore.engine.graph import MODES, CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
-from fastscore.files import write_text
+from fastscore.files import cache_folder, write_text
 from fastscore.grid import karras
 from fastscore.kernels.cpu import launch
 from fastscore.model import ScoreModel
@@ -108,8 +107,7 @@ def ensure(device: torch.device, ops: Ops) -> None:
 
 def cache_file() -> Path:
     """Return where passed checks are remembered."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fastscore" / "selfcheck.json"
+    return cache_folder() / "selfcheck.json"
 
 
 def _loop(solver: plans.Solver, shape: tuple[int, ...], device: torch.device, ops: Ops) -> Loop:
