@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import bench_peers
 import common
+import equal_quality
 import peers
 import pytest
 import scaling
@@ -17,6 +18,10 @@ from fastscore.analytic import mixture, score_model
 
 CPU = torch.device("cpu")
 QUICK = common.Setting(CPU, quick=True)
+ENV = {
+    "device": "CPU", "type": "cpu", "threads": 1, "torch": "2", "git": None, "dirty": None, "load": None,
+    "date": "2026-01-02",
+}  # fmt: skip
 
 
 def entries(adapter: str, steps: int) -> list[peers.Entry]:
@@ -75,15 +80,21 @@ def test_match_chooses_cases(monkeypatch):
     assert [case.bench for case in found] == ["outside"]
 
 
+def test_equal_quality_compares_at_the_error_of_pc():
+    exact = equal_quality.target(2000, 1)
+    assert equal_quality.sliced(exact, exact.flip(0)) == 0.0
+    shift = torch.tensor([1.0, 0.0])  # seen at an angle a it is cos a, whose mean square is 1/2
+    assert equal_quality.sliced(exact, exact + shift) == pytest.approx(0.5**0.5, rel=1e-4)
+    run = equal_quality.study(200, 4)
+    assert run["errors"][run["nfe"]] <= run["bound"]
+    assert f"| fastscore, DPM-Solver++(2M) | {run['nfe']} |" in equal_quality.table({**run, "env": ENV})
+
+
 def test_scaling_measures_a_point_and_draws_it(tmp_path):
     asked = scaling.settings("ids", 100)
     drawn = scaling.point(asked)
     assert drawn["seconds"] > 0.0 and (drawn["mib"] is None or drawn["mib"] < 100.0)
-    env = {
-        "device": "CPU", "type": "cpu", "threads": 1, "torch": "2", "git": None, "dirty": None, "load": None,
-        "date": "2026-01-02",
-    }  # fmt: skip
     skipped = {"value": (3, 8, 8), "skipped": "longer than 1 s"}
-    run = {"env": env, "axes": {"ids": [{"value": 100, **asked, **drawn}], "dimension": [skipped]}}
+    run = {"env": ENV, "axes": {"ids": [{"value": 100, **asked, **drawn}], "dimension": [skipped]}}
     text = scaling.table(json.loads(json.dumps(run)))
     assert "| ids | 100 |" in text and "| dimension | 3x8x8 | skipped: longer than 1 s |" in text
