@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from bench_sampler import fingerprint, score_model
 from common import OURS, Case, Check, Setting, Work
-from peers import LIBRARIES, Draw, Entry, Model, found
+from peers import LIBRARIES, Entry, Model, found
 from torch import Tensor
 
 import fastscore as fs
@@ -35,7 +35,10 @@ PEER = "peer"
 
 @dataclass(frozen=True)
 class Way:
-    """How fastscore runs around the network: which network, arguments of Sampler, tolerance against eager."""
+    """How fastscore runs around the network: which network, arguments of Sampler, tolerance against eager.
+
+    A way around "compiled" is left out where there is no compiler.
+    """
 
     name: str
     net: str = "eager"
@@ -44,7 +47,11 @@ class Way:
 
 
 # Another network path is one more line.
-WAYS = (Way("eager"), Way("compiled", "compiled"))
+WAYS = (
+    Way("eager"),
+    Way("compiled", "compiled"),
+    Way("network auto", "compiled", {"network": "auto"}, tolerance=0.05),
+)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -68,7 +75,9 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def absent(adapter: str, why: str) -> Case:
     """Return a case that only says why a peer is missing."""
-    return Case("peers", LIBRARIES[adapter][0] or adapter, {}, [], lambda: [], (0, "sample"), skipped={PEER: why}, costed=())
+    return Case(
+        "peers", LIBRARIES[adapter][0] or adapter, {}, [], lambda: [], (0, "sample"), skipped={PEER: why}, costed=()
+    )
 
 
 # --- the same model, for both sides ---------------------------------------------------------------
@@ -128,9 +137,7 @@ class Draws:
         return self.key.normal(next(self.count), like[0].numel()).reshape(like.shape)
 
 
-def same(
-    name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tolerance: float | None = None
-) -> Check:
+def same(name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tolerance: float | None = None) -> Check:
     """Compare fastscore's samples with the peer's from the same normals."""
     draws = Draws(len(like), like.device)
     theirs = entry.run(model, draws(like), draws)
@@ -215,14 +222,23 @@ def around(problem: Problem, entry: Entry) -> Case:
     setting, batch, labels = problem.setting, problem.batch, problem.labels
     used = [way for way in WAYS if way.net in problem.nets]
     samplers = {
-        way.name: sampler(replace(problem.net, net=problem.nets[way.net]), entry, batch, setting.device, **way.how)
+        # A network path compiles by itself, and starts from the network as it is.
+        way.name: sampler(
+            replace(problem.net, net=problem.nets["eager" if way.how else way.net]),
+            entry,
+            batch,
+            setting.device,
+            **way.how,
+        )
         for way in used
     }
 
     def run(way: str) -> Tensor:
         return samplers[way].run(range(batch), SEED, labels=labels)
 
-    ways: dict[str, Work] = {f"{PEER}, {net}": theirs(entry, problem.model(net, entry), problem.like) for net in problem.nets}
+    ways: dict[str, Work] = {
+        f"{PEER}, {net}": theirs(entry, problem.model(net, entry), problem.like) for net in problem.nets
+    }
     ways |= {f"{OURS}, {way}": lambda way=way: run(way) for way in samplers}
     nfe = samplers["eager"].plan.nfe
     u, t = torch.ones_like(problem.like), torch.zeros(batch, device=setting.device)
@@ -232,7 +248,9 @@ def around(problem: Problem, entry: Entry) -> Case:
             problem.net.net(u, t, labels)
 
     def first() -> Tensor:
-        return sampler(problem.net, entry, 1, setting.device).run([0], SEED, labels=None if labels is None else labels[:1])
+        return sampler(problem.net, entry, 1, setting.device).run(
+            [0], SEED, labels=None if labels is None else labels[:1]
+        )
 
     ways["network alone"] = alone
     ways[f"first sample: {OURS}"] = first

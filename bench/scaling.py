@@ -54,10 +54,10 @@ def settings(axis: str, value: Any) -> dict[str, Any]:
 
 def point(asked: dict[str, Any]) -> dict[str, Any]:
     """Draw in this process; return seconds a run and MiB above what the process held before."""
+    import telemetry
     import torch
 
     import fastscore as fs
-    import telemetry
 
     shape, batch, n = tuple(asked["shape"]), asked["batch"], asked["ids"]
     cpu = torch.device("cpu")
@@ -124,8 +124,9 @@ def table(run: dict[str, Any]) -> str:
 
     env = run["env"]
     lines = [
-        "Around a constant in place of the network, first-order SDE steps (one noise draw a row), float32, each point in "
-        f"a process of its own; memory is the peak above what the process held before it drew. {report.headline(env)}.",
+        "Around a constant in place of the network, first-order SDE steps (one noise draw a row), float32, each point "
+        f"in a process of its own; memory is the peak above what the process held before it drew. "
+        f"{report.headline(env)}.",
         "",
         "| varied | value | time | a sample and step | peak memory |",
         "| --- | --- | --- | --- | --- |",

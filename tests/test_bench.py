@@ -86,7 +86,7 @@ def test_a_wrong_result_is_not_timed(error):
     assert not called
 
 
-@pytest.mark.parametrize("name", ["noise", "norms", "output", "quantize", "update"])
+@pytest.mark.parametrize("name", ["noise", "norms", "output", "peers", "quantize", "update"])
 def test_the_gate_of_each_operation_sees_one_wrong_element(name):
     """The backend computes the right thing, and then spoils the last sample a little."""
     from importlib import import_module
@@ -329,11 +329,14 @@ def test_a_meter_ends_with_its_block():
 
 
 def test_names_are_stems(capsys):
-    assert run.NAMES == ["noise", "norms", "output", "quantize", "sampler", "update"]
+    assert run.NAMES == ["noise", "norms", "output", "peers", "quantize", "sampler", "update"]
     with pytest.raises(SystemExit) as stop:
         run.main(["noise", "typo"])
     assert stop.value.code == 2
-    assert "no bench called typo; there are noise, norms, output, quantize, sampler, update" in capsys.readouterr().err
+    assert (
+        "no bench called typo; there are noise, norms, output, peers, quantize, sampler, update"
+        in capsys.readouterr().err
+    )
 
 
 def test_help_imports_no_torch():

@@ -61,7 +61,7 @@ class Entry:
 
 def found(adapter: str, steps: int) -> list[Entry] | str:
     """Return the entries of an adapter, or why there are none."""
-    distribution, modules = LIBRARIES[adapter]
+    modules = LIBRARIES[adapter][1]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed: pip install 'fastscore[peers]'"

@@ -49,19 +49,37 @@ def _table(scheduler: Any, steps: int) -> tuple[fs.Times, list[tuple[Tensor, Ten
 def _ddim(steps: int) -> Entry:
     scheduler = diffusers.DDIMScheduler(**TABLE, clip_sample=False, prediction_type="sample")
     times, levels = _table(scheduler, steps)
-    return Entry(named("diffusers"), "DDIM", fs.ddpm(beta_max=0.016), fs.DDIM(), times, "x0", _loop(scheduler, steps, levels))
+    return Entry(
+        named("diffusers"), "DDIM", fs.ddpm(beta_max=0.016), fs.DDIM(), times, "x0", _loop(scheduler, steps, levels)
+    )
 
 
 def _ddpm(steps: int) -> Entry:
     scheduler = diffusers.DDPMScheduler(**TABLE, clip_sample=False, prediction_type="sample")
     times, levels = _table(scheduler, steps)
-    return Entry(named("diffusers"), "DDPM", fs.ddpm(beta_max=0.016), fs.Ancestral(), times, "x0", _loop(scheduler, steps, levels))
+    return Entry(
+        named("diffusers"),
+        "DDPM",
+        fs.ddpm(beta_max=0.016),
+        fs.Ancestral(),
+        times,
+        "x0",
+        _loop(scheduler, steps, levels),
+    )
 
 
 def _dpm(steps: int) -> Entry:
     scheduler = diffusers.DPMSolverMultistepScheduler(**TABLE, prediction_type="sample")
     times, levels = _table(scheduler, steps)
-    return Entry(named("diffusers"), "DPM++ 2M", fs.ddpm(beta_max=0.016), fs.DPMpp2M(), times, "x0", _loop(scheduler, steps, levels))
+    return Entry(
+        named("diffusers"),
+        "DPM++ 2M",
+        fs.ddpm(beta_max=0.016),
+        fs.DPMpp2M(),
+        times,
+        "x0",
+        _loop(scheduler, steps, levels),
+    )
 
 
 def _heun(steps: int) -> Entry:

@@ -16,7 +16,7 @@ from peers.inject import normals
 
 
 def sampling() -> ModuleType:
-    """Return k_diffusion.sampling without running the package's __init__, which imports its training code (wandb, clip)."""
+    """Return k_diffusion.sampling without the package's __init__, which imports its training code (wandb, clip)."""
     if "k_diffusion" not in sys.modules:
         spec = importlib.util.find_spec("k_diffusion")
         assert spec is not None
@@ -44,4 +44,3 @@ def entries(steps: int) -> list[Entry]:
         entry("Euler ancestral", k.sample_euler_ancestral, fs.DDIM(eta=1.0)),
         entry("DPM++ 2M SDE", k.sample_dpmpp_2m_sde, fs.DPMMultistep(2, "x0", "paper", 1.0), tree=True),
     ]
-

@@ -16,7 +16,7 @@ def tables(records: Sequence[Record], headline: str) -> str:
     """Return markdown: around the network, outside it, on points; a peer that is not installed is named."""
     by = {bench: [r for r in records if r["bench"] == bench] for bench in BENCHES}
     parts = [f"{headline}. Medians of paired, alternating runs; ratios with their 20th and 80th percentiles."]
-    missing = [f"{r['case']}: {r['skipped'][PEER]}" for r in by["peers"] if PEER in r["skipped"]]
+    missing = [f"{r['case']}: {r['skipped'][PEER]}" for r in by["peers"] if PEER in r.get("skipped", ())]
     for r in records:
         if "red" in r:
             missing.append(f"{r['case']}: **wrong result, not timed**")
@@ -45,10 +45,10 @@ def _around(records: Sequence[Record]) -> str:
             " / ".join(f"{v:.3g}" for v in firsts), f"{left[OURS]:.2g} / {left[PEER]:.2g}",
         ])  # fmt: skip
     text = (
-        f"Around the network {first['network']} (sha256 {first['weights_sha256']}), float32, batch {first['batch']}, equal "
-        "evaluations. The ratios are fastscore's fastest way over the peer's. First sample: batch 1, eager, with "
-        "fastscore's plan and buffers made in it, the peer's scheduler ready before. The last column is a difference of "
-        "two large times and says little; the next table measures it."
+        f"Around the network {first['network']} (sha256 {first['weights_sha256']}), float32, batch {first['batch']}, "
+        "equal evaluations. The ratios are fastscore's fastest way over the peer's. First sample: batch 1, eager, with "
+        "fastscore's plan and buffers made in it, the peer's scheduler ready before. The last column is a difference "
+        "of two large times and says little; the next table measures it."
     )
     return f"{text}\n\n{_table(head, rows)}"
 
@@ -75,14 +75,15 @@ def _points(records: Sequence[Record]) -> str:
         rates, facts = r["derived"]["samples_per_s"], r["facts"]
         ways = (OURS, f"{PEER}, at once", f"{PEER}, chunks")
         peaks = [r["cost"][w].get("peak_resident", {}).get("value") for w in ways]
+        memory = " / ".join("unknown" if p is None else f"{p:.0f}" for p in peaks)
         rows.append([
             facts["library"], facts["solver"], str(facts["nfe"]), *(f"{rates[w]:.3g}" for w in ways),
-            *(_ratio(r, [OURS], w) for w in ways[1:]), " / ".join("unknown" if p is None else f"{p:.0f}" for p in peaks),
+            *(_ratio(r, [OURS], w) for w in ways[1:]), memory,
         ])  # fmt: skip
     facts = records[0]["facts"]
     text = (
-        f"{facts['points']:,} points of a two-dimensional mixture with its exact score; fastscore at batch {facts['chunk']}, "
-        f"the peer at once and {facts['chunk']} at a time. Memory is the whole process's."
+        f"{facts['points']:,} points of a two-dimensional mixture with its exact score; fastscore at batch "
+        f"{facts['chunk']}, the peer at once and {facts['chunk']} at a time. Memory is the whole process's."
     )
     return f"{text}\n\n{_table(head, rows)}"
 
