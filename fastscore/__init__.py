@@ -81,9 +81,9 @@ _HOME = {
     "probe": "probe_batch",
     "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
-    "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "
-    "DPMMultistep DPMSolver DPMpp2M Euler EulerMaruyama Heun Hybrid ImplicitMidpoint Interval "
-    "Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
+    "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
+    "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
+    "Interval Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
     "tables": "DiscreteVE DiscreteVP ddpm smld",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
