@@ -24,6 +24,12 @@ class Effort:
     ticks: int
     slots: int
 
+    @classmethod
+    def of(cls, counts: Tensor, ticks: int, slots: int) -> Effort:
+        """Return the effort of counted evaluations, steps and rejections, [3, n]."""
+        nfe, steps, rejected = counts
+        return cls(nfe, steps, rejected, ticks, slots)
+
     @property
     def utilisation(self) -> float:
         """Share of the slots' evaluations that served a sample; 1 for an empty run."""

@@ -99,6 +99,7 @@ class Slots:
             scalar(0, torch.int64) for _ in range(6)
         )
         self.live = scalar(0, torch.bool)
+        self.effort = Effort.of(torch.zeros(3, 0, dtype=torch.int64), 0, slots)
         self.controller = Controller(rule, self.lanes, device)
         self.shortest = abs(end - start) * (SHORTEST if path is None else 1.0 / UNITS)
 
@@ -117,7 +118,7 @@ class Slots:
             StepSizeError: a step fell below what can be resolved, or a sample took too many.
         """
         counts = torch.zeros(3, n, dtype=torch.int64)
-        self.effort = Effort(counts[0], counts[1], counts[2], 0, self.slots)
+        self.effort = Effort.of(counts, 0, self.slots)
         self.live.fill_(False)
         held = torch.full((self.slots,), -1, dtype=torch.int64)  # position of the sample in each slot, on the host
         loaded, ticks, arrived, ahead = 0, 0, [], _Ahead(begin, n, self.slots)
@@ -142,7 +143,7 @@ class Slots:
                 at, where = free.to(self.lane.device), held[free]
                 self._raise_faults(at)
                 counts[:, where] = torch.stack([self.nfe[at], self.steps[at], self.rejected[at]]).cpu()
-                self.effort = Effort(counts[0], counts[1], counts[2], ticks, self.slots)
+                self.effort = Effort.of(counts, ticks, self.slots)
                 arrived.append((where, self.buffer[0][at], self.buffer[1][at]))
                 held[free] = -1
                 bar.update(len(free))

@@ -74,8 +74,23 @@ def test_labels_stay_with_their_samples():
         assert torch.equal(s.run([k], labels=int(labels[k]))[0], whole[k])
 
 
+def test_a_batch_norm_couples_a_micro_batch_and_no_more():
+    solver = replace(SOLVERS["dpm12"], norm="batch")
+
+    def run(ids, slots=4):
+        s = Sampler(model(), solver=solver, batch=slots)
+        return s.run(ids), s.effort
+
+    (whole, effort), (part, _) = run(range(10)), run(range(4, 8))
+    assert torch.equal(part, whole[4:8])  # the second of three
+    assert all(len(set(nfe.tolist())) == 1 for nfe in effort.nfe.split(4))
+    assert torch.equal(run(range(3), 3)[0], run(range(3), 16)[0])  # empty slots do not count
+    assert not torch.equal(run(range(3))[0], run(range(4))[0][:3])
+
+
 def test_stream_yields_every_sample_once():
     s = Sampler(model(), solver=BogackiShampine(), batch=4)
+    assert len(s.effort.nfe) == 0  # before any run
     whole, seen = s.run(range(11), seed=2), []
     for ids, x in s.stream(range(11), seed=2):
         seen += ids.tolist()
