@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fastscore.engine.batches import NonFiniteError
     from fastscore.engine.parallel import Picard
     from fastscore.files import bundled
-    from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
+    from fastscore.grid import Grid, Span, Times, edm, indices, karras, logsnr, quadratic, uniform
     from fastscore.joint import JointModel, JointSampler, Part
+    from fastscore.likelihood import ProbabilityFlow, dequantize
     from fastscore.matrix import whitened
     from fastscore.model import ScoreModel, load_model
     from fastscore.network import Numerics, prepare
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
         Ancestral,
         AncestralSplit,
         AnnealedLangevin,
+        BogackiShampine,
         Churn,
+        Dopri5,
+        DPMAdaptive,
         DPMMultistep,
         DPMpp2M,
         DPMSolver,
         Euler,
         EulerMaruyama,
+        GottaGoFast,
         Heun,
         Hybrid,
         ImplicitMidpoint,
@@ -65,8 +70,9 @@ _HOME = {
     "engine.batches": "NonFiniteError",
     "engine.parallel": "Picard",
     "files": "bundled",
-    "grid": "Grid Times edm indices karras logsnr quadratic uniform",
+    "grid": "Grid Span Times edm indices karras logsnr quadratic uniform",
     "joint": "JointModel JointSampler Part",
+    "likelihood": "ProbabilityFlow dequantize",
     "matrix": "whitened",
     "model": "ScoreModel load_model",
     "network": "Numerics prepare",
@@ -75,9 +81,9 @@ _HOME = {
     "probe": "probe_batch",
     "sampler": "Sampler",
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
-    "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "
-    "DPMMultistep DPMSolver DPMpp2M Euler EulerMaruyama Heun Hybrid ImplicitMidpoint Interval "
-    "Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
+    "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
+    "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
+    "Interval Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
     "tables": "DiscreteVE DiscreteVP ddpm smld",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -124,6 +125,28 @@ class Times:
         return knots
 
 
+@dataclass(frozen=True)
+class Span:
+    """From where to where an adaptive solver integrates; it chooses the times in between.
+
+    Attributes:
+        start, end: the schedule's T and t_end if left out.
+        clean: whether the estimate of x0 at the end is returned, or the state.
+    """
+
+    start: float | None = None
+    end: float | None = None
+    clean: bool = True
+
+    def __call__(self, schedule: Schedule) -> Array:
+        """Return start and end on ``schedule``.
+
+        Raises:
+            ValueError: they are out of order or outside the schedule, or lam is infinite at the end.
+        """
+        return Grid("uniform", 1, self.start, self.end)(schedule)
+
+
 def uniform(steps: int, *, start: float | None = None, end: float | None = None, clean: bool = False) -> Grid:
     """Space knots evenly in t, as Song et al. 2021 do."""
     return Grid("uniform", steps, start, end, clean)
@@ -155,19 +178,19 @@ def indices(steps: int, spacing: str = "trailing") -> Grid:
     return Grid(spacing, steps, clean=True)
 
 
+AnyGrid = TypeVar("AnyGrid", bound=Grid | Times | Span)
+
+
 def default_grid(schedule: Schedule, steps: int = 20) -> Grid:
     """Return a grid to sigma = 0 that suits a deterministic solver: karras, or uniform from pure noise."""
     return karras(steps) if math.isfinite(float(lam(schedule, schedule.T))) else uniform(steps, clean=True)
 
 
-def within(grid: Grid | Times, schedule: Schedule, model: Schedule) -> Grid | Times:
+def within(grid: AnyGrid, schedule: Schedule, model: Schedule) -> AnyGrid:
     """Return the grid, begun where the noise of ``model`` ends if that is later; a given start stays."""
-    if (
-        model == schedule
-        or not isinstance(grid, Grid)
-        or grid.start is not None
-        or grid.spacing in ("leading", "trailing", "linspace")
-    ):
+    if model == schedule or isinstance(grid, Times) or grid.start is not None:
+        return grid
+    if isinstance(grid, Grid) and grid.spacing in ("leading", "trailing", "linspace"):
         return grid
     bottom = float(lam(model, model.T))
     if float(lam(schedule, schedule.T)) >= bottom:

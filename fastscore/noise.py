@@ -31,6 +31,8 @@ from torch import Tensor
 
 VERSION = 1
 LABEL_DRAW = 0xFFFFFFFF  # class labels; plans number their draws upwards from 0
+LEVEL_DRAW = 0xFFFFFFFE  # where a sample lies between two levels of its data
+PROBE_DRAW = 0xFF000000  # the first of the probes of a divergence
 _MASK = 0xFFFFFFFF
 _CACHED_BLOCKS = 1 << 16
 
@@ -115,6 +117,11 @@ class NoiseKey:
         """Return u = (w + 1/2) 2^-32 in float32, in (0, 1], [N, d]."""
         words = torch.stack(self.words(draw, (d + 3) // 4), dim=-1)
         return ((words.to(torch.float32) + 0.5) * 2.0**-32).flatten(1)[:, :d]
+
+    def sign(self, draw: Tensor | int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return -1 or 1 with equal odds, [N, d]: the top bit of a word each."""
+        words = torch.stack(self.words(draw, (d + 3) // 4), dim=-1).flatten(1)[:, :d]
+        return 1.0 - 2.0 * (words >> 31).to(dtype)
 
     def integer(self, draw: Tensor | int, n: int) -> Tensor:
         """Return one integer of 0 .. n-1 for each sample, int64 [N]: floor(w n / 2^32)."""

@@ -15,18 +15,21 @@ from fastscore import plan as plans
 from fastscore.backend import REFERENCE, resolve
 from fastscore.conditions import Labels, labels_of
 from fastscore.engine import selfcheck
+from fastscore.engine.adaptive import AdaptiveBatches
 from fastscore.engine.batches import Batches
 from fastscore.engine.compile import compiled
+from fastscore.engine.effort import Effort
 from fastscore.engine.graph import MODES
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.parallel import Parallel, Picard
-from fastscore.grid import Grid, Times, default_grid, within
+from fastscore.grid import Grid, Span, Times, default_grid, within
 from fastscore.model import ScoreModel
 from fastscore.network import DTYPES, Numerics, numerics, prepare
 from fastscore.noise import NoiseKey
 from fastscore.plan import Plan, Solver
 from fastscore.schedule import Schedule
 from fastscore.solvers import DPMpp2M
+from fastscore.solvers.adaptive import Adaptive
 
 
 class Sampler:
@@ -41,9 +44,11 @@ class Sampler:
         schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
             without a start begins where the model's noise ends, if that is earlier.
         solver: see fastscore.solvers.
-        grid: knots, see fastscore.grid; 20 steps if left out.
-        batch: micro-batch. The network always runs at this size (the tail is padded with dummy
-            samples that are dropped), so that a sample does not depend on how many are drawn.
+        grid: knots, see fastscore.grid; 20 steps if left out. A Span for an adaptive solver, from T
+            to t_end and then to the estimate of x0 if left out.
+        batch: micro-batch, or slots of an adaptive solver. The network always runs at this size (the
+            tail is padded with dummy samples that are dropped), so that a sample does not depend on how
+            many are drawn.
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
         device: of the state and the network.
         dtype: of the state; torch.float32, or torch.float64 for parity runs.
@@ -65,8 +70,8 @@ class Sampler:
         model: ScoreModel,
         *,
         schedule: Schedule | None = None,
-        solver: Solver | None = None,
-        grid: Grid | Times | None = None,
+        solver: Solver | Adaptive | None = None,
+        grid: Grid | Times | Span | None = None,
         batch: int = 64,
         clip: float | None = None,
         device: torch.device | str = "cpu",
@@ -103,29 +108,41 @@ class Sampler:
 
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
-        wanted = grid if grid is not None else default_grid(self.schedule)
-        self.grid = within(wanted, self.schedule, model.schedule)
-        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
-        if clip is not None:
-            unfolded = plans.clip(unfolded, clip)
-        self.plan: Plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
-        d = math.prod(model.shape)
-        if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in self.plan.rows):
-            warnings.warn(
-                f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
-                "use AnnealedLangevin",
-                stacklevel=2,
+        adaptive = isinstance(self.solver, Adaptive)
+        wanted = grid if grid is not None else Span() if adaptive else default_grid(self.schedule)
+        if isinstance(wanted, Span) != adaptive:
+            raise ValueError(
+                f"{type(self.solver).__name__} {'chooses its own steps' if adaptive else 'needs the steps of a grid'}; "
+                f"grid must be {'a Span' if adaptive else 'a Grid or Times'}, not {wanted}"
             )
+        self.grid = within(wanted, self.schedule, model.schedule)
+        self.plan = _no_plan(clip, graph, parallel) if adaptive else self._planned(model, clip)
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
         self.net_dtype = network_dtype(model.net, dtype)
         self.model = replace(model, net=compiled(model.net, compile, self.device))
         self.network, self.compile = network, compile
 
+    def _planned(self, model: ScoreModel, clip: float | None) -> Plan:
+        """Return the plan, folded and checked."""
+        assert not isinstance(self.solver, Adaptive)
+        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
+        if clip is not None:
+            unfolded = plans.clip(unfolded, clip)
+        plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
+        d = math.prod(model.shape)
+        if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in plan.rows):
+            warnings.warn(
+                f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
+                "use AnnealedLangevin",
+                stacklevel=3,
+            )
+        return plan
+
     @cached_property
     def prepared(self) -> ScoreModel:
         """The model as it runs, its network prepared as ``network`` says."""
-        together = 1 if self.parallel is None else min(self.parallel.window, self.plan.nfe)
+        together = 1 if self.parallel is None else min(self.parallel.window, self.plan.nfe if self.plan else 1)
         return prepare(self.model, self.batch * together, self.device, self.network)
 
     @property
@@ -135,8 +152,16 @@ class Sampler:
         return found if self.compile == "off" else replace(found, compile=self.compile)
 
     @cached_property
-    def engine(self) -> Batches | Parallel:
-        """What runs the plan; its buffers are made on first use."""
+    def engine(self) -> Batches | Parallel | AdaptiveBatches:
+        """What runs the plan or the adaptive solver; its buffers are made on first use."""
+        if isinstance(self.solver, Adaptive):
+            assert isinstance(self.grid, Span)
+            start, end = self.grid(self.schedule).tolist()
+            kinds = (self.device, self.dtype, self.net_dtype, self.ops)
+            return AdaptiveBatches(
+                self.prepared, self.schedule, self.solver, start, end, self.grid.clean, self.batch, *kinds
+            )
+        assert self.plan is not None
         loop = Loop(self.plan, self.prepared, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
         return Batches(loop, self.graph) if self.parallel is None else Parallel(loop, self.parallel)
 
@@ -198,9 +223,23 @@ class Sampler:
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``."""
+        """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``.
+
+        An adaptive solver yields samples as they are done, in no order.
+        """
         key, cond, recorded = self._checked(ids, seed, labels, noise)
         return ((key.ids[at], x) for at, x in self.engine.stream(key, cond, recorded, callback, progress))
+
+    @property
+    def effort(self) -> Effort:
+        """What the last run of an adaptive solver cost.
+
+        Raises:
+            ValueError: a solver with a plan, whose cost is ``plan.nfe`` for every sample.
+        """
+        if not isinstance(self.engine, AdaptiveBatches):
+            raise ValueError(f"effort: {type(self.solver).__name__} has a plan; its cost is plan.nfe")
+        return self.engine.effort
 
     def label_of(self, ids: Sequence[int], seed: int, labels: Labels) -> Tensor | None:
         """Return the label that ``run`` gives each sample, int64 [n]; None if unconditional."""
@@ -213,7 +252,7 @@ class Sampler:
         key = NoiseKey.of(seed, ids, self.device)
         n = len(key.ids)
         if noise is not None:
-            want = (self.plan.draws, n, *self.model.shape)
+            want = (self.plan.draws if self.plan else 1, n, *self.model.shape)
             flat = (n, math.prod(self.model.shape))
             if not isinstance(noise, Tensor) or len(noise) < want[0] or noise.shape[1:] not in (want[1:], flat):
                 raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs a tensor {want}")
@@ -228,3 +267,13 @@ def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
     if own != dtype and (dtype == torch.float64 or own == torch.float64):
         raise ValueError(f"the network is in {own} and the state in {dtype}; convert it with net.to({dtype})")
     return own
+
+
+def _no_plan(clip: float | None, graph: str, parallel: Picard | None) -> None:
+    """Raise ValueError for what only a plan can do."""
+    if clip is not None:
+        raise ValueError(f"clip = {clip}: an adaptive solver cannot bound x0; leave clip out")
+    if graph in MODES:
+        raise ValueError(f"graph = {graph!r}: the steps of an adaptive solver are not captured; use graph='auto'")
+    if parallel is not None:
+        raise ValueError("parallel: an adaptive solver takes one step after the other; leave parallel out")

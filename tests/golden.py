@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastscore.analytic import GaussianMixture, score_model
-from fastscore.grid import Grid, Times, edm, uniform
+from fastscore.grid import Grid, Span, Times, edm, uniform
 from fastscore.sampler import Sampler
 from fastscore.schedule import EDM, VE, VP, Pair, Schedule, SubVP, t_of_lam
 from fastscore.solvers import (
@@ -24,6 +24,8 @@ from fastscore.solvers import (
     AncestralSplit,
     AnnealedLangevin,
     Churn,
+    Dopri5,
+    DPMAdaptive,
     DPMMultistep,
     DPMpp2M,
     DPMSolver,
@@ -32,6 +34,7 @@ from fastscore.solvers import (
     Langevin,
     ScoreSDE,
 )
+from fastscore.solvers.adaptive import K_DIFFUSION
 from fastscore.tables import ddpm
 
 FOLDER = Path(os.environ.get("FASTSCORE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -44,7 +47,7 @@ class Case:
 
     schedule: Schedule
     solver: object
-    grid: Grid | Times
+    grid: Grid | Times | Span
     draws: list[int]
     tolerance: float
     clip: float | None = None
@@ -66,7 +69,7 @@ def target() -> GaussianMixture:
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor, Case]:
     """Return (ours, recorded, case)."""
     settings, arrays = recorded()
-    case = build(settings[name], arrays)
+    case = build(settings[name])
     key = name.replace("/", "__")
     x, noise = (torch.from_numpy(arrays[f"{key}__{k}"]).double() for k in ("x", "noise"))
     sampler = Sampler(
@@ -83,22 +86,22 @@ def run(name: str) -> tuple[torch.Tensor, torch.Tensor, Case]:
     return sampler.run(range(len(x)), noise=noise), x, case
 
 
-def build(s: dict, arrays: dict) -> Case | None:
-    """Return the case of a recorded run's settings, or None if no solver here covers it."""
-    kind = s["kind"]
-    if kind == "pc":
-        return _score_sde(s)
-    if kind == "k_diffusion":
-        return _k_diffusion(s)
-    if kind == "edm":
-        return _edm(s)
-    if kind == "diffusers":
-        return _diffusers(s)
-    return None
+def build(s: dict) -> Case:
+    """Return the case of a recorded run's settings."""
+    kinds = {"pc": _score_sde, "ode": _ode, "k_diffusion": _k_diffusion, "edm": _edm, "diffusers": _diffusers}
+    return kinds[s["kind"]](s)
+
+
+SONG = {"vp": VP(), "subvp": SubVP(), "ve": VE()}
+
+
+def _ode(s: dict) -> Case:
+    # scipy's RK45 is the same pair of formulas, stepping in t, one step for the batch, in float32.
+    return Case(SONG[s["sde"]], Dopri5(s["rtol"], s["atol"]), Span(end=s["eps"], clean=False), [0], 1e-4)
 
 
 def _score_sde(s: dict) -> Case:
-    schedule = {"vp": VP(), "subvp": SubVP(), "ve": VE()}[s["sde"]]
+    schedule = SONG[s["sde"]]
     n, corrections = s["N"], s["n_corr"]
     corrector = {
         "none": None,
@@ -119,7 +122,11 @@ def _score_sde(s: dict) -> Case:
     return Case(schedule, solver, uniform(n, end=s["eps"]), draws, 1e-9)
 
 
-def _k_diffusion(s: dict) -> Case | None:
+def _k_diffusion(s: dict) -> Case:
+    schedule = EDM(s["sigma_min"], s["sigma_max"])
+    if s["fn"] == "sample_dpm_adaptive":
+        solver = DPMAdaptive(s["order"], s["rtol"], s["atol"], norm="batch", control=K_DIFFUSION)
+        return Case(schedule, solver, Span(clean=False), [0], 1e-9)
     solver = {
         "sample_euler": Euler(),
         "sample_heun": Heun(),
@@ -131,10 +138,8 @@ def _k_diffusion(s: dict) -> Case | None:
         "sample_dpmpp_sde": DPMSolver(2, "x0", eta=1.0),
         "sample_dpmpp_2m": DPMpp2M(),
         "sample_dpmpp_2m_sde": DPMMultistep(2, "x0", {"midpoint": "paper"}.get(s.get("solver_type"), "exact"), 1.0),
-    }.get(s["fn"])
-    if solver is None:
-        return None
-    schedule, grid = EDM(s["sigma_min"], s["sigma_max"]), edm(s["n"], s["sigma_min"], s["sigma_max"], s["rho"])
+    }[s["fn"]]
+    grid = edm(s["n"], s["sigma_min"], s["sigma_max"], s["rho"])
     if s.get("s_churn"):  # a draw a step, used or not
         low, high = s["s_tmin"], s["s_tmax"]
         draws = [0, *(1 + k for k, sigma in enumerate(grid.t) if low <= sigma <= high)]
@@ -144,7 +149,7 @@ def _k_diffusion(s: dict) -> Case | None:
     return Case(schedule, solver, grid, list(range(1 + each * steps)), 1e-9)
 
 
-def _edm(s: dict) -> Case | None:
+def _edm(s: dict) -> Case:
     n = s["num_steps"]
     if s["fn"] == "edm_sampler":
         return Case(EDM(), Heun(), edm(n), [0], 1e-9)
@@ -171,7 +176,7 @@ def _edm(s: dict) -> Case | None:
     return Case(EDM(levels[-1], levels[0]), Heun(), Times((*levels, 0.0)), [0], 1e-9)
 
 
-def _diffusers(s: dict) -> Case | None:
+def _diffusers(s: dict) -> Case:
     table = ddpm("linear", s["num_train_timesteps"], s["beta_start"], s["beta_end"])
     indices = tuple(dict.fromkeys(s["timesteps"]))  # of repeated stages, the time of their step
     times = Times((*indices, -1.0)) if all(np.diff(indices) < 0) else None
@@ -209,9 +214,7 @@ def _diffusers(s: dict) -> Case | None:
         "LMSDiscreteScheduler": LMS(denoise=False),
         "KDPM2DiscreteScheduler": DPMSolver(2),
         "KDPM2AncestralDiscreteScheduler": AncestralSplit(DPMSolver(2)),
-    }.get(s["cls"])
-    if solver is None:
-        return None
+    }[s["cls"]]
     sigmas = tuple(dict.fromkeys(s["sigmas"]))
     draws = list(range(n)) if "Ancestral" in s["cls"] else [0]
     return Case(EDM(sigmas[-2], sigmas[0]), solver, Times(sigmas), draws, 1e-5)

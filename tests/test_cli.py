@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastscore import cli
-from fastscore.cli.options import SOLVERS
+from fastscore.cli.options import ADAPTIVE, SOLVERS
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -92,7 +92,7 @@ def test_an_earlier_run_is_never_replaced_unasked(capsys, tmp_path):
     assert (tmp_path / "samples.npz").read_bytes() != before
 
 
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ("none", "score-sde")])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ("none", "score-sde", *ADAPTIVE)])
 def test_every_solver_has_a_plan(capsys, solver):
     code, said, error = run(capsys, "plan", "--solver", solver, "--schedule", "subvp", "--steps", "5")
     assert (code, error) == (0, "")
@@ -116,6 +116,62 @@ def test_every_solver_on_every_schedule(capsys, tmp_path, solver, schedule):
     if schedule != "smld":  # whose ten levels start too low for a prior that forgets the data
         assert abs(x.mean() - 0.5) < 0.15  # the target is N(0.5, 0.5^2); 128 numbers
         assert 0.4 < x.std() < 0.62
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_adaptive_solvers_report_what_they_cost(capsys, tmp_path, solver):
+    argv = ("sample", "analytic:gaussian", "-n", "70", "--batch", "16", "--solver", solver, "--rtol", "0.05")
+    code, said, _ = run(capsys, *argv, "--out", str(tmp_path))
+    assert code == 0
+    assert "evaluations each on average" in said
+    report = json.loads((tmp_path / "run.json").read_text())
+    cost = report["adaptive"]
+    assert 0 < cost["nfe_min"] <= cost["nfe_mean"] <= cost["nfe_max"]
+    assert 0.0 < cost["utilisation"] <= 1.0
+    assert "plan_sha256" not in report
+    with np.load(tmp_path / "samples.npz") as saved:
+        x, ids = saved["samples"], saved["ids"]
+    assert ids.tolist() == list(range(70))
+    from fastscore.analytic import by_name
+    from fastscore.cli.options import make_adaptive
+    from fastscore.sampler import Sampler
+    from fastscore.schedule import VP
+
+    chosen = make_adaptive({"solver": solver, "rtol": 0.05, "atol": None})
+    again = Sampler(by_name("gaussian"), schedule=VP(), solver=chosen, batch=16).run([69, 3])
+    assert np.array_equal(x[[69, 3]], again.numpy())  # each in its own place
+
+
+def test_likelihood_of_points(capsys, tmp_path):
+    points = np.random.default_rng(0).normal(0.5, 0.5, (40, 2))  # the data of analytic:gaussian
+    np.save(tmp_path / "x.npy", points)
+    reports = []
+    for solver in ((), ("--solver", "rk4", "--steps", "60"), ("--batch", "7")):
+        argv = ("likelihood", "analytic:gaussian", str(tmp_path / "x.npy"), "--quiet", "--schedule", "ve", *solver)
+        code, said, _ = run(capsys, *argv, "--out", str(tmp_path / "nats.npz"))
+        assert code == 0
+        reports.append(json.loads(said))
+        with np.load(tmp_path / "nats.npz") as saved:
+            nats = saved["nats"]
+        exact = -2.0 * ((points - 0.5) ** 2).sum(1) - np.log(2.0 * np.pi * 0.25)
+        assert np.abs(nats - exact).max() < 0.06  # the prior's width of 50 leaves out the mean, the end has sigma 0.01
+        assert reports[-1]["nats"] == pytest.approx(nats.mean(), abs=1e-5)
+        assert reports[-1]["bits_per_dim"] == pytest.approx(-nats.mean() / 2 / np.log(2), abs=1e-5)
+    assert reports[0]["bits_per_dim"] == reports[2]["bits_per_dim"]
+    assert reports[0]["bits_per_dim_stderr_of_probes"] == 0.0
+
+
+@pytest.mark.slow
+def test_likelihood_of_images(capsys, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=images)
+    argv = ("likelihood", "fashion", str(tmp_path / "noise.npz"), "--solver", "bs32", "--batch", "2", "--quiet")
+    code, said, _ = run(capsys, *argv, "--rtol", "1e-2", "--atol", "1e-2", "--probes", "2")
+    assert code == 0
+    report = json.loads(said)
+    assert report["bits_per_dim"] > 8.0  # uniform noise is worse under the model than under no model at all
+    assert report["dequantised"] is True
+    assert report["bits_per_dim_stderr_of_probes"] > 0.0
 
 
 def test_plan_prints_the_table(capsys):
@@ -171,6 +227,17 @@ BAD = {
     "unused": ("sample analytic:gaussian --snr 3 --out {out}", "--snr belongs to --corrector"),
     "unused norm": ("plan --norm batch", "--norm belongs to"),
     "huge snr": ("plan --corrector ald --snr 1e200", "at most 1000"),
+    "adaptive steps": ("sample analytic:gaussian --solver dopri5 --steps 9 --out {out}", "--steps belongs to"),
+    "adaptive grid": ("sample analytic:gaussian --solver ggf --grid karras --out {out}", "--grid belongs to"),
+    "adaptive plan": ("plan --solver bs32", "no table to print"),
+    "tolerance": ("sample analytic:gaussian --rtol 1e-3 --out {out}", "--rtol belongs to the solvers dopri5, bs32"),
+    "tolerance zero": ("sample analytic:gaussian --solver dpm12 --atol 0 --out {out}", "above 0"),
+    "likelihood shape": ("likelihood fashion moons", "holds examples of shape (2,), fashion makes (1, 28, 28)"),
+    "likelihood data": ("likelihood analytic:moons nothing", "neither a known set"),
+    "likelihood steps": ("likelihood analytic:moons moons --steps 5", "--steps belongs to the solvers rk4"),
+    "likelihood rtol": ("likelihood analytic:moons moons --solver rk4 --rtol 1e-3", "--rtol belongs to"),
+    "likelihood probes": ("likelihood analytic:moons moons --limit 3 --probes 4", "be 1 where the divergence is exact"),
+    "likelihood end": ("likelihood analytic:moons moons --t-end 2", "must decrease"),
     "seed": ("sample analytic:gaussian --seed 18446744073709551616 --out {out}", "outside 0 .. 18446744073709551615"),
 }
 
@@ -241,7 +308,7 @@ def test_full_disk_is_a_storage_error(tmp_path):
 
 
 def test_help_is_quick_to_reach():
-    for command in ([], ["sample"], ["plan"], ["train"], ["evaluate"], ["models"], ["env"]):
+    for command in ([], ["sample"], ["plan"], ["train"], ["evaluate"], ["likelihood"], ["models"], ["env"]):
         done = subprocess.run([sys.executable, "-m", "fastscore", *command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0
         assert "Usage: fastscore" in done.stdout

@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "files", "package", "mixed", "model", "analytic", "matrix", "losses", "metrics", "conditions"},
     {"engine"},
     {"network"},
-    {"sampler", "joint", "mcmc", "sinks", "train", "classify", "testing", "probe"},
+    {"sampler", "joint", "likelihood", "mcmc", "sinks", "train", "classify", "testing", "probe"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: k for k, names in enumerate(LAYERS) for name in names}

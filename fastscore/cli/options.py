@@ -6,15 +6,17 @@ import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from fastscore.grid import Grid
+    from fastscore.grid import Grid, Span
     from fastscore.model import ScoreModel
     from fastscore.plan import Solver
     from fastscore.schedule import Schedule
+    from fastscore.solvers.adaptive import Adaptive
 
 SCHEDULES = (
     "vp",
@@ -36,7 +38,8 @@ ON_LEVELS = (
     "sa", "dpm-2-ancestral", "dpmpp-2s-ancestral", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde",
 )  # fmt: skip
 ON_TIMES = ("ddpm", "ancestral", "em", "reverse-diffusion", "heun-sde", "pndm", "plms", "ipndm", "none", "score-sde")
-SOLVERS = ON_LEVELS + ON_TIMES
+ADAPTIVE = ("dopri5", "bs32", "dpm12", "dpm23", "ggf")
+SOLVERS = ON_LEVELS + ON_TIMES + ADAPTIVE
 CORRECTORS = ("none", "langevin", "ald")
 GRIDS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "linspace")
 NORMS = ("sample", "batch", "expected")
@@ -144,6 +147,8 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         _option("--solver", Name(SOLVERS), "Sampler or predictor.", "dpmpp-2m"),
         _option("--steps", Count(1, 1_000_000), "Steps of the solver.", 20),
+        _option("--rtol", Number(0, 9, open=True), f"Relative tolerance of {', '.join(ADAPTIVE)}."),
+        _option("--atol", Number(0, 9, open=True), "Absolute tolerance of the same, on x."),
         _option("--schedule", Name(SCHEDULES), "Forward SDE; the model's own if left out."),
         _option("--grid", Name(GRIDS), "Spacing of times; suits solver and schedule if left out."),
         click.option(
@@ -208,7 +213,7 @@ def make_schedule(name: str | None, sigma_min: float | None, sigma_max: float | 
     return plain[name or "vp"]()
 
 
-def make_solver(o: dict[str, Any]) -> Solver:
+def make_solver(o: dict[str, Any]) -> Solver | Adaptive:
     """Return the solver that the options name.
 
     Raises:
@@ -218,6 +223,8 @@ def make_solver(o: dict[str, Any]) -> Solver:
 
     name, eta = o["solver"], o["eta"]
     _refuse_unused(o)
+    if name in ADAPTIVE:
+        return make_adaptive(o)
     corrector = {
         "none": None,
         "langevin": s.Langevin(o["snr"], o["corrections"], "batch" if name == "score-sde" else o["norm"]),
@@ -270,10 +277,27 @@ def make_solver(o: dict[str, Any]) -> Solver:
     return solver
 
 
+def make_adaptive(o: dict[str, Any]) -> Adaptive:
+    """Return the adaptive solver that --solver names, with the tolerances given."""
+    from fastscore import solvers as s
+
+    makers: dict[str, Callable[..., Adaptive]] = {
+        "dopri5": s.Dopri5,
+        "bs32": s.BogackiShampine,
+        "dpm12": partial(s.DPMAdaptive, 2),
+        "dpm23": partial(s.DPMAdaptive, 3),
+        "ggf": s.GottaGoFast,
+    }
+    return makers[o["solver"]](**{k: o[k] for k in ("rtol", "atol") if o[k] is not None})
+
+
 def _refuse_unused(o: dict[str, Any]) -> None:
     """Raise ValueError for an option that was given and that these settings would ignore."""
     solver, corrects = o["solver"], o["corrector"] != "none"
+    steps = solver not in ADAPTIVE
     uses = {
+        **{k: (steps, "solvers with a grid") for k in ("steps", "grid", "rho", "corrector", "clip")},
+        **{k: (not steps, f"the solvers {', '.join(ADAPTIVE)}") for k in ("rtol", "atol")},
         "eta": (solver in ("ddim", "em"), "the solvers ddim and em"),
         "variance": (solver in ("ddpm", "ancestral"), "the solvers ddpm and ancestral"),
         "predictor": (solver == "score-sde", "--solver score-sde"),
@@ -287,19 +311,21 @@ def _refuse_unused(o: dict[str, Any]) -> None:
             raise ValueError(f"--{option} belongs to {owner}; leave it out with --solver {solver}")
 
 
-def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid:
-    """Return the grid that the options name; the default suits the solver.
+def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid | Span:
+    """Return the grid that the options name, or the span of an adaptive solver; the default suits the solver.
 
     Solvers of ON_TIMES and correctors get even times, as in their papers; the others get
     Karras levels, or even times where the first one is pure noise. EDM's time is sigma itself, which
     even steps do not suit. Tables get trailing indices, unless the network's ``own`` schedule has less
     noise than the last of them.
     """
-    from fastscore.grid import Grid
+    from fastscore.grid import Grid, Span
     from fastscore.schedule import EDM, lam
     from fastscore.tables import DiscreteVE, DiscreteVP
 
     spacing, clean = o["grid"], o["clean"]
+    if o["solver"] in ADAPTIVE:
+        return Span(o["t_start"], o["t_end"], clean is not False)
     if spacing is None:
         even = o["solver"] in ON_TIMES or o["corrector"] != "none" or o["eta"]
         first = schedule.T if o["t_start"] is None else o["t_start"]

@@ -19,9 +19,13 @@ def plan(**o: Any) -> None:
     """
     from fastscore import plan as plans
     from fastscore.schedule import VP
+    from fastscore.solvers.adaptive import Adaptive
 
+    solver = make_solver(o)
+    if isinstance(solver, Adaptive):
+        raise ValueError(f"--solver {o['solver']} chooses its steps while it runs; there is no table to print")
     schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], VP())
-    made = plans.make_plan(make_solver(o), schedule, make_grid(o, schedule, schedule)(schedule))
+    made = plans.make_plan(solver, schedule, make_grid(o, schedule, schedule)(schedule))
     if o["clip"] is not None:
         made = plans.clip(made, o["clip"])
     click.echo(str(made))

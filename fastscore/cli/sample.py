@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from fastscore.cli.options import (
     shorten,
     solver_options,
 )
+
+if TYPE_CHECKING:
+    from fastscore.sampler import Sampler
 
 OUTPUTS = ("samples.npz", "grid.png", "run.json", "png")
 
@@ -156,8 +159,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
             "schedule": repr(schedule) if len(repr(schedule)) < 500 else type(schedule).__name__,
             "solver": repr(sampler.solver),
             "grid": repr(sampler.grid),
-            "nfe": sampler.plan.nfe,
-            "plan_sha256": sampler.plan.hash,
+            **_cost(sampler),
             "batch": sampler.batch,
             "backend": sampler.ops.name,
             "graph": sampler.way,
@@ -172,8 +174,16 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
             "threads": torch.get_num_threads(),
         })  # fmt: skip
     if not o["quiet"]:
-        done = f"{len(wanted)} samples, {sampler.plan.nfe} evaluations each"
+        nfe = f"{sampler.plan.nfe} evaluations each" if sampler.plan else f"{sampler.effort}"
+        done = f"{len(wanted)} samples, {nfe}"
         click.echo(f"{done}{f', {rate:.1f} samples/s on {device}' if rate else ''}: {out}/{', '.join(written)}")
+
+
+def _cost(sampler: Sampler) -> dict[str, Any]:
+    """Return what a sample costs: of a plan, or as measured in the run of an adaptive solver."""
+    if sampler.plan is None:
+        return {"adaptive": sampler.effort.summary()}
+    return {"nfe": sampler.plan.nfe, "plan_sha256": sampler.plan.hash}
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

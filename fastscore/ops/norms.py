@@ -56,6 +56,11 @@ def sum_of_squares(v: Tensor) -> Tensor:
     return _sum(v * v)
 
 
+def dot(v: Tensor, w: Tensor) -> Tensor:
+    """Return v . w of each sample, [N], in the same order."""
+    return _sum(v * w)
+
+
 def _sum(v: Tensor) -> Tensor:
     """Return the sum of each line of v, [N].
 

@@ -1,5 +1,6 @@
 """Solvers: pure functions from a schedule and knots to plan rows."""
 
+from fastscore.solvers.adaptive import BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
 from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, Restart
 from fastscore.solvers.correctors import AnnealedLangevin, Langevin
 from fastscore.solvers.dpm import DPMSolver
@@ -22,12 +23,16 @@ __all__ = [
     "Ancestral",
     "AncestralSplit",
     "AnnealedLangevin",
+    "BogackiShampine",
     "Churn",
+    "DPMAdaptive",
     "DPMMultistep",
     "DPMSolver",
     "DPMpp2M",
+    "Dopri5",
     "Euler",
     "EulerMaruyama",
+    "GottaGoFast",
     "Heun",
     "Hybrid",
     "ImplicitMidpoint",

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastscore.plan import Row
 from fastscore.schedule import Array, Schedule
+from fastscore.solvers.adaptive import Tableau
 from fastscore.solvers.exponential import one_step
 from fastscore.solvers.sde import denoise
 
@@ -23,6 +24,7 @@ class Euler:
 
     denoise: bool = True
     order = 1
+    tableau = Tableau((0.0,), ((), (1.0,)))
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         return [[self._row(schedule, t, s)] for t, s in pairwise(t)]
@@ -42,6 +44,7 @@ class Heun:
 
     denoise: bool = True
     order = 2
+    tableau = Tableau((0.0, 1.0), ((), (1.0,), (0.5, 0.5)))
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         return [self._rows(schedule, t, s) for t, s in pairwise(t)]
@@ -71,9 +74,14 @@ class RK2:
         if not 0.0 < self.a <= 1.0:
             raise ValueError(f"RK2: a = {self.a} must lie in 0 .. 1, without 0")
 
-    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+    @property
+    def tableau(self) -> Tableau:
+        """Nodes and weights."""
         weight = 0.5 / self.a
-        return [_explicit(schedule, t, s, (self.a,), ((1.0 - weight, weight),), self.denoise) for t, s in pairwise(t)]
+        return Tableau((0.0, self.a), ((), (self.a,), (1.0 - weight, weight)))
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return [_explicit(schedule, t, s, self.tableau, self.denoise) for t, s in pairwise(t)]
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,10 @@ class RK4:
 
     denoise: bool = True
     order = 4
+    tableau = Tableau((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)))
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        table = ((0.0, 0.5), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
-        return [_explicit(schedule, t, s, (0.5, 0.5, 1.0), table, self.denoise) for t, s in pairwise(t)]
+        return [_explicit(schedule, t, s, self.tableau, self.denoise) for t, s in pairwise(t)]
 
 
 @dataclass(frozen=True)
@@ -125,14 +133,13 @@ def _explicit(
     schedule: Schedule,
     t: np.float64,
     s: np.float64,
-    nodes: tuple[float, ...],
-    table: tuple[tuple[float, ...], ...],
+    tableau: Tableau,
     denoise: bool,
 ) -> list[Row]:
-    """Return one step of a Butcher tableau: ``nodes`` c_2 .., ``table`` the rows of A from the third on, then b."""
+    """Return one step of a Runge-Kutta method."""
     if s == schedule.t_clean:
         return Euler(denoise).steps(schedule, np.array([t, s]))[0]
     h = float(s - t)
-    times = [t, *(s if c == 1.0 else t + c * (s - t) for c in nodes), s]
-    rows = [(nodes[0],), *table]
+    times = [*(s if c == 1.0 else t + c * (s - t) for c in tableau.nodes), s]
+    rows = tableau.rows[1:]
     return one_step(times, [1.0] * len(rows), [[h * v for v in row] for row in rows], "flow")
