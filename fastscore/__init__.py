@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastscore.analytic import Empirical, GaussianMixture, score_model
     from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
+    from fastscore.conditions import Known
     from fastscore.engine.batches import NonFiniteError
     from fastscore.engine.parallel import Picard
     from fastscore.files import bundled
     from fastscore.grid import Grid, Times, edm, indices, karras, logsnr, quadratic, uniform
+    from fastscore.guidance import Guidance
+    from fastscore.guides import DPS, CFGRescale, Chain, ClassifierGuidance, DynamicThreshold, EnergyGuidance, PiGDM
     from fastscore.joint import JointModel, JointSampler, Part
     from fastscore.matrix import whitened
     from fastscore.model import ScoreModel, load_model
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
         Interval,
         Langevin,
         PredictorCorrector,
+        RePaint,
         Restart,
         ReverseDiffusion,
         SASolver,
@@ -62,12 +66,15 @@ __version__ = "0.1.0"
 _HOME = {
     "analytic": "Empirical GaussianMixture score_model",
     "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
+    "conditions": "Known",
     "engine.batches": "NonFiniteError",
     "engine.parallel": "Picard",
     "files": "bundled",
     "grid": "Grid Times edm indices karras logsnr quadratic uniform",
     "joint": "JointModel JointSampler Part",
     "matrix": "whitened",
+    "guidance": "Guidance",
+    "guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM",
     "model": "ScoreModel load_model",
     "network": "Numerics prepare",
     "parametrization": "Parametrization",
@@ -77,7 +84,7 @@ _HOME = {
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin Churn "
     "DPMMultistep DPMSolver DPMpp2M Euler EulerMaruyama Heun Hybrid ImplicitMidpoint Interval "
-    "Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
+    "Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
     "tables": "DiscreteVE DiscreteVP ddpm smld",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from fastscore import plan as plans
 from fastscore.backend import REFERENCE, resolve
-from fastscore.conditions import Labels, labels_of
+from fastscore.conditions import Inputs, Known, Labels, condition_of, inputs_of, labels_of
 from fastscore.engine import selfcheck
 from fastscore.engine.batches import Batches
 from fastscore.engine.compile import compiled
 from fastscore.engine.graph import MODES
+from fastscore.engine.guided import Guide
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.parallel import Parallel, Picard
 from fastscore.grid import Grid, Times, default_grid, within
+from fastscore.guidance import Guidance, fold
 from fastscore.model import ScoreModel
 from fastscore.network import DTYPES, Numerics, numerics, prepare
 from fastscore.noise import NoiseKey
@@ -55,6 +57,11 @@ class Sampler:
             "auto", which times them on the first batch and keeps the fastest; off on the CPU.
         parallel: Picard sweeps over a window of steps in place of one step after the other; see
             fastscore.engine.parallel. No graphs then.
+        guidance: classifier-free guidance or autoguidance; see fastscore.guidance.
+        guide: changes the estimate of x0 in every row that evaluates: dynamic thresholding, DPS, .., see
+            fastscore.guides. It is Python and may differentiate, so nothing is captured: graph is off.
+        start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
+            (SDEdit: start the grid at an intermediate time); "state", ``init`` as it is (decoding a latent).
 
     Raises:
         ValueError: a solver, grid and model that do not fit each other.
@@ -76,6 +83,9 @@ class Sampler:
         graph: str = "auto",
         network: str = "own",
         parallel: Picard | None = None,
+        guidance: Guidance | None = None,
+        guide: Guide | None = None,
+        start: str = "prior",
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch = {batch} must be at least 1")
@@ -92,7 +102,11 @@ class Sampler:
             raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
         if parallel is not None and graph in MODES:
             raise ValueError(f"graph = {graph!r} captures rows in order; leave it or parallel out")
-        self.graph = graph if self.device.type == "cuda" else "off"
+        if parallel is not None and (guidance or guide):
+            raise ValueError("parallel: sweeps make one plain evaluation a row; leave guidance and guide out")
+        if guide is not None and graph in MODES:
+            raise ValueError(f"graph = {graph!r}: a guide is Python that may differentiate; use graph='auto' or 'off'")
+        self.graph = graph if self.device.type == "cuda" and guide is None else "off"
         self.parallel = parallel
         # The kernels are float32; only the reference also runs float64.
         self.ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, self.device)
@@ -105,10 +119,13 @@ class Sampler:
         self.solver = solver if solver is not None else DPMpp2M()
         wanted = grid if grid is not None else default_grid(self.schedule)
         self.grid = within(wanted, self.schedule, model.schedule)
-        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
+        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule), start)
         if clip is not None:
             unfolded = plans.clip(unfolded, clip)
-        self.plan: Plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
+        if guidance is not None:
+            guidance.fits(model)
+        self.guide, self.start = guide, start
+        self.plan: Plan = plans.validate(fold(unfolded, model, guidance, guide is not None))
         d = math.prod(model.shape)
         if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in self.plan.rows):
             warnings.warn(
@@ -116,11 +133,20 @@ class Sampler:
                 "use AnnealedLangevin",
                 stacklevel=2,
             )
+        self.net_dtype = network_dtype(model.net, dtype)
+        self.model = self._prepared(model, compile)
+        if guidance is not None and guidance.model is not None:
+            if network_dtype(guidance.model.net, dtype) != self.net_dtype:
+                raise ValueError(f"guidance: the second network must be in {self.net_dtype}, like the first")
+            guidance = replace(guidance, model=self._prepared(guidance.model, compile))
+        self.guidance = guidance
+        self.network, self.compile = network, compile
+
+    def _prepared(self, model: ScoreModel, compile: str) -> ScoreModel:
+        """Return a model whose network lives on the device, in eval mode, compiled if that is wanted."""
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
-        self.net_dtype = network_dtype(model.net, dtype)
-        self.model = replace(model, net=compiled(model.net, compile, self.device))
-        self.network, self.compile = network, compile
+        return replace(model, net=compiled(model.net, compile, self.device))
 
     @cached_property
     def prepared(self) -> ScoreModel:
@@ -137,7 +163,18 @@ class Sampler:
     @cached_property
     def engine(self) -> Batches | Parallel:
         """What runs the plan; its buffers are made on first use."""
-        loop = Loop(self.plan, self.prepared, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
+        return self._engine(known=False)
+
+    @cached_property
+    def inpainting(self) -> Batches | Parallel:
+        """What runs the plan around known data."""
+        return self._engine(known=True)
+
+    def _engine(self, known: bool) -> Batches | Parallel:
+        how, guidance = (self.device, self.dtype, self.ops, self.net_dtype), self.guidance
+        if guidance is not None and guidance.model is not None:
+            guidance = replace(guidance, model=prepare(guidance.model, self.batch, self.device, self.network))
+        loop = Loop(self.plan, self.prepared, self.batch, *how, guidance, self.guide, known)
         return Batches(loop, self.graph) if self.parallel is None else Parallel(loop, self.parallel)
 
     @property
@@ -152,7 +189,7 @@ class Sampler:
         ``graph``, the way that will run; and ``off_s``, ``step_s``, ``loop_s`` where they were timed.
         """
         key = NoiseKey.of(seed, range(self.batch), self.device)
-        return self.engine.prepare(key, labels_of(self.model, key, None))
+        return self.engine.prepare(key, condition_of(self.model, key, None, None))
 
     def run(
         self,
@@ -160,6 +197,10 @@ class Sampler:
         seed: int = 0,
         *,
         labels: Labels = None,
+        cond: Tensor | None = None,
+        init: Tensor | None = None,
+        known: Known | None = None,
+        y: Tensor | None = None,
         noise: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
@@ -171,7 +212,12 @@ class Sampler:
             seed: 0 .. 2^64-1.
             labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
                 a function of seed and id), or None for the null class.
-            noise: recorded normals [plan.draws, n, *shape] in place of generated ones.
+            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
+            init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
+            known: the known part of the data, which the samples fill in.
+            y: what the guide steers to, [n, ..].
+            noise: recorded normals [plan.draws, n, *shape] in place of generated ones; with ``known``, one
+                more for each row of the plan.
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar.
 
@@ -179,12 +225,12 @@ class Sampler:
             [n, *shape] in the state's dtype, in the order of ``ids``.
 
         Raises:
-            ValueError: bad ids, seed, labels or noise.
+            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
             NonFiniteError: a sample became NaN or Inf.
         """
-        key, cond, recorded = self._checked(ids, seed, labels, noise)
+        key, positions = self._start(ids, seed, labels, cond, init, known, y, noise, callback, progress)
         out = torch.empty((len(key.ids), *self.model.shape), dtype=self.dtype, device=self.device)
-        for at, x in self.engine.stream(key, cond, recorded, callback, progress):
+        for at, x in positions:
             out[at] = x
         return out
 
@@ -194,31 +240,53 @@ class Sampler:
         seed: int = 0,
         *,
         labels: Labels = None,
+        cond: Tensor | None = None,
+        init: Tensor | None = None,
+        known: Known | None = None,
+        y: Tensor | None = None,
         noise: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``."""
-        key, cond, recorded = self._checked(ids, seed, labels, noise)
-        return ((key.ids[at], x) for at, x in self.engine.stream(key, cond, recorded, callback, progress))
+        key, positions = self._start(ids, seed, labels, cond, init, known, y, noise, callback, progress)
+        return ((key.ids[at], x) for at, x in positions)
 
     def label_of(self, ids: Sequence[int], seed: int, labels: Labels) -> Tensor | None:
         """Return the label that ``run`` gives each sample, int64 [n]; None if unconditional."""
         return labels_of(self.model, NoiseKey.of(seed, ids, self.device), labels)
 
-    def _checked(
-        self, ids: Sequence[int], seed: int, labels: Labels, noise: Tensor | None
-    ) -> tuple[NoiseKey, Tensor | None, Tensor | None]:
-        """Return the arguments of a run as the engine takes them."""
+    def _start(
+        self,
+        ids: Sequence[int],
+        seed: int,
+        labels: Labels,
+        cond: Tensor | None,
+        init: Tensor | None,
+        known: Known | None,
+        y: Tensor | None,
+        noise: Tensor | None,
+        callback: Callable[[Step], None] | None,
+        progress: bool,
+    ) -> tuple[NoiseKey, Iterator[tuple[slice | Tensor, Tensor]]]:
+        """Check the arguments of a run; return its key and what yields (positions, samples)."""
         key = NoiseKey.of(seed, ids, self.device)
         n = len(key.ids)
+        if (init is None) != (self.start == "prior"):
+            raise ValueError(f"init = {'None' if init is None else 'a tensor'} does not go with start = {self.start!r}")
+        if y is not None and self.guide is None:
+            raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
         if noise is not None:
-            want = (self.plan.draws, n, *self.model.shape)
+            draws = self.plan.draws if known is None else max(self.plan.draws, 1) + len(self.plan.rows)
+            want = (draws, n, *self.model.shape)
             flat = (n, math.prod(self.model.shape))
             if not isinstance(noise, Tensor) or len(noise) < want[0] or noise.shape[1:] not in (want[1:], flat):
                 raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs a tensor {want}")
             noise = noise.reshape(len(noise), n, -1).to(self.device)
-        return key, labels_of(self.model, key, labels), noise
+        given: Inputs = inputs_of(self.model, key, init, known, y)
+        engine = self.engine if known is None else self.inpainting
+        condition = condition_of(self.model, key, labels, cond)
+        return key, engine.stream(key, condition, noise, callback, progress, given)
 
 
 def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
