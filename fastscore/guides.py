@@ -220,8 +220,7 @@ def _through(
         D = denoise(at)
         if not D.requires_grad:
             raise ValueError(
-                "this guide differentiates the estimate, which the guide before it made a constant: put it first in the "
-                "Chain"
+                "this guide differentiates the estimate, and a guide before it made that constant: put it first"
             )
         gradient = _gradient(log_prob(D), at)
     return D.detach() + _tweedie(alpha, sigma) * gradient

@@ -24,7 +24,7 @@ def images(tmp_path_factory):
     return folder, x
 
 
-QUICK = "--batch 4 --steps 2 --quiet"
+QUICK = "--batch 4 --steps 2 --compile off --quiet"
 
 
 @pytest.mark.parametrize("method", ["repaint --jump 1 --resample 2", "replace", "pigdm"])
@@ -67,7 +67,7 @@ def test_an_image_file_a_box_and_a_class(capsys, tmp_path, images):
 
 
 def test_guided_samples(capsys, tmp_path):
-    base = "sample fashion -n 2 --class 3 --batch 2 --steps 2 --quiet".split()
+    base = "sample fashion -n 2 --class 3 --batch 2 --steps 2 --compile off --quiet".split()
     found = {}
     for name, argv in {
         "plain": [],
