@@ -187,6 +187,31 @@ def test_guidance_and_guides_together():
     assert torch.equal(run(chain, batch=7), x)
 
 
+def test_the_denoiser_tells_the_conditional_estimate_from_the_guided():
+    def net(x, t, cond):
+        return torch.where(cond[:, None] == 1, 2.0, 0.5) * PRIOR(x, t).to(x)
+
+    model, seen = ScoreModel(net, (4,), Trig(), Parametrization("x0", "t"), classes=1), []
+
+    def guide(denoise, x, alpha, sigma, y):
+        D, own = denoise.both(x)
+        seen.append((D, own, 0.5 * PRIOR(x, torch.atan2(sigma, alpha).flatten())))
+        return D
+
+    kw = {"schedule": Trig(), "grid": logsnr(5, start=1.5), "dtype": torch.float64, "batch": 2}
+    Sampler(model, guide=guide, guidance=Guidance(3.0), **kw).run(range(2), labels=0)
+    for D, own, half in seen:
+        assert torch.allclose(own, half, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(D, 3.0 * half - 2.0 * (4.0 * half), rtol=1e-9, atol=1e-12)
+    assert len(seen) == 5
+
+
+def test_a_network_without_gradient_is_named():
+    frozen = ScoreModel(torch.no_grad()(PRIOR), (4,), Trig(), Parametrization("v", "t"))  # v: D = alpha x - sigma F
+    with pytest.raises(ValueError, match="has no gradient"):
+        Sampler(frozen, schedule=VP(), grid=logsnr(3), guide=DPS(Matrix(A), NOISE)).run([0], y=torch.zeros(1, 3))
+
+
 def test_a_posterior_sample_sees_no_company():
     y = measured(7)
     kw = {"dtype": torch.float32, "solver": Ancestral()}
