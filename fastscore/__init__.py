@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastscore.analytic import Empirical, GaussianMixture, score_model
     from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
+    from fastscore.conditions import Known
     from fastscore.engine.batches import NonFiniteError
     from fastscore.engine.parallel import Picard
     from fastscore.files import bundled
     from fastscore.grid import Grid, Span, Times, edm, indices, karras, logsnr, quadratic, uniform
+    from fastscore.guidance import Guidance
+    from fastscore.guides import DPS, CFGRescale, Chain, ClassifierGuidance, DynamicThreshold, EnergyGuidance, PiGDM
     from fastscore.joint import JointModel, JointSampler, Part
     from fastscore.likelihood import ProbabilityFlow, dequantize
     from fastscore.matrix import whitened
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         Interval,
         Langevin,
         PredictorCorrector,
+        RePaint,
         Restart,
         ReverseDiffusion,
         SASolver,
@@ -67,6 +71,7 @@ __version__ = "0.1.0"
 _HOME = {
     "analytic": "Empirical GaussianMixture score_model",
     "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
+    "conditions": "Known",
     "engine.batches": "NonFiniteError",
     "engine.parallel": "Picard",
     "files": "bundled",
@@ -74,6 +79,8 @@ _HOME = {
     "joint": "JointModel JointSampler Part",
     "likelihood": "ProbabilityFlow dequantize",
     "matrix": "whitened",
+    "guidance": "Guidance",
+    "guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM",
     "model": "ScoreModel load_model",
     "network": "Numerics prepare",
     "parametrization": "Parametrization",
@@ -83,7 +90,7 @@ _HOME = {
     "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
     "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
-    "Interval Langevin PredictorCorrector Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
+    "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
     "tables": "DiscreteVE DiscreteVP ddpm smld",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

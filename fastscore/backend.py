@@ -23,8 +23,7 @@ BACKENDS = ("auto", "reference", "cpp", "triton")
 class Ops:
     """The operations of one backend, called as their references are.
 
-    The loop does not guide or mask yet: F2, known and out_mean of the references are for callers of the
-    kernels, and the torch operators leave them out.
+    The loop does not ask for out_mean, and the torch operators leave it out.
     """
 
     name: str

@@ -155,7 +155,7 @@ class JointSampler:
             if kinds[0].evaluate:
                 F = [*self._evaluate()]
             for k, (loop, kind) in enumerate(zip(loops, kinds, strict=True)):
-                loop.advance(replace(kind, evaluate=False), F[k])
+                loop.advance(replace(kind, evaluate=False), (F[k], None))
         return {name: loop.result() for name, loop in self.loops.items()}
 
     def _evaluate(self) -> list[Tensor]:

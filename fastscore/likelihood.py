@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fastscore.conditions import Labels, labels_of
+from fastscore.conditions import Labels, condition_of
 from fastscore.engine.adaptive import ScoreField
 from fastscore.engine.compile import compiled
 from fastscore.engine.continuous import Levels, angle
@@ -137,6 +137,7 @@ class ProbabilityFlow:
         ids: Sequence[int] | None = None,
         seed: int = 0,
         labels: Labels = None,
+        cond: Tensor | None = None,
         progress: bool = False,
     ) -> LogLikelihood:
         """Return the log-likelihood of data.
@@ -149,11 +150,11 @@ class ProbabilityFlow:
                 dimensions, then rademacher.
             ids: of the samples, 0 .. n-1 if left out; with the seed they choose the probes.
             seed: 0 .. 2^64-1.
-            labels: as for Sampler.run.
+            labels, cond: as for Sampler.run.
             progress: show a progress bar.
 
         Raises:
-            ValueError: bad shapes, ids, probes or labels, or a network that cannot be differentiated.
+            ValueError: bad shapes, ids, probes or conditions, or a network that cannot be differentiated.
             NonFiniteError, StepSizeError: as for Sampler.run.
         """
         d = math.prod(self.model.shape)
@@ -166,7 +167,15 @@ class ProbabilityFlow:
         score = ScoreField(self.model, self.levels, self.batch, self.device, self.dtype, self.net_dtype)
         field = DivergenceField(score, kind, probes, key, self.batch)
         zeros = torch.zeros(len(x), field.parts[1], dtype=self.dtype, device=self.device)
-        y, effort = self._solve(field, score, torch.cat([x / self.lengths[-1], zeros], 1), key, labels, progress, True)
+        y, effort = self._solve(
+            field,
+            score,
+            torch.cat([x / self.lengths[-1], zeros], 1),
+            key,
+            condition_of(self.model, key, labels, cond),
+            progress,
+            True,
+        )
         latent, change = y[:, :d], y[:, d:].double()
         prior = -0.5 * (latent.double() / self.prior_std).square().sum(1)
         prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
@@ -178,19 +187,19 @@ class ProbabilityFlow:
             effort,
         )
 
-    def encode(self, x: Tensor, *, labels: Labels = None, progress: bool = False) -> Tensor:
+    def encode(self, x: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
         """Return the latent x_T of data x, both [n, *shape]."""
-        return self._transport(x, labels, progress, up=True)
+        return self._transport(x, labels, cond, progress, up=True)
 
-    def decode(self, z: Tensor, *, labels: Labels = None, progress: bool = False) -> Tensor:
+    def decode(self, z: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
         """Return the data x of latents x_T, both [n, *shape]: what ``encode`` undoes."""
-        return self._transport(z, labels, progress, up=False)
+        return self._transport(z, labels, cond, progress, up=False)
 
-    def _transport(self, x: Tensor, labels: Labels, progress: bool, up: bool) -> Tensor:
+    def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
         x, key = self._checked(x, None, 0)
         field = ScoreField(self.model, self.levels, self.batch, self.device, self.dtype, self.net_dtype)
         (here, there) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
-        y, _ = self._solve(field, field, x / here, key, labels, progress, up)
+        y, _ = self._solve(field, field, x / here, key, condition_of(self.model, key, labels, cond), progress, up)
         return (y * there).reshape(-1, *self.model.shape)
 
     def _solve(
@@ -199,12 +208,12 @@ class ProbabilityFlow:
         score: ScoreField,
         y: Tensor,
         key: NoiseKey,
-        labels: Labels,
+        condition: Tensor | None,
         progress: bool,
         up: bool,
     ) -> tuple[Tensor, Effort]:
         """Integrate the states [n, width] from one end to the other."""
-        score.given = labels_of(self.model, key, labels)
+        score.given = condition
         angles = self.angles[::-1] if up else self.angles
         if isinstance(self.solver, Dopri5 | BogackiShampine):
             rule = Rule.of(self.solver)

@@ -154,12 +154,12 @@ def _chain(
     loop.reset()
     loop.x[: len(start)].copy_(start)
     loop.x[len(start) :].copy_(start[-1:].expand(loop.batch - len(start), -1))
-    loop.advance(loop.kinds[0], None)
+    loop.advance(loop.kinds[0], (None, None))
     x = loop.x.clone()
     s, p = score(x), level(x)
     taken = torch.zeros(loop.batch, dtype=torch.float64, device=x.device)
     for k, kind in enumerate(loop.kinds[1:], 1):
-        loop.advance(kind, s)  # loop.x is the proposal
+        loop.advance(kind, (s, None))  # loop.x is the proposal
         s_y = score(loop.x)
         p_y = level(loop.x)
         if p is None or p_y is None:

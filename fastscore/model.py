@@ -26,8 +26,8 @@ class ScoreModel:
     """Any score network, with what a sampler must know of it.
 
     The call convention is ``net(u, c_noise, cond) -> F`` with u = c_in x [N, *shape] in the network's
-    dtype, c_noise [N] float32 (float64 in float64 runs), cond int64 labels [N] or None. Any
-    ``nn.Module`` or plain function will do.
+    dtype, c_noise [N] float32 (float64 in float64 runs), cond int64 labels [N], a tensor
+    [N, *cond_shape] like c_noise, or None. Any ``nn.Module`` or plain function will do.
 
     Attributes:
         net: the network.
@@ -37,6 +37,7 @@ class ScoreModel:
         classes: number of class labels; 0 for an unconditional model.
         class_names: one a class, or empty.
         info: how it was made (training command, seed, ...), kept in its config.
+        cond_shape: of the condition of one sample, if the network takes a tensor and not a class; else None.
     """
 
     net: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -46,8 +47,11 @@ class ScoreModel:
     classes: int = 0
     class_names: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+    cond_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.classes and self.cond_shape is not None:
+            raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
         if not self.shape or not all(isinstance(k, int) and k > 0 for k in self.shape):
             raise ValueError(f"shape = {self.shape} must be positive integers, without the batch axis")
 

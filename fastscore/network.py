@@ -112,6 +112,8 @@ def prepare(
         return model
     if isinstance(model.net, Prepared):
         raise ValueError("the network is prepared already; use network='own'")
+    if model.cond_shape is not None:
+        return model if dtype == "auto" else _own(model, say, f"{dtype} does not know what conditioning tensors to try")
     net = model.net
     if not isinstance(net, nn.Module):
         return model if dtype == "auto" else _own(model, say, f"{dtype} needs an nn.Module")

@@ -2,11 +2,11 @@ r"""Plans: what a solver does, as a table computed once in float64.
 
 A row is one network evaluation (or none) and one linear update:
 
-    m = p x + q F,   x' = a x + b m + sum_k w_k h_k + c z,   h[push] <- m,   u <- c_in x'
+    m = p x + q F + q2 F2,   x' = a x + b m + sum_k w_k h_k + c z,   h[push] <- m,   u <- c_in x'
 
-A solver emits rows in terms of a quantity m of its choice ("x0", "score", ...); the pass ``fold``
-writes m as an affine map of the network's own output. Passes are pure functions Plan -> Plan, and
-``str(plan)`` prints the table.
+F2 is a second output, of rows that ``guide`` gave one. A solver emits rows in terms of a quantity m of its
+choice ("x0", "score", ...); the pass ``fold`` writes m as an affine map of the network's own output. Passes
+are pure functions Plan -> Plan, and ``str(plan)`` prints the table.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Row:
         evaluate: whether the network runs; if not, m is made of its last output.
         langevin: sets b and c at run time.
         p, q: m = p x + q F, set by ``fold``; c_in, c_noise: network input scale and time label.
+        q2: weight of a second output F2, 0 for none, set by ``guide``; c_in2, c_noise2: of its network.
         clip: bound on |m|, 0 for none.
         draw: number of the noise draw, -1 for none; set when the plan is built.
     """
@@ -69,6 +70,9 @@ class Row:
     q: float = math.nan
     c_in: float = 1.0
     c_noise: float = 0.0
+    q2: float = 0.0
+    c_in2: float = 1.0
+    c_noise2: float = 0.0
     clip: float = 0.0
     draw: int = -1
 
@@ -95,8 +99,8 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample."""
-        return sum(row.evaluate for row in self.rows)
+        """Network evaluations a sample; a guided row has two."""
+        return sum(row.evaluate * (1 + (row.q2 != 0.0)) for row in self.rows)
 
     @property
     def draws(self) -> int:
@@ -111,7 +115,8 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 of the lowered table and its labels: equal plans, equal hash."""
-        content = lower(self).tobytes() + np.array([r.c_noise for r in self.rows]).tobytes()
+        labels = [(r.c_noise, r.c_in2, r.c_noise2) if r.q2 else (r.c_noise,) for r in self.rows]
+        content = lower(self).tobytes() + np.array([v for label in labels for v in label]).tobytes()
         return hashlib.sha256(content + repr([(r.evaluate, r.langevin) for r in self.rows]).encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -122,24 +127,40 @@ class Plan:
             w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in used]
             b, c = (f"{r.b:.6g}", f"{r.c:.6g}") if r.langevin is None else (f"{r.langevin.norm}", "norm")
             sigma = float(self.schedule.sigma(r.t))
-            push, net, draw = "" if r.push is None else r.push, "F" if r.evaluate else "", "" if r.draw < 0 else r.draw
+            push, net, draw = "" if r.push is None else r.push, _net(r), "" if r.draw < 0 else r.draw
             numbers = (f"{r.t:.6g}", f"{r.s:.6g}", f"{sigma:.4g}", r.m, f"{r.a:.6g}")
             lines.append([str(v) for v in (k, *numbers, b, c, *w, push, net, draw)])
         widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
         return "\n".join("  ".join(v.rjust(n) for v, n in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def make_plan(solver: Solver, schedule: Schedule, t: Array) -> Plan:
-    """Build the plan of a solver between the knots ``t``: prior, steps, numbered draws."""
-    start = float(t[0])
+def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior") -> Plan:
+    """Build the plan of a solver between the knots ``t``: first row, steps, numbered draws.
+
+    Args:
+        start: what the first row makes the state of: "prior", noise alone; "data", clean data x_0, which
+            becomes alpha x_0 + sigma z at the first knot (SDEdit, Meng et al. 2022); "state", x at the first
+            knot, which stays. Draw 0 belongs to this row, used or not.
+
+    Raises:
+        ValueError: another ``start``.
+    """
+    first = float(t[0])
     # A grid may start below T, where x has another length: that of data of variance one and its noise.
-    here, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (start, schedule.T))
-    std = schedule.prior_std * float(here / top)
-    prior = Row(start, start, a=0.0, b=0.0, c=std, evaluate=False)
+    here, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (first, schedule.T))
+    scales = {
+        "prior": (0.0, schedule.prior_std * float(here / top)),
+        "data": (float(schedule.alpha(first)), float(schedule.sigma(first))),
+        "state": (1.0, 0.0),
+    }
+    if start not in scales:
+        raise ValueError(f"start = {start!r} must be one of {', '.join(scales)}")
+    a, c = scales[start]
+    prior = Row(first, first, a=a, b=0.0, c=c, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
         groups = solver.steps(schedule, t)
-    rows = [prior, *(row for group in groups for row in group)]
-    return Plan(schedule, _number(rows))
+    rows = _number(row for group in groups for row in group)
+    return Plan(schedule, (replace(prior, draw=0 if c else -1), *rows))
 
 
 def fold(plan: Plan, model: Schedule, parametrization: Parametrization) -> Plan:
@@ -161,6 +182,40 @@ def fold(plan: Plan, model: Schedule, parametrization: Parametrization) -> Plan:
     for row, reads in zip(plan.rows, reads_m, strict=True):
         pk, qk, ck, label = next(columns) if reads else (0.0, 0.0, 1.0, 0.0)
         rows.append(replace(row, p=pk, q=qk, c_in=ck, c_noise=label, evaluate=row.evaluate and bool(reads)))
+    return replace(plan, rows=tuple(rows))
+
+
+def guide(
+    plan: Plan, weight: float, interval: tuple[float, float], model: Schedule, parametrization: Parametrization
+) -> Plan:
+    r"""Mix a second output into every m of a folded plan: m = w m_1 + (1 - w) m_2, which stays affine.
+
+        p = w p_1 + (1 - w) p_2,   q = w q_1,   q2 = (1 - w) q_2
+
+    Args:
+        weight: w; at 1 the plan is returned as it is.
+        interval: (low, high) in sigma / alpha; a row is guided if its evaluation lies in low < sigma / alpha <= high.
+        model, parametrization: of the second network.
+
+    Source: Ho & Salimans 2022, eq. 6, with w = 1 + their w; Kynkaanniemi et al. 2024 for the interval.
+    """
+    with np.errstate(divide="ignore"):  # pure noise
+        levels = [float(np.divide(plan.schedule.sigma(row.t), plan.schedule.alpha(row.t))) for row in plan.rows]
+    guided, now = [], False
+    for row, level in zip(plan.rows, levels, strict=True):
+        now = interval[0] < level <= interval[1] if row.evaluate else now  # an output used again is guided again
+        guided.append(now)
+    if weight == 1.0 or not any(guided):
+        return plan
+    chosen = tuple(row for row, inside in zip(plan.rows, guided, strict=True) if inside)
+    second = iter(fold(replace(plan, rows=chosen), model, parametrization).rows)
+    rows = []
+    for row, inside in zip(plan.rows, guided, strict=True):
+        if inside:
+            other, w = next(second), weight
+            p, q, q2 = w * row.p + (1.0 - w) * other.p, w * row.q, (1.0 - w) * other.q
+            row = replace(row, p=p, q=q, q2=q2, c_in2=other.c_in, c_noise2=other.c_noise)
+        rows.append(row)
     return replace(plan, rows=tuple(rows))
 
 
@@ -200,6 +255,7 @@ def validate(plan: Plan) -> Plan:
     filled: set[int] = set()
     for k, row in enumerate(plan.rows):
         values = {"a": row.a, "b": row.b, "c": row.c, "p": row.p, "q": row.q, "c_in": row.c_in, "c_noise": row.c_noise}
+        values |= {"q2": row.q2, "c_in2": row.c_in2, "c_noise2": row.c_noise2}
         values |= {f"w{j}": w for j, w in enumerate(row.w)}
         for name, value in values.items():
             if not math.isfinite(value):
@@ -217,8 +273,8 @@ def validate(plan: Plan) -> Plan:
             filled.add(row.push)
         if row.langevin is not None and row.langevin.norm not in NORMS:
             raise ValueError(f"norm = {row.langevin.norm!r} must be one of {', '.join(NORMS)}")
-    if plan.draws > 1 << 24:
-        raise ValueError(f"{plan.draws} noise draws; a plan has at most {1 << 24}")
+    if plan.draws + len(plan.rows) > 1 << 24:  # those of a known part follow, one a row
+        raise ValueError(f"{plan.draws} noise draws in {len(plan.rows)} rows; a plan has at most {1 << 24} of both")
     return plan
 
 
@@ -228,7 +284,8 @@ def lower(plan: Plan) -> Array:
     c_in = 0.0  # of the next row that evaluates, hence the reverse order
     for k in range(len(plan.rows) - 1, -1, -1):
         row, line = plan.rows[k], table[k]
-        line[[abi.A, abi.B, abi.C, abi.P, abi.Q, abi.CLIP]] = row.a, row.b, row.c, row.p, row.q, row.clip
+        line[[abi.A, abi.B, abi.C, abi.CLIP]] = row.a, row.b, row.c, row.clip
+        line[[abi.P, abi.Q, abi.Q2]] = row.p, row.q, row.q2
         line[abi.W0 : abi.W0 + len(row.w)] = row.w
         line[abi.PUSH] = -1 if row.push is None else row.push
         line[abi.DRAW] = row.draw
@@ -239,8 +296,27 @@ def lower(plan: Plan) -> Array:
     return table
 
 
+def lower_known(plan: Plan) -> Array:
+    r"""Return the rows that known data y follows, float64 [rows, abi.WIDTH]: alpha(t) y + sigma(t) z.
+
+    t is the time at which the next row reads the state, and of the last row its own end, where sigma = 0
+    leaves y itself. Each row has a draw of its own, numbered after the plan's.
+
+    Source: Song et al. 2021, appendix I.2, with the noise of the state's own level.
+    """
+    table = np.zeros((len(plan.rows), abi.WIDTH))
+    t = np.array([*(row.t for row in plan.rows[1:]), plan.rows[-1].s])
+    table[:, abi.A], table[:, abi.C] = plan.schedule.alpha(t), plan.schedule.sigma(t)
+    table[:, abi.PUSH], table[:, abi.DRAW] = -1, max(plan.draws, 1) + np.arange(len(plan.rows))
+    return table
+
+
+def _net(row: Row) -> str:
+    return ("F, F2" if row.q2 else "F") if row.evaluate else ""
+
+
 def _number(rows: Iterable[Row]) -> tuple[Row, ...]:
-    numbered, draw = [], 0
+    numbered, draw = [], 1  # 0 is the first row's
     for row in rows:
         numbered.append(replace(row, draw=draw if row.noisy else -1))
         draw += row.noisy

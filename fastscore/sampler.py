@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from fastscore import plan as plans
 from fastscore.backend import REFERENCE, resolve
-from fastscore.conditions import Labels, labels_of
+from fastscore.conditions import Inputs, Known, Labels, condition_of, inputs_of, labels_of
 from fastscore.engine import selfcheck
 from fastscore.engine.adaptive import AdaptiveBatches
 from fastscore.engine.batches import Batches
 from fastscore.engine.compile import compiled
 from fastscore.engine.effort import Effort
 from fastscore.engine.graph import MODES
+from fastscore.engine.guided import Guide
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.parallel import Parallel, Picard
 from fastscore.grid import Grid, Span, Times, default_grid, within
+from fastscore.guidance import Guidance, fold
 from fastscore.model import ScoreModel
 from fastscore.network import DTYPES, Numerics, numerics, prepare
 from fastscore.noise import NoiseKey
@@ -60,6 +62,11 @@ class Sampler:
             "auto", which times them on the first batch and keeps the fastest; off on the CPU.
         parallel: Picard sweeps over a window of steps in place of one step after the other; see
             fastscore.engine.parallel. No graphs then.
+        guidance: classifier-free guidance or autoguidance; see fastscore.guidance.
+        guide: changes the estimate of x0 in every row that evaluates: dynamic thresholding, DPS, .., see
+            fastscore.guides. It is Python and may differentiate, so nothing is captured: graph is off.
+        start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
+            (SDEdit: start the grid at an intermediate time); "state", ``init`` as it is (decoding a latent).
 
     Raises:
         ValueError: a solver, grid and model that do not fit each other.
@@ -81,6 +88,9 @@ class Sampler:
         graph: str = "auto",
         network: str = "own",
         parallel: Picard | None = None,
+        guidance: Guidance | None = None,
+        guide: Guide | None = None,
+        start: str = "prior",
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch = {batch} must be at least 1")
@@ -97,7 +107,11 @@ class Sampler:
             raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
         if parallel is not None and graph in MODES:
             raise ValueError(f"graph = {graph!r} captures rows in order; leave it or parallel out")
-        self.graph = graph if self.device.type == "cuda" else "off"
+        if parallel is not None and (guidance or guide):
+            raise ValueError("parallel: sweeps make one plain evaluation a row; leave guidance and guide out")
+        if guide is not None and graph in MODES:
+            raise ValueError(f"graph = {graph!r}: a guide is Python that may differentiate; use graph='auto' or 'off'")
+        self.graph = graph if self.device.type == "cuda" and guide is None else "off"
         self.parallel = parallel
         # The kernels are float32; only the reference also runs float64.
         self.ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, self.device)
@@ -116,20 +130,33 @@ class Sampler:
                 f"grid must be {'a Span' if adaptive else 'a Grid or Times'}, not {wanted}"
             )
         self.grid = within(wanted, self.schedule, model.schedule)
-        self.plan = _no_plan(clip, graph, parallel) if adaptive else self._planned(model, clip)
+        if guidance is not None:
+            guidance.fits(model)
+        self.guidance, self.guide, self.start = guidance, guide, start
+        if adaptive:
+            _no_plan(clip=clip, graph=graph, parallel=parallel, guidance=guidance, guide=guide, start=start)
+        self.plan = None if adaptive else self._planned(model, clip)
+        self.net_dtype = network_dtype(model.net, dtype)
+        self.model = self._placed(model, compile)
+        if guidance is not None and guidance.model is not None:
+            if network_dtype(guidance.model.net, dtype) != self.net_dtype:
+                raise ValueError(f"guidance: the second network must be in {self.net_dtype}, like the first")
+            self.guidance = replace(guidance, model=self._placed(guidance.model, compile))
+        self.network, self.compile = network, compile
+
+    def _placed(self, model: ScoreModel, compile: str) -> ScoreModel:
+        """Return a model whose network lives on the device, in eval mode, compiled if that is wanted."""
         if isinstance(model.net, nn.Module):
             model.net.to(self.device).eval()
-        self.net_dtype = network_dtype(model.net, dtype)
-        self.model = replace(model, net=compiled(model.net, compile, self.device))
-        self.network, self.compile = network, compile
+        return replace(model, net=compiled(model.net, compile, self.device))
 
     def _planned(self, model: ScoreModel, clip: float | None) -> Plan:
         """Return the plan, folded and checked."""
         assert not isinstance(self.solver, Adaptive)
-        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule))
+        unfolded = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule), self.start)
         if clip is not None:
             unfolded = plans.clip(unfolded, clip)
-        plan = plans.validate(plans.fold(unfolded, model.schedule, model.parametrization))
+        plan = plans.validate(fold(unfolded, model, self.guidance, self.guide is not None))
         d = math.prod(model.shape)
         if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in plan.rows):
             warnings.warn(
@@ -154,15 +181,23 @@ class Sampler:
     @cached_property
     def engine(self) -> Batches | Parallel | AdaptiveBatches:
         """What runs the plan or the adaptive solver; its buffers are made on first use."""
+        return self._engine(known=False)
+
+    @cached_property
+    def inpainting(self) -> Batches | Parallel | AdaptiveBatches:
+        """What runs the plan around known data."""
+        return self._engine(known=True)
+
+    def _engine(self, known: bool) -> Batches | Parallel | AdaptiveBatches:
+        how = (self.device, self.dtype, self.ops, self.net_dtype)
         if isinstance(self.solver, Adaptive):
             assert isinstance(self.grid, Span)
-            start, end = self.grid(self.schedule).tolist()
-            kinds = (self.device, self.dtype, self.net_dtype, self.ops)
-            return AdaptiveBatches(
-                self.prepared, self.schedule, self.solver, start, end, self.grid.clean, self.batch, *kinds
-            )
+            return AdaptiveBatches(self.prepared, self.schedule, self.solver, self.grid, self.batch, *how)
         assert self.plan is not None
-        loop = Loop(self.plan, self.prepared, self.batch, self.device, self.dtype, self.ops, self.net_dtype)
+        guidance = self.guidance
+        if guidance is not None and guidance.model is not None:
+            guidance = replace(guidance, model=prepare(guidance.model, self.batch, self.device, self.network))
+        loop = Loop(self.plan, self.prepared, self.batch, *how, guidance, self.guide, known)
         return Batches(loop, self.graph) if self.parallel is None else Parallel(loop, self.parallel)
 
     @property
@@ -177,7 +212,7 @@ class Sampler:
         ``graph``, the way that will run; and ``off_s``, ``step_s``, ``loop_s`` where they were timed.
         """
         key = NoiseKey.of(seed, range(self.batch), self.device)
-        return self.engine.prepare(key, labels_of(self.model, key, None))
+        return self.engine.prepare(key, condition_of(self.model, key, None, None))
 
     def run(
         self,
@@ -185,6 +220,10 @@ class Sampler:
         seed: int = 0,
         *,
         labels: Labels = None,
+        cond: Tensor | None = None,
+        init: Tensor | None = None,
+        known: Known | None = None,
+        y: Tensor | None = None,
         noise: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
@@ -196,7 +235,12 @@ class Sampler:
             seed: 0 .. 2^64-1.
             labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
                 a function of seed and id), or None for the null class.
-            noise: recorded normals [plan.draws, n, *shape] in place of generated ones.
+            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
+            init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
+            known: the known part of the data, which the samples fill in.
+            y: what the guide steers to, [n, ..].
+            noise: recorded normals [plan.draws, n, *shape] in place of generated ones; with ``known``, one
+                more for each row of the plan.
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar.
 
@@ -204,12 +248,12 @@ class Sampler:
             [n, *shape] in the state's dtype, in the order of ``ids``.
 
         Raises:
-            ValueError: bad ids, seed, labels or noise.
+            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
             NonFiniteError: a sample became NaN or Inf.
         """
-        key, cond, recorded = self._checked(ids, seed, labels, noise)
+        key, positions = self._start(ids, seed, labels, cond, init, known, y, noise, callback, progress)
         out = torch.empty((len(key.ids), *self.model.shape), dtype=self.dtype, device=self.device)
-        for at, x in self.engine.stream(key, cond, recorded, callback, progress):
+        for at, x in positions:
             out[at] = x
         return out
 
@@ -219,6 +263,10 @@ class Sampler:
         seed: int = 0,
         *,
         labels: Labels = None,
+        cond: Tensor | None = None,
+        init: Tensor | None = None,
+        known: Known | None = None,
+        y: Tensor | None = None,
         noise: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
@@ -227,8 +275,8 @@ class Sampler:
 
         An adaptive solver yields samples as they are done, in no order.
         """
-        key, cond, recorded = self._checked(ids, seed, labels, noise)
-        return ((key.ids[at], x) for at, x in self.engine.stream(key, cond, recorded, callback, progress))
+        key, positions = self._start(ids, seed, labels, cond, init, known, y, noise, callback, progress)
+        return ((key.ids[at], x) for at, x in positions)
 
     @property
     def effort(self) -> Effort:
@@ -245,19 +293,41 @@ class Sampler:
         """Return the label that ``run`` gives each sample, int64 [n]; None if unconditional."""
         return labels_of(self.model, NoiseKey.of(seed, ids, self.device), labels)
 
-    def _checked(
-        self, ids: Sequence[int], seed: int, labels: Labels, noise: Tensor | None
-    ) -> tuple[NoiseKey, Tensor | None, Tensor | None]:
-        """Return the arguments of a run as the engine takes them."""
+    def _start(
+        self,
+        ids: Sequence[int],
+        seed: int,
+        labels: Labels,
+        cond: Tensor | None,
+        init: Tensor | None,
+        known: Known | None,
+        y: Tensor | None,
+        noise: Tensor | None,
+        callback: Callable[[Step], None] | None,
+        progress: bool,
+    ) -> tuple[NoiseKey, Iterator[tuple[slice | Tensor, Tensor]]]:
+        """Check the arguments of a run; return its key and what yields (positions, samples)."""
         key = NoiseKey.of(seed, ids, self.device)
         n = len(key.ids)
+        if (init is None) != (self.start == "prior"):
+            raise ValueError(f"init = {'None' if init is None else 'a tensor'} does not go with start = {self.start!r}")
+        if y is not None and self.guide is None:
+            raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
+        if known is not None and self.plan is None:
+            raise ValueError("known: the rows of a plan put known data in; use a solver with a grid")
         if noise is not None:
-            want = (self.plan.draws if self.plan else 1, n, *self.model.shape)
+            draws = 1 if self.plan is None else self.plan.draws
+            if known is not None and self.plan is not None:
+                draws = max(draws, 1) + len(self.plan.rows)
+            want = (draws, n, *self.model.shape)
             flat = (n, math.prod(self.model.shape))
             if not isinstance(noise, Tensor) or len(noise) < want[0] or noise.shape[1:] not in (want[1:], flat):
                 raise ValueError(f"recorded noise has shape {tuple(noise.shape)}; this plan needs a tensor {want}")
             noise = noise.reshape(len(noise), n, -1).to(self.device)
-        return key, labels_of(self.model, key, labels), noise
+        given: Inputs = inputs_of(self.model, key, init, known, y)
+        engine = self.engine if known is None else self.inpainting
+        condition = condition_of(self.model, key, labels, cond)
+        return key, engine.stream(key, condition, noise, callback, progress, given)
 
 
 def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
@@ -269,11 +339,9 @@ def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
     return own
 
 
-def _no_plan(clip: float | None, graph: str, parallel: Picard | None) -> None:
-    """Raise ValueError for what only a plan can do."""
-    if clip is not None:
-        raise ValueError(f"clip = {clip}: an adaptive solver cannot bound x0; leave clip out")
-    if graph in MODES:
-        raise ValueError(f"graph = {graph!r}: the steps of an adaptive solver are not captured; use graph='auto'")
-    if parallel is not None:
-        raise ValueError("parallel: an adaptive solver takes one step after the other; leave parallel out")
+def _no_plan(**settings: object) -> None:
+    """Raise ValueError for what only the rows of a plan can do."""
+    plain = {"graph": ("auto", "off"), "start": ("prior",)}
+    for name, value in settings.items():
+        if value not in plain.get(name, (None,)):
+            raise ValueError(f"{name} = {value!r} needs a plan, which an adaptive solver has not; leave {name} out")

@@ -14,6 +14,7 @@ import click
 from fastscore import __version__
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
+from fastscore.cli.inpaint import inpaint
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
 from fastscore.cli.options import shorten
@@ -28,7 +29,7 @@ def group() -> None:
     """Sample score-based generative models: fast, exact, reproducible to the bit."""
 
 
-for command in (sample, plan, train, train_classifier, evaluate, likelihood, models, env, doctor):
+for command in (sample, inpaint, plan, train, train_classifier, evaluate, likelihood, models, env, doctor):
     group.add_command(command)
 
 

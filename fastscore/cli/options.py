@@ -100,6 +100,22 @@ class Number(click.ParamType):
         return number
 
 
+class Interval(click.ParamType):
+    """Two numbers LO,HI with 0 <= LO < HI; HI may be inf."""
+
+    name = "LO,HI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Parse one pair."""
+        try:
+            low, high = value if isinstance(value, tuple) else map(float, str(value).split(","))
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not 0.0 <= low < high:
+            self.fail(f"{shorten(value)!r} is not LO,HI with 0 <= LO < HI (example: 0.3,5).", param, ctx)
+        return low, high
+
+
 class Ids(click.ParamType):
     """Sample ids as a list of numbers and ranges: 0-63,100,7."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ from fastscore.cli.options import (
     AutoCount,
     Count,
     Ids,
+    Interval,
     Name,
+    Number,
     checked_device,
     load,
     make_grid,
@@ -26,7 +30,10 @@ from fastscore.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from fastscore.model import ScoreModel
+    from fastscore.plan import Solver
     from fastscore.sampler import Sampler
+    from fastscore.solvers.adaptive import Adaptive
 
 OUTPUTS = ("samples.npz", "grid.png", "run.json", "png")
 
@@ -41,6 +48,15 @@ OUTPUTS = ("samples.npz", "grid.png", "run.json", "png")
 )
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
 @click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model.")
+@click.option(
+    "--guidance", type=Number(), help="Classifier-free guidance weight; 1 is none, above 1 sharpens the class."
+)
+@click.option(
+    "--guidance-interval", type=Interval(), help="LO,HI: guide where LO < sigma/alpha <= HI.  [default: everywhere]"
+)
+@click.option(
+    "--guidance-model", help="Guide away from this worse model instead of from the null class (autoguidance)."
+)
 @click.option(
     "--batch",
     type=AutoCount(1, 1 << 20),
@@ -92,40 +108,10 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     if num is not None and ids is not None:
         raise ValueError("-n and --ids exclude each other: -n 64 is --ids 0-63")
     wanted = ids if ids is not None else range(64 if num is None else num)
-    _check_out(out, o["overwrite"])
+    check_out(out, o["overwrite"])
 
-    import numpy as np
-    import torch
-
-    from fastscore.probe import probe_batch
-    from fastscore.sampler import Sampler
-    from fastscore.sinks import Writer
-
-    device = checked_device(o["device"])
-    if o["dtype"] == "bf16" and o["compiled"] != "auto":
-        raise ValueError(f"--dtype bf16 needs --compile auto, not {o['compiled']}")
-    score_model = load(model, device)
-    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], score_model.schedule)
-    batch = o["batch"]
-    if batch == "auto":
-        choice = probe_batch(score_model, device)
-        batch = choice.batch
-        torch.set_num_threads(choice.threads or torch.get_num_threads())
-    sampler = Sampler(
-        score_model,
-        schedule=schedule,
-        solver=make_solver(o),
-        grid=make_grid(o, schedule, score_model.schedule),
-        batch=batch,
-        clip=o["clip"],
-        device=device,
-        backend=o["backend"],
-        compile="off" if o["compiled"] == "auto" else o["compiled"],
-        graph=o["graph"],
-        network=o["dtype"] if o["compiled"] == "auto" else "own",
-    )
-    if o["label"] is not None and o["unconditional"]:
-        raise ValueError("--class and --unconditional exclude each other")
+    score_model = load(model, checked_device(o["device"]))
+    sampler = make_sampler(score_model, o, make_solver(o))
     labels = o["label"]
     if labels is None and score_model.classes and not o["unconditional"]:
         labels = "random"
@@ -136,6 +122,81 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
         raise ValueError(f"a PNG needs 1 or 3 channels; this model has {score_model.shape[0]}")
 
     given = sampler.label_of(wanted, seed, labels)
+    more = {} if given is None else {"labels": given.cpu().numpy()}
+    settings = {"model": model, "seed": seed, "num": len(wanted)}
+    settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
+    draw(sampler, out, wanted, seed, o, start, settings, more, labels=labels)
+
+
+def make_sampler(score_model: ScoreModel, o: dict[str, Any], solver: Solver | Adaptive, **more: Any) -> Sampler:
+    """Return the sampler that the options describe; ``more`` goes to it as it is."""
+    import torch
+
+    from fastscore.guidance import Guidance
+    from fastscore.probe import probe_batch
+    from fastscore.sampler import Sampler
+
+    if o["label"] is not None and o["unconditional"]:
+        raise ValueError("--class and --unconditional exclude each other")
+    guidance, away = None, o["guidance_model"]
+    if o["guidance"] is not None:
+        if o["unconditional"] and away is None:
+            raise ValueError("--guidance leads away from the null class, which --unconditional asks for; leave one out")
+        interval = o["guidance_interval"] or (0.0, math.inf)
+        guidance = Guidance(o["guidance"], interval, load(away, o["device"]) if away else None)
+    elif o["guidance_interval"] or away:
+        raise ValueError("--guidance-interval and --guidance-model need --guidance, a weight")
+    if o["dtype"] == "bf16" and o["compiled"] != "auto":
+        raise ValueError(f"--dtype bf16 needs --compile auto, not {o['compiled']}")
+    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], score_model.schedule)
+    batch = o["batch"]
+    if batch == "auto":
+        choice = probe_batch(score_model, o["device"])
+        batch = choice.batch
+        torch.set_num_threads(choice.threads or torch.get_num_threads())
+    settings: dict[str, Any] = {"network": o["dtype"] if o["compiled"] == "auto" else "own", **more}
+    return Sampler(
+        score_model,
+        schedule=schedule,
+        solver=solver,
+        grid=make_grid(o, schedule, score_model.schedule),
+        batch=batch,
+        clip=o["clip"],
+        device=o["device"],
+        backend=o["backend"],
+        compile="off" if o["compiled"] == "auto" else o["compiled"],
+        graph=o["graph"],
+        guidance=guidance,
+        **settings,
+    )
+
+
+def draw(
+    sampler: Sampler,
+    out: Path,
+    wanted: Sequence[int],
+    seed: int,
+    o: dict[str, Any],
+    start: float,
+    settings: dict[str, Any],
+    more: dict[str, Any],
+    sheet: Callable[[Any], Any] | None = None,
+    **inputs: Any,
+) -> None:
+    """Draw samples and write samples.npz with ``more`` arrays, grid.png, run.json and the PNG files.
+
+    Args:
+        start: when the command began, by time.perf_counter.
+        settings: what the run was asked for beside the options ``o``.
+        sheet: makes grid.png of the samples; a contact sheet or a density if left out.
+        inputs: arguments of Sampler.stream.
+    """
+    import numpy as np
+    import torch
+
+    from fastscore.sinks import Writer
+
+    score_model, schedule, image = sampler.model, sampler.schedule, len(sampler.model.shape) == 3
     numerics = asdict(sampler.numerics)
     out.mkdir(parents=True, exist_ok=True)
     _clear(out)
@@ -144,16 +205,14 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     shape = (*score_model.shape[1:], score_model.shape[0]) if image else score_model.shape
     convert, kind = (sampler.ops.quantize, np.uint8) if image else (None, np.float32)
     with Writer(out, wanted, shape, kind, convert, o["png"], o["subdirs"]) as writer:
-        for part, x in sampler.stream(wanted, seed, labels=labels, progress=not o["quiet"]):
+        for part, x in sampler.stream(wanted, seed, **inputs, progress=not o["quiet"]):
             first = first or time.perf_counter() - ready
             writer.put(part, x)
         writer.finish()
         seconds = time.perf_counter() - ready
-        settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None}
-        settings |= {"model": model, "seed": seed, "num": len(wanted)}
-        settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
+        settings = {k: v for k, v in o.items() if k not in ("overwrite", "quiet") and v is not None} | settings
         rate = len(wanted) / seconds
-        written = _write(out, writer.samples, np.asarray(wanted, np.int64), given, image, {
+        written = _write(out, writer.samples, np.asarray(wanted, np.int64), more, sheet, {
             "command": shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
             "settings": settings,
             "schedule": repr(schedule) if len(repr(schedule)) < 500 else type(schedule).__name__,
@@ -176,7 +235,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     if not o["quiet"]:
         nfe = f"{sampler.plan.nfe} evaluations each" if sampler.plan else f"{sampler.effort}"
         done = f"{len(wanted)} samples, {nfe}"
-        click.echo(f"{done}{f', {rate:.1f} samples/s on {device}' if rate else ''}: {out}/{', '.join(written)}")
+        click.echo(f"{done}{f', {rate:.1f} samples/s on {sampler.device}' if rate else ''}: {out}/{', '.join(written)}")
 
 
 def _cost(sampler: Sampler) -> dict[str, Any]:
@@ -186,7 +245,8 @@ def _cost(sampler: Sampler) -> dict[str, Any]:
     return {"nfe": sampler.plan.nfe, "plan_sha256": sampler.plan.hash}
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise ValueError if the folder holds an earlier run that is not to be replaced."""
     taken = [name for name in OUTPUTS if (out / name).exists()]
     if taken and not overwrite:
         raise ValueError(f"{out} already holds {taken[0]}; choose another --out, or pass --overwrite to replace it")
@@ -200,18 +260,23 @@ def _clear(out: Path) -> None:
         image.unlink()
 
 
-def _write(out: Path, samples: Any, ids: Any, labels: Any, image: bool, run: dict[str, Any]) -> list[str]:
+def _write(out: Path, samples: Any, ids: Any, more: dict[str, Any], sheet: Any, run: dict[str, Any]) -> list[str]:
     from fastscore.files import write_text
-    from fastscore.sinks import contact_sheet, density_sheet, write_npz, write_png
+    from fastscore.sinks import write_npz, write_png
 
-    extra = {} if labels is None else {"labels": labels.cpu().numpy()}
-    write_npz(out / "samples.npz", samples=samples, ids=ids, **extra)
+    write_npz(out / "samples.npz", samples=samples, ids=ids, **more)
     if len(samples):
-        sheet = contact_sheet(samples[:100]) if image else density_sheet(samples.reshape(-1, samples.shape[-1]))
-        if sheet.shape[2] in (1, 3):
-            write_png(out / "grid.png", sheet)
+        drawn = (sheet or _contact_or_density)(samples)
+        if drawn.shape[2] in (1, 3):
+            write_png(out / "grid.png", drawn)
     write_text(out / "run.json", json.dumps(run, indent=1) + "\n")
     return [name for name in OUTPUTS if (out / name).exists()]
+
+
+def _contact_or_density(samples: Any) -> Any:
+    from fastscore.sinks import contact_sheet, density_sheet
+
+    return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))
 
 
 def _ranges(ids: list[int]) -> str:

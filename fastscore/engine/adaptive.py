@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastscore.backend import Ops
+from fastscore.conditions import Inputs, condition_buffer
 from fastscore.engine.brownian import Path
 from fastscore.engine.continuous import Level, Levels, angle
 from fastscore.engine.control import Rule
@@ -17,6 +18,7 @@ from fastscore.engine.effort import Effort
 from fastscore.engine.loop import Step
 from fastscore.engine.methods import method_of
 from fastscore.engine.slots import Slots, lanes_of
+from fastscore.grid import Span
 from fastscore.model import ScoreModel
 from fastscore.noise import NoiseKey
 from fastscore.schedule import Schedule, lam
@@ -41,11 +43,11 @@ class ScoreField:
     ) -> None:
         self.model, self.levels, self.dtype, self.net_dtype = model, levels, dtype, net_dtype
         self.parts: tuple[int, int] = (math.prod(model.shape), 0)
-        self.cond = torch.zeros(slots, dtype=torch.int64, device=device) if model.classes else None
-        self.given: Tensor | None = None  # the labels of the run's samples
+        self.cond = condition_buffer(model, slots, dtype, device)
+        self.given: Tensor | None = None  # the conditions of the run's samples
 
     def load(self, slots: Tensor, positions: Tensor) -> None:
-        """Give slots the labels of their new samples."""
+        """Give slots the conditions of their new samples."""
         if self.cond is not None and self.given is not None:
             self.cond[slots] = self.given[positions]
 
@@ -71,8 +73,7 @@ class AdaptiveBatches:
         model: its network already lives on ``device``.
         schedule: the tolerances and the undenoised state are meant on it.
         solver: see solvers/adaptive.py.
-        start, end: times of ``schedule``.
-        clean: whether the estimate of x0 at the end is returned, or the state.
+        span: times of ``schedule``, and what is returned at the end.
         slots: samples at once.
         dtype: of the state; net_dtype: of the network's input.
         ops: the backend that makes normals.
@@ -85,15 +86,14 @@ class AdaptiveBatches:
         model: ScoreModel,
         schedule: Schedule,
         solver: Adaptive,
-        start: float,
-        end: float,
-        clean: bool,
+        span: Span,
         slots: int,
         device: torch.device,
         dtype: torch.dtype,
-        net_dtype: torch.dtype,
         ops: Ops,
+        net_dtype: torch.dtype,
     ) -> None:
+        start, end = span(schedule).tolist()
         self.model, self.solver, self.noisy = model, solver, isinstance(solver, GottaGoFast)
         method = method_of(solver, device)
         levels = Levels(model, schedule, method.quantity, start, end, device)
@@ -113,7 +113,7 @@ class AdaptiveBatches:
             Rule.of(solver),
             *ends,
             slots=slots,
-            settle=clean,
+            settle=span.clean,
             key=self.key,
             dtype=dtype,
             path=path,
@@ -121,7 +121,7 @@ class AdaptiveBatches:
         top = float(torch.hypot(*(torch.as_tensor(v(schedule.T)) for v in (schedule.alpha, schedule.sigma))))
         self.std = schedule.prior_std / top
         last = ends[1] if solver.clock == "angle" else angle(ends[1])
-        self.output = _output(method.quantity, last, clean, schedule, end)
+        self.output = _output(method.quantity, last, span.clean, schedule, end)
         self._busy = False
 
     @property
@@ -145,12 +145,14 @@ class AdaptiveBatches:
         noise: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
+        inputs: Inputs | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (positions in ``key``, samples) as they arrive, about as many at a time as there are slots.
 
         Args:
             noise: recorded normals of the prior [1, n, D], or None for the generated ones.
             progress: show a progress bar.
+            inputs: not used; they belong to the rows of a plan.
 
         Raises:
             ValueError: a callback, or recorded noise for a stochastic solver.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastscore.conditions import Inputs
 from fastscore.engine.graph import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step
 from fastscore.noise import NoiseKey, RecordedNoise
@@ -62,6 +63,7 @@ class Batches:
         noise: Tensor | None = None,
         callback: Callback | None = None,
         progress: bool = False,
+        inputs: Inputs | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in ``key``, samples) a micro-batch at a time.
 
@@ -69,6 +71,7 @@ class Batches:
             noise: recorded normals [draws, n, D], or None for the generated ones.
             callback: called with a Step after each row.
             progress: show a progress bar.
+            inputs: what else the samples are given.
 
         Raises:
             RuntimeError: this is in the middle of a micro-batch already.
@@ -84,7 +87,8 @@ class Batches:
                     )
                 self._busy = True
                 try:
-                    self.loop.load(key.seed, key.ids[part], None if cond is None else cond[part])
+                    given = None if inputs is None else inputs.part(part)
+                    self.loop.load(key.seed, key.ids[part], None if cond is None else cond[part], given)
                     drawn = None if noise is None else noise[:, part]
                     x = self._run(key.ids[part], drawn, callback, bar if progress else None)
                 finally:

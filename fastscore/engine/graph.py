@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastscore.engine.loop import Kind, Loop
+from fastscore.engine.loop import Kind, Loop, Outputs
 
 Work = Callable[[], None]
 MODES = ("step", "loop")
@@ -145,9 +145,9 @@ class Graphed:
             self.loop.row.fill_(segment.start)
 
         def work() -> None:
-            F = None
+            outputs: Outputs = (None, None)
             for kind in self.loop.kinds[segment.start : segment.start + segment.length]:
-                F = self.loop.advance(kind, F)
+                outputs = self.loop.advance(kind, outputs)
 
         return prepare, work
 

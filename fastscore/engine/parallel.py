@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastscore.conditions import Inputs
 from fastscore.engine.batches import NonFiniteError
 from fastscore.engine.loop import Loop
 from fastscore.kernels import abi
@@ -129,6 +130,7 @@ class Parallel:
         noise: Tensor | None = None,
         callback: Callable[..., None] | None = None,
         progress: bool = False,
+        inputs: Inputs | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (positions in ``key``, samples) a micro-batch at a time; arguments as for Batches.
 
@@ -137,8 +139,10 @@ class Parallel:
             RuntimeError: this is in the middle of a micro-batch already.
             NonFiniteError: a sample became NaN or Inf.
         """
-        if noise is not None or callback is not None:
-            raise ValueError("parallel: recorded noise and callbacks follow the rows in order; leave parallel out")
+        if noise is not None or callback is not None or self.loop.known is not None:
+            raise ValueError(
+                "parallel: recorded noise, callbacks, known data follow the rows in order; leave parallel out"
+            )
         n, batch = len(key.ids), self.loop.batch
         self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
         for start in tqdm(range(0, n, batch), unit="batch", disable=not progress):
@@ -148,7 +152,8 @@ class Parallel:
                 raise RuntimeError("this Sampler is in the middle of a run; use another one inside a thread")
             self._busy = True
             try:
-                self.loop.load(key.seed, key.ids[part], None if cond is None else cond[part])
+                given = None if inputs is None else inputs.part(part)
+                self.loop.load(key.seed, key.ids[part], None if cond is None else cond[part], given)
                 x, sweeps, evaluations = self._run()
             finally:
                 self._busy = False
@@ -168,7 +173,7 @@ class Parallel:
         loop = self.loop
         loop.reset()
         for kind in loop.kinds[: self.first]:
-            loop.advance(kind, None)
+            loop.advance(kind, (None, None))
         self.x.copy_(loop.x)  # every state of the window starts as its first one
         self.hist.zero_()
         at = torch.zeros(loop.batch, dtype=torch.int64, device=self.x.device)  # each sample's first stage
@@ -193,7 +198,7 @@ class Parallel:
         loop, window, batch = self.loop, self.window, self.loop.batch
         here = stage[:-1]
         u = (self.c_in[here][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(window * batch, *loop.model.shape)
-        cond = None if loop.cond is None else loop.cond.repeat(window)
+        cond = None if loop.cond is None else loop.cond.repeat(window, *[1] * (loop.cond.ndim - 1))
         F = loop.model.net(u, self.labels[here].flatten(), cond)
         if F.shape != u.shape:
             raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")

@@ -14,16 +14,17 @@ from torch import Tensor
 from fastscore.noise import Noise, NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
-from fastscore.ops.update import update_ref
+from fastscore.ops.update import Known, update_ref
 
 _LIBRARY = torch.library.Library("fastscore", "DEF")
 _LIBRARY.define(
     "update(Tensor(a!) x, Tensor? F, Tensor(b!) hist, Tensor table, Tensor idx, Tensor? seed, Tensor? ids, "
-    "Tensor(c!)? u) -> ()"
+    "Tensor(c!)? u, Tensor? F2=None, Tensor? y=None, Tensor? mask=None, Tensor? known_table=None, "
+    "bool noisy=True) -> ()"
 )
 _LIBRARY.define(
     "langevin(Tensor x, Tensor F, Tensor table, Tensor idx, Tensor seed, Tensor ids, Tensor(a!) scratch, str norm, "
-    "Tensor valid) -> ()"
+    "Tensor valid, Tensor? F2=None) -> ()"
 )
 _LIBRARY.define("quantize(Tensor x, str rounding) -> Tensor")
 
@@ -36,18 +37,31 @@ def update(
     idx: Tensor,
     noise: Noise | None,
     *,
+    F2: Tensor | None = None,
+    known: Known | None = None,
     out_u: Tensor | None = None,
 ) -> None:
-    """Advance the state by one row; see update_ref."""
-    seed, ids = (None, None) if noise is None else _key(noise)
-    torch.ops.fastscore.update(x, F, hist, table, idx, seed, ids, out_u)
+    """Advance the state by one row; see update_ref. A known part has the row's own ``idx`` and ``noise``."""
+    key = noise if known is None else known.noise
+    seed, ids = (None, None) if key is None else _key(key)
+    part = (None, None, None) if known is None else (known.y, known.mask, known.table)
+    torch.ops.fastscore.update(x, F, hist, table, idx, seed, ids, out_u, F2, *part, noise is not None)
 
 
 def langevin(
-    x: Tensor, F: Tensor, table: Tensor, idx: Tensor, noise: Noise, scratch: Tensor, norm: str, valid: Tensor
+    x: Tensor,
+    F: Tensor,
+    table: Tensor,
+    idx: Tensor,
+    noise: Noise,
+    scratch: Tensor,
+    norm: str,
+    valid: Tensor,
+    *,
+    F2: Tensor | None = None,
 ) -> None:
     """Write each sample's Langevin row; see langevin_ref."""
-    torch.ops.fastscore.langevin(x, F, table, idx, *_key(noise), scratch, norm, valid)
+    torch.ops.fastscore.langevin(x, F, table, idx, *_key(noise), scratch, norm, valid, F2)
 
 
 def quantize(x: Tensor, rounding: str = "nearest") -> Tensor:
@@ -69,9 +83,23 @@ def _noise(seed: Tensor | None, ids: Tensor | None) -> NoiseKey | None:
 
 def _update_on(run: Any) -> Any:
     def update(
-        x: Tensor, F: Any, hist: Tensor, table: Tensor, idx: Tensor, seed: Any, ids: Any, u: Tensor | None
+        x: Tensor,
+        F: Any,
+        hist: Tensor,
+        table: Tensor,
+        idx: Tensor,
+        seed: Any,
+        ids: Any,
+        u: Tensor | None,
+        F2: Tensor | None = None,
+        y: Any = None,
+        mask: Any = None,
+        known_table: Any = None,
+        noisy: bool = True,
     ) -> None:
-        run()(x, F, hist, table, idx, _noise(seed, ids), out_u=u)
+        key = _noise(seed, ids)
+        known = None if y is None or key is None else Known(y, mask, known_table, idx, key)
+        run()(x, F, hist, table, idx, key if noisy else None, F2=F2, known=known, out_u=u)
 
     return update
 
@@ -87,8 +115,9 @@ def _langevin_on(run: Any) -> Any:
         scratch: Tensor,
         norm: str,
         valid: Tensor,
+        F2: Tensor | None = None,
     ) -> None:
-        run()(x, F, table, idx, NoiseKey(seed, ids), scratch, norm, valid)
+        run()(x, F, table, idx, NoiseKey(seed, ids), scratch, norm, valid, F2=F2)
 
     return langevin
 

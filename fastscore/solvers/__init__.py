@@ -1,7 +1,7 @@
 """Solvers: pure functions from a schedule and knots to plan rows."""
 
 from fastscore.solvers.adaptive import BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
-from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, Restart
+from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, RePaint, Restart
 from fastscore.solvers.correctors import AnnealedLangevin, Langevin
 from fastscore.solvers.dpm import DPMSolver
 from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
@@ -39,6 +39,7 @@ __all__ = [
     "Interval",
     "Langevin",
     "PredictorCorrector",
+    "RePaint",
     "Restart",
     "ReverseDiffusion",
     "SASolver",

@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from fastscore.plan import Row, Solver
-from fastscore.schedule import Array, Schedule, t_of_lam
+from fastscore.schedule import Array, Schedule, t_of_lam, transition
 from fastscore.solvers.correctors import Corrector
 from fastscore.solvers.ode import Heun
-from fastscore.solvers.sde import denoise
+from fastscore.solvers.sde import DDPM, denoise
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,45 @@ class Restart:
         knots = np.append(t_of_lam(schedule, -np.log(levels)), low)
         back = [row for group in self.solver.steps(schedule, knots) for row in group]
         return [renoise(schedule, low, knots[0], self.noise), *back] * interval.times
+
+
+@dataclass(frozen=True)
+class RePaint:
+    r"""RePaint's resampling: every ``jump`` steps back up by as many, and down again, ``times`` times in all.
+
+        x_up = r x_t + sqrt(v) z,   the exact forward transition over ``jump`` intervals of the grid
+
+    With known data (Known) each round harmonises the rest with it; without, it is Restart on every level. The
+    jumps end at the last time before sigma = 0 and at every ``jump``-th knot above it.
+
+    Args:
+        solver: one that draws noise, as DDPM; a multistep solver starts anew after each jump.
+        jump, times: j and r of the paper.
+
+    Source: Lugmayr et al. 2022, algorithm 1 and appendix B; their jumps go step by step, which is the same law.
+    """
+
+    solver: Solver = field(default_factory=DDPM)
+    jump: int = 10
+    times: int = 10
+
+    def __post_init__(self) -> None:
+        if self.jump < 1 or self.times < 1:
+            raise ValueError(f"RePaint: jump = {self.jump} and times = {self.times} must be at least 1")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        last = len(t) - 2 if t[-1] == schedule.t_clean else len(t) - 1
+        stops = [k for k in range(last, self.jump - 1, -self.jump)][::-1]
+        groups = []
+        for a, b in pairwise(sorted({0, *stops, len(t) - 1})):
+            groups += _between(self.solver, schedule, t[a : b + 1])
+            if b in stops:
+                top = b - self.jump
+                r, v = transition(schedule, t[b], t[top])
+                up = Row(float(t[b]), float(t[top]), float(r), 0.0, float(np.sqrt(v)), evaluate=False)
+                back = [row for group in self.solver.steps(schedule, t[top : b + 1]) for row in group]
+                groups[-1] = [*groups[-1], *[up, *back] * (self.times - 1)]
+        return groups
 
 
 def ratio(schedule: Schedule, t: float | Array) -> Array:

@@ -1,0 +1,198 @@
+"""fastscore inpaint: fill in parts of images and write the results to a folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastscore.cli.options import ADAPTIVE, Count, Name, Number, checked_device, load, make_solver, shorten
+from fastscore.cli.sample import check_out, draw, make_sampler, sample
+
+METHODS = ("repaint", "replace", "pigdm")
+
+
+class Box(click.ParamType):
+    """A rectangle of pixels, TOP,LEFT,HEIGHT,WIDTH."""
+
+    name = "TOP,LEFT,HEIGHT,WIDTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse one box."""
+        parts = value if isinstance(value, tuple) else str(value).split(",")
+        if len(parts) != 4 or not all(str(k).isdecimal() and len(str(k)) < 6 for k in parts):
+            self.fail(f"{shorten(value)!r} is not TOP,LEFT,HEIGHT,WIDTH in pixels (example: 8,8,12,12).", param, ctx)
+        return tuple(int(k) for k in parts)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images")
+@click.option(
+    "--mask", type=click.Path(path_type=Path), help="Image, .npy or .npz; what is white (non-zero) is filled in."
+)
+@click.option("--box", type=Box(), help="Rectangle to fill in, in place of --mask.")
+@click.option("-n", "--num", type=Count(1, 10_000), default=4, show_default=True, help="Results for each image.")
+@click.option("--limit", type=Count(1), help="Use the first N images.")
+@click.option(
+    "--method",
+    type=Name(METHODS),
+    default="repaint",
+    show_default=True,
+    help="replace: known pixels at every step. repaint: also go back and forth, ddpm unless --solver is given. "
+    "pigdm: also guide the rest by the known pixels.",
+)
+@click.option("--jump", type=Count(1, 10_000), default=5, show_default=True, help="Steps that repaint goes back.")
+@click.option("--resample", type=Count(1, 10_000), default=5, show_default=True, help="Times that repaint goes down.")
+@click.option("--noise", type=Number(0), default=0.02, show_default=True, help="Of known pixels in -1 .. 1, for pigdm.")
+@click.option("--class", "label", type=Count(), help="Class of every image; its own label, or none, if left out.")
+def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, num: int, **o: Any) -> None:
+    """Fill in the masked part of IMAGES with MODEL.
+
+    IMAGES is an image, a folder of them, an .npy or .npz file, or a set that `fastscore train` knows. Writes
+    samples.npz (samples [N, H, W, C], the number of each one's image, originals, mask), grid.png (a line an image:
+    original, masked, results) and run.json. Result j of image k has the id k n + j. A class-conditional model is told
+    --class, else the labels that come with the images, else none. The other options are those of `fastscore sample`.
+    """
+    start = time.perf_counter()
+    if (mask is None) == (o["box"] is None):
+        raise ValueError("say what to fill in: either --mask FILE or --box TOP,LEFT,HEIGHT,WIDTH")
+    check_out(out, o["overwrite"])
+
+    import numpy as np
+    import torch
+
+    from fastscore.conditions import Known
+    from fastscore.guides import PiGDM
+    from fastscore.operators import Masked
+    from fastscore.sinks import contact_sheet
+    from fastscore.solvers import RePaint
+
+    score_model = load(model, checked_device(o["device"]))
+    data = _images(images, score_model.shape, o["limit"])
+    unknown = _unknown(mask, o["box"], data.x.shape)
+    y = torch.from_numpy(data.network_range(np.arange(len(data.x)))).repeat_interleave(num, 0)
+    known = torch.from_numpy(~unknown).permute(0, 3, 1, 2)
+    known = known.repeat_interleave(num, 0) if len(known) > 1 else known[0]
+
+    _refuse_unused(o["method"])
+    if o["solver"] in ADAPTIVE:
+        raise ValueError(f"--solver {o['solver']} has no rows to put known pixels in; choose one that takes --steps")
+    solver_given = click.get_current_context().get_parameter_source("solver") == click.core.ParameterSource.COMMANDLINE
+    if o["method"] == "repaint":
+        o |= {} if solver_given else {"solver": "ddpm"}
+        sampler = make_sampler(score_model, o, RePaint(make_solver(o), o["jump"], o["resample"]))
+    elif o["method"] == "replace":
+        sampler = make_sampler(score_model, o, make_solver(o))
+    else:
+        if known.ndim == 4:
+            raise ValueError("--method pigdm takes one mask for all images; use repaint or replace")
+        spread = float(score_model.parametrization.sigma_data)
+        sampler = make_sampler(
+            score_model, o, make_solver(o), guide=PiGDM(Masked(known), o["noise"], spread), network="own"
+        )  # which can be differentiated
+    inputs: dict[str, Any] = {"known": Known(y, known)}
+    inputs |= {"y": torch.where(known, y, 0.0)} if o["method"] == "pigdm" else {}
+
+    labels = o["label"]
+    if labels is None and not o["unconditional"] and data.labels is not None and score_model.classes:
+        labels = torch.from_numpy(data.labels).repeat_interleave(num)
+    if o["guidance"] is not None and labels is None and o["guidance_model"] is None:
+        raise ValueError("--guidance leads away from the null class: give --class, or images with labels")
+    ids = range(len(data.x) * num)
+    given = sampler.label_of(ids, seed, labels)
+    more = {"image": np.repeat(np.arange(len(data.x)), num), "originals": data.x, "mask": unknown}
+    more |= {} if given is None else {"labels": given.cpu().numpy()}
+
+    def sheet(results: Any) -> Any:
+        """Draw one line an image: original, masked in grey, results."""
+        lines = [np.stack([data.x[k], np.where(unknown[k % len(unknown)], 128, data.x[k])]) for k in range(len(data.x))]
+        shown = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
+        return contact_sheet(np.concatenate(shown).astype(np.uint8), columns=len(shown[0]))
+
+    settings = {"model": model, "images": images, "mask": str(mask) if mask else None, "seed": seed, "num": num}
+    draw(sampler, out, ids, seed, o, start, settings, more, sheet, labels=labels, **inputs)
+
+
+_OWN = {p.name for p in inpaint.params}
+inpaint.params += [p for p in sample.params if p.name not in {*_OWN, "ids"}]
+
+
+def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
+    """Return the images as a Dataset, of the model's shape."""
+    import numpy as np
+
+    from fastscore import data
+
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
+    path = Path(source)
+    if path.is_file() and path.suffix not in (".npy", ".npz"):
+        found = data.Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
+    else:
+        found = data.load(source, "test")
+    if found.x.dtype != np.uint8 or found.shape != shape:
+        raise ValueError(f"{source} holds {found.x.dtype} {found.shape}; this model has images of shape {shape}")
+    return data.Dataset(found.x[:limit], None if found.labels is None else found.labels[:limit], found.class_names)
+
+
+def _picture(path: Path, mode: str) -> Any:
+    """Return an image file as uint8 [H, W, C]."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image.convert(mode))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from None
+    return values[:, :, None] if mode == "L" else values
+
+
+def _unknown(mask: Path | None, box: tuple[int, ...] | None, shape: tuple[int, ...]) -> Any:
+    """Return where to fill in, bool [1 or N, H, W, 1], for images of this shape [N, H, W, C]."""
+    import numpy as np
+
+    n, h, w, _ = shape
+    if box is not None:
+        top, left, height, width = box
+        unknown = np.zeros((1, h, w, 1), bool)
+        unknown[:, top : top + height, left : left + width] = True
+        if top + height > h or left + width > w:
+            raise ValueError(f"--box {','.join(map(str, box))} leaves the images, which are {h} x {w}")
+    else:
+        assert mask is not None
+        values = _mask_values(mask)
+        values = values.reshape(1, *values.shape) if values.ndim == 2 else values
+        if values.shape not in ((1, h, w), (n, h, w)):
+            raise ValueError(f"--mask {mask} has shape {values.shape}; expected {h} x {w}, or {n} of them")
+        unknown = values[:, :, :, None] != 0
+    if not unknown.any():
+        raise ValueError("the mask is black (zero) everywhere: there is nothing to fill in")
+    return unknown
+
+
+def _mask_values(path: Path) -> Any:
+    import numpy as np
+
+    if not path.is_file():
+        raise ValueError(f"--mask {path}: no such file")
+    if path.suffix not in (".npy", ".npz"):
+        return _picture(path, "L")[:, :, 0] > 127
+    try:
+        values = np.load(path, allow_pickle=False)
+        values = values if isinstance(values, np.ndarray) else values[values.files[0]]
+    except (ValueError, OSError, EOFError, IndexError) as error:
+        raise ValueError(f"--mask {path} is not a readable NumPy file: {error}") from None
+    return values[:, :, :, 0] if values.ndim == 4 else values
+
+
+def _refuse_unused(method: str) -> None:
+    """Raise ValueError for an option that was given and that the method would ignore."""
+    owner = {"jump": "repaint", "resample": "repaint", "noise": "pigdm"}
+    for option, of in owner.items():
+        source = click.get_current_context().get_parameter_source(option)
+        if method != of and source == click.core.ParameterSource.COMMANDLINE:
+            raise ValueError(f"--{option} belongs to --method {of}, not {method}")
