@@ -86,7 +86,7 @@ def test_a_wrong_result_is_not_timed(error):
     assert not called
 
 
-@pytest.mark.parametrize("name", ["noise", "norms", "output", "peers", "quantize", "update"])
+@pytest.mark.parametrize("name", ["noise", "norms", "output", "quantize", "update"])
 def test_the_gate_of_each_operation_sees_one_wrong_element(name):
     """The backend computes the right thing, and then spoils the last sample a little."""
     from importlib import import_module
