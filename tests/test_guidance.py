@@ -15,6 +15,7 @@ from fastscore.backend import REFERENCE, Ops, operators
 from fastscore.conditions import Known
 from fastscore.engine.graph import Graphed, Tape
 from fastscore.engine.loop import Loop
+from fastscore.engine.parallel import Picard
 from fastscore.grid import karras, uniform
 from fastscore.guidance import Guidance, fold
 from fastscore.kernels.cpu import launch
@@ -26,6 +27,7 @@ from fastscore.schedule import EDM, VE, VP, Flow, SubVP, Trig
 from fastscore.solvers import (
     DDIM,
     Ancestral,
+    Dopri5,
     DPMpp2M,
     Heun,
     Langevin,
@@ -231,6 +233,10 @@ def test_conditioning_tensors_and_their_null():
     assert torch.equal(Sampler(m, **kw).run([3], cond=cond[3]), x[3:4])
     assert not torch.equal(x[1], x[2])
     assert torch.equal(Sampler(m, **kw).run([2]), Sampler(m, **kw).run([2], cond=torch.zeros(2)))
+    own = {"solver": Dopri5(1e-3, 1e-3), "batch": 4}
+    assert torch.equal(
+        Sampler(m, **own).run([3, 1], cond=cond[[3, 1]]), Sampler(m, **own).run(range(6), cond=cond)[[3, 1]]
+    )
     guided = Sampler(m, guidance=Guidance(2.0, null=cond[5]), **kw).run(range(6), cond=cond)
     assert torch.allclose(guided[5], x[5], atol=1e-5)  # guided away from its own condition: nowhere
     assert not torch.allclose(guided[1], x[1], atol=1e-2)
@@ -296,6 +302,10 @@ def test_starts():
             "not finite",
         ),
         (lambda: Sampler(plain()).run([0], y=torch.zeros(1)), "has none"),
+        (lambda: Sampler(plain(), solver=Dopri5(), guidance=Guidance(2.0)), "needs a plan"),
+        (lambda: Sampler(plain(), solver=Dopri5()).run([0], known=known(1)), "rows of a plan"),
+        (lambda: Sampler(plain(), parallel=Picard(4), guidance=Guidance(2.0)), "parallel: sweeps"),
+        (lambda: Sampler(plain(), grid=karras(3), parallel=Picard(4)).run([0], known=known(1)), "known data follow"),
         (lambda: Sampler(two_classes("eps"), schedule=Flow(), guide=lambda *a: a[1]), "start the grid later"),
     ],
 )
