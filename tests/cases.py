@@ -16,6 +16,7 @@ from fastscore.beta import CosineBeta, ExponentialBeta
 from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
 from fastscore.solvers import (
     DDIM,
+    DDPM,
     DEIS,
     IPNDM,
     LMS,
@@ -37,6 +38,7 @@ from fastscore.solvers import (
     Interval,
     Langevin,
     PredictorCorrector,
+    RePaint,
     Restart,
     ReverseDiffusion,
     SASolver,
@@ -425,6 +427,15 @@ def _composed() -> dict[str, Case]:
             "exponential",
             True,
             evaluations=(2, 12),
+            **two,
+        ),
+        "repaint": Case(
+            RePaint(DDPM(), 1, 2),
+            partial(fast.repaint, jump=1, repeats=2),
+            FINITE,
+            "exponential",
+            True,
+            evaluations=(2, 0),
             **two,
         ),
         "hybrid": Case(Hybrid(DDIM(1.0), DPMpp2M(), 0.55), _switch, FINITE, "exponential", True, spans=()),

@@ -142,6 +142,23 @@ def heun(D: Denoiser, y, high: float, low: float, z: Iterator) -> np.ndarray:
     return after if low == 0.0 else y + (low - high) * (0.5 * d + 0.5 * _eps(D, after, low))
 
 
+def repaint(process: Process, D: Denoiser, times, x, z: Iterator, jump: int, repeats: int) -> np.ndarray:
+    """Lugmayr et al. 2022, algorithm 1, their time schedule (appendix B) walked step by step, DDPM on the way down."""
+    rho = _levels(process, times)
+    last = len(rho) - 1 - (rho[-1] == 0.0)  # their time 0 is the last level above the data
+    y, k = x / process.alpha(times[0]), 0
+    jumps = {last - at: repeats - 1 for at in range(0, last + 1 - jump, jump)}
+    while k < len(rho) - 1:
+        high, low = rho[k], rho[k + 1]
+        y, k = D(y, 1.0, high) + (low / high) ** 2 * (y - D(y, 1.0, high)), k + 1
+        if low > 0.0:
+            y = y + low * np.sqrt(1.0 - (low / high) ** 2) * next(z)
+        if jumps.get(k, 0) > 0:
+            jumps[k] -= 1
+            y, k = y + np.sqrt(rho[k - jump] ** 2 - rho[k] ** 2) * next(z), k - jump
+    return process.alpha(times[-1]) * y
+
+
 def restart(process: Process, D: Denoiser, times, x, z: Iterator, step: Step, low, high, steps, times_) -> np.ndarray:
     """Xu et al. 2023, algorithm 1, with one restart interval moved to the nearest level of the grid."""
     y, rho = x / process.alpha(times[0]), _levels(process, times)

@@ -139,10 +139,10 @@ class Parallel:
             RuntimeError: this is in the middle of a micro-batch already.
             NonFiniteError: a sample became NaN or Inf.
         """
-        if noise is not None or callback is not None or self.loop.known is not None:
-            raise ValueError(
-                "parallel: recorded noise, callbacks, known data follow the rows in order; leave parallel out"
-            )
+        if noise is not None or callback is not None:
+            raise ValueError("parallel: recorded noise and callbacks follow the rows in order; leave parallel out")
+        if self.loop.known is not None:
+            raise ValueError("parallel: known data follow the rows in order; leave parallel out")
         n, batch = len(key.ids), self.loop.batch
         self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
         for start in tqdm(range(0, n, batch), unit="batch", disable=not progress):
