@@ -103,7 +103,7 @@ BAD = {
     "unused": ("inpaint fashion {two} --box 1,1,2,2 --noise 0.1", "--noise belongs to --method pigdm"),
     "no class": ("inpaint fashion {one} --box 1,1,2,2 --guidance 2", "give --class"),
     "class": ("inpaint fashion {two} --box 1,1,2,2 --class 11", "must lie in 0 .. 9"),
-    "adaptive": ("inpaint fashion {two} --box 1,1,2,2 --method replace --solver dopri5", "has no rows"),
+    "adaptive": ("inpaint fashion {two} --box 1,1,2,2 --method replace --solver dopri5", "chooses its own steps"),
     "model": ("inpaint nothing {two} --box 1,1,2,2", "bundled model"),
     "guidance": ("sample analytic:gaussian --guidance 2", "no null condition"),
     "away from itself": ("sample fashion --unconditional --guidance 2", "leave one out"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fastscore.cli import main
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -27,24 +30,20 @@ def test_python_block(k, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_commands(tmp_path):
+def test_commands(tmp_path, monkeypatch, capsys):
     """The lines that begin with fastscore, in order, in one folder; without a compiler, since compiling takes long."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXX", "none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     lines = [line for code in SHELL for line in code.splitlines() if line.startswith("fastscore")]
     assert len(lines) >= 7
     needs_images = Path("/usr/share/datasets/fashion-mnist").is_dir() or os.environ.get("FASHION_MNIST")
     for line in lines:
         if line.startswith("fastscore evaluate") and not needs_images:
             continue  # the reference images are a Debian package
-        done = subprocess.run(
-            line,
-            shell=True,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PATH": path, "CXX": "none", "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        with pytest.raises(SystemExit) as end:
+            main(shlex.split(line)[1:])
+        assert end.value.code == 0, f"{line}\n{capsys.readouterr().err}"
 
 
 def test_the_first_two_commands_are_what_the_gate_runs():

@@ -385,7 +385,7 @@ def fixed(**kw) -> Sampler:
     [
         (lambda: fixed(grid=karras(5)), "Dopri5 chooses its own steps; grid must be a Span"),
         (lambda: fixed(solver=DPMpp2M(), grid=Span()), "DPMpp2M needs the steps of a grid"),
-        (lambda: fixed(clip=1.0), "cannot bound x0"),
+        (lambda: fixed(clip=1.0), "clip = 1.0 needs a plan"),
         (lambda: fixed(grid=Span(start=0.1, end=0.5)).run([0]), "must decrease"),
         (lambda: fixed(grid=Span(end=0.0)).run([0]), "lam is infinite"),
         (lambda: fixed(batch=1 << 16).run([0]), "at most 32768"),
