@@ -91,7 +91,7 @@ class Cell:
     grid: str
     budget: int
 
-    def sampler(self, model: fs.ScoreModel, batch: int) -> fs.Sampler | None:
+    def sampler(self, model: fs.ScoreModel, batch: int, network: str = "own") -> fs.Sampler | None:
         """Return the sampler with the most steps within the budget; None if one step exceeds it."""
         schedule, grid = GRIDS[self.grid]
         solver = SOLVERS[self.solver]
@@ -108,7 +108,7 @@ class Cell:
             low, high = (middle, high) if nfe(middle) <= self.budget else (low, middle)
         if low == 0 or nfe(low) < 0.5 * self.budget:
             return None
-        return fs.Sampler(model, schedule=schedule, solver=solver, grid=grid(low), batch=batch)
+        return fs.Sampler(model, schedule=schedule, solver=solver, grid=grid(low), batch=batch, network=network)
 
 
 def target() -> GaussianMixture:
@@ -178,7 +178,7 @@ def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], 
             cell = Cell("images", name, "karras levels", budget)
 
             def measure(cell: Cell = cell) -> dict:
-                sampler = cell.sampler(model, batch)
+                sampler = cell.sampler(model, batch, "auto")
                 assert sampler is not None
                 parts = [quantize_ref(x).numpy() for _, x in sampler.stream(range(num), seed=0, labels="random")]
                 found, _ = features(net, np.concatenate(parts))

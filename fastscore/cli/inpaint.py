@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import ADAPTIVE, Count, Name, Number, checked_device, load, make_solver, shorten
+from fastscore.cli.options import Count, Name, Number, checked_device, load, make_solver, shorten
 from fastscore.cli.sample import check_out, draw, make_sampler, sample
 
 METHODS = ("repaint", "replace", "pigdm")
@@ -69,6 +69,7 @@ def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, nu
     from fastscore.operators import Masked
     from fastscore.sinks import contact_sheet
     from fastscore.solvers import RePaint
+    from fastscore.solvers.adaptive import Adaptive
 
     score_model = load(model, checked_device(o["device"]))
     data = _images(images, score_model.shape, o["limit"])
@@ -78,20 +79,24 @@ def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, nu
     known = known.repeat_interleave(num, 0) if len(known) > 1 else known[0]
 
     _refuse_unused(o["method"])
-    if o["solver"] in ADAPTIVE:
-        raise ValueError(f"--solver {o['solver']} has no rows to put known pixels in; choose one that takes --steps")
     solver_given = click.get_current_context().get_parameter_source("solver") == click.core.ParameterSource.COMMANDLINE
+    if o["method"] == "repaint" and not solver_given:
+        o["solver"] = "ddpm"
+    solver = make_solver(o)
+    if isinstance(solver, Adaptive):
+        raise ValueError(
+            f"--solver {o['solver']} chooses its own steps, and known pixels follow a plan; use another one"
+        )
     if o["method"] == "repaint":
-        o |= {} if solver_given else {"solver": "ddpm"}
-        sampler = make_sampler(score_model, o, RePaint(make_solver(o), o["jump"], o["resample"]))
+        sampler = make_sampler(score_model, o, RePaint(solver, o["jump"], o["resample"]))
     elif o["method"] == "replace":
-        sampler = make_sampler(score_model, o, make_solver(o))
+        sampler = make_sampler(score_model, o, solver)
     else:
         if known.ndim == 4:
             raise ValueError("--method pigdm takes one mask for all images; use repaint or replace")
         spread = float(score_model.parametrization.sigma_data)
         sampler = make_sampler(
-            score_model, o, make_solver(o), guide=PiGDM(Masked(known), o["noise"], spread), network="own"
+            score_model, o, solver, guide=PiGDM(Masked(known), o["noise"], spread), network="own"
         )  # which can be differentiated
     inputs: dict[str, Any] = {"known": Known(y, known)}
     inputs |= {"y": torch.where(known, y, 0.0)} if o["method"] == "pigdm" else {}
