@@ -12,11 +12,15 @@ from functools import cache
 import torch
 
 from fastscore.kernels.cpu import launch
+from fastscore.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
 from fastscore.ops.update import update_ref
 
 BACKENDS = ("auto", "reference", "cpp", "triton")
+
+
+Update = Callable[["torch.Tensor | None", "torch.Tensor | None", bool], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,25 @@ class Ops:
     update: Callable[..., None]
     langevin: Callable[..., None]
     quantize: Callable[..., torch.Tensor]
+    bind_update: Callable[..., Update] | None = None
+
+    def bind(
+        self,
+        x: torch.Tensor,
+        hist: torch.Tensor,
+        table: torch.Tensor,
+        idx: torch.Tensor,
+        key: NoiseKey,
+        out_u: torch.Tensor,
+    ) -> Update:
+        """Return update(F, F2, noisy) of tensors that stay where they are, which a backend may check once."""
+        if self.bind_update is not None:
+            return self.bind_update(x, hist, table, idx, key, out_u)
+
+        def update(F: torch.Tensor | None, F2: torch.Tensor | None, noisy: bool) -> None:
+            self.update(x, F, hist, table, idx, key if noisy else None, F2=F2, out_u=out_u)
+
+        return update
 
 
 REFERENCE = Ops("reference", update_ref, langevin_ref, quantize_ref)
@@ -59,7 +82,7 @@ def resolve(name: str, device: torch.device) -> Ops:
         raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
     if name == "cpp" or (name == "auto" and device.type == "cpu" and launch.library_file()):
         launch.library()  # raises here rather than at the first row
-        return Ops("cpp", launch.update_cpu, launch.langevin_cpu, launch.quantize_cpu)
+        return Ops("cpp", launch.update_cpu, launch.langevin_cpu, launch.quantize_cpu, launch.bind_update_cpu)
     if name == "reference" or device.type != "cuda":
         return REFERENCE
     if not has_triton:

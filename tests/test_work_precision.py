@@ -7,6 +7,7 @@ import math
 import torch
 import work_precision as study
 
+from fastscore.cli import options
 from fastscore.noise import NoiseKey
 
 
@@ -69,6 +70,13 @@ def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_pat
     assert "ddim at 5, dpmpp-2m at 10" in text and (tmp_path / "f.png").stat().st_size > 1000
     found = study.best(study.load(), "mixture")
     assert found["dpmpp-2m"][10]["error"] < found["ddim"][5]["error"]
+
+
+def test_the_command_line_takes_what_the_records_recommend():
+    assert study.recommended(study.load()) == options.RECOMMENDED
+    assert options.recommended(1) == options.RECOMMENDED[5]
+    assert options.recommended(14) == options.RECOMMENDED[10] and options.recommended(15) == options.RECOMMENDED[20]
+    assert set(options.RECOMMENDED.values()) <= set(study.IMAGES) & set(options.SOLVERS)
 
 
 def test_every_solver_belongs_to_one_panel_of_the_figure():

@@ -116,6 +116,7 @@ class Loop:
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
         self.key = NoiseKey(zeros(1, dtype=torch.int64), zeros(batch, dtype=torch.int64))
+        self.update = ops.bind(self.x, self.hist, self.table, self.idx, self.key, self.u)
         self.cond = condition_buffer(model, batch, dtype, device)
         self.cond2 = self.cond if guidance is None or guidance.model else self._null(guidance.null)
         if guidance is not None and guidance.model and not (guidance.model.classes or guidance.model.cond_shape):
@@ -203,13 +204,20 @@ class Loop:
 
         Returns: the network outputs to hand to the next row.
         """
-        ops = self.ops if noise is None else REFERENCE
-        noise = self.key if noise is None else noise
-        table, idx = self.table, self.idx
         if kind.evaluate:
             outputs = self._evaluate(kind)
         F, F2 = outputs if kind.network else (None, None)
         F2 = F2 if kind.guided else None
+        if noise is None and kind.norm is None and self.known is None:
+            self.update(F, F2, kind.noisy)
+        else:
+            self._update(kind, F, F2, self.key if noise is None else noise, self.ops if noise is None else REFERENCE)
+        self.row.add_(1)
+        return outputs
+
+    def _update(self, kind: Kind, F: Tensor | None, F2: Tensor | None, noise: Noise, ops: Ops) -> None:
+        """Do a row whose step, noise or known data come from elsewhere."""
+        table, idx = self.table, self.idx
         if kind.norm is not None:
             ops.langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid, F2=F2)
             table, idx = self.scratch, self.own
@@ -218,8 +226,6 @@ class Loop:
             known = Known(self.known, self.mask, self.known_table, self.idx, noise)
         own = noise if kind.noisy else None
         ops.update(self.x, F, self.hist, table, idx, own, F2=F2, known=known, out_u=self.u)
-        self.row.add_(1)
-        return outputs
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import zlib
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -230,6 +231,45 @@ def update_cpu(
     _check("update", library().fastscore_update(byref(call), *_team(n * d)))
     if out_u is not None and u is not None and u is not out_u:
         out_u.copy_(u)
+
+
+def bind_update_cpu(
+    x: Tensor, hist: Tensor, table: Tensor, idx: Tensor, noise: object, out_u: Tensor
+) -> Callable[[Tensor | None, Tensor | None, bool], None]:
+    """Return update_cpu of tensors that stay where they are: update(F, F2, noisy).
+
+    They are checked now, and a call checks only F and F2: for a small state the checks take as long as the row.
+
+    Raises:
+        ValueError: as update_cpu.
+    """
+    device = _on_cpu("update", x)
+    n, d = x.shape
+    if out_u.dtype not in _TYPE or not x.numel():
+
+        def plain(F: Tensor | None, F2: Tensor | None, noisy: bool) -> None:
+            update_cpu(x, F, hist, table, idx, noise if noisy else None, F2=F2, out_u=out_u)
+
+        return plain
+    network, slots = tuple(_TYPE), hist.shape[0]
+    require("update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(out_u, (n, d), network))
+    require_rows("update", device, n, table, idx, abi.WIDTH)
+    _require_key("update", device, n, noise)
+    call = _Update(
+        n, d, slots, _TYPE[out_u.dtype], 0, x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(),
+        rows=_rows(table, idx),
+    )  # fmt: skip
+    run, ids = library().fastscore_update, noise.ids.data_ptr()
+    held = (x, hist, table, idx, out_u)  # the call knows them by address only
+
+    def update(F: Tensor | None, F2: Tensor | None, noisy: bool, held: tuple[Tensor, ...] = held) -> None:
+        F, F2 = _readable(F), _readable(F2)
+        require("update", device, F=(F, (n, d), network), F2=(F2, (n, d), network))
+        call.net = _network(F, F2)
+        call.seed, call.ids = (_seed(noise), ids) if noisy else (0, None)
+        _check("update", run(byref(call), *_team(n * d)))
+
+    return update
 
 
 def langevin_cpu(

@@ -121,6 +121,7 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
 
         def work(x):
             loop.x = x
+            loop.update = loop.ops.bind(x, loop.hist, loop.table, loop.idx, loop.key, loop.u)
             F = None
             for kind in loop.kinds:
                 F = loop.advance(kind, F)
