@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastscore as fs
 from fastscore.classify import load_classifier
-from fastscore.cli.options import Count
+from fastscore.cli.types import Count
 from fastscore.data import load
 from fastscore.metrics import features, frechet_distance
 from fastscore.nets import build

@@ -20,7 +20,7 @@ from records import RESULTS, ROOT, between, processor
 
 import fastscore as fs
 from fastscore.classify import load_classifier
-from fastscore.cli.options import Count
+from fastscore.cli.types import Count
 from fastscore.data import load
 from fastscore.engine.compile import has_compiler
 from fastscore.metrics import features, frechet_distance

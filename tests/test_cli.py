@@ -328,7 +328,7 @@ def test_help_is_quick_to_reach():
     ],
 )
 def test_counts(text, number):
-    from fastscore.cli.options import Count
+    from fastscore.cli.types import Count
 
     assert Count().convert(text, None, None) == number
 

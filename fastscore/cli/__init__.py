@@ -17,10 +17,10 @@ from fastscore.cli.evaluate import evaluate
 from fastscore.cli.inpaint import inpaint
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
-from fastscore.cli.options import shorten
 from fastscore.cli.plan import plan
 from fastscore.cli.sample import sample
 from fastscore.cli.train import train, train_classifier
+from fastscore.cli.types import shorten
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

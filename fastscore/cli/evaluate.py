@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastscore.cli.options import Count
+from fastscore.cli.types import Count
 
 
 @click.command()

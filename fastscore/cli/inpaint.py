@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import Count, Name, Number, checked_device, load, make_solver, shorten
-from fastscore.cli.sample import check_out, draw, make_sampler, sample
+from fastscore.cli.options import checked_device, load, make_solver
+from fastscore.cli.output import check_out, draw
+from fastscore.cli.sample import make_sampler, sample
+from fastscore.cli.types import Count, Name, Number, shorten
 
 METHODS = ("repaint", "replace", "pigdm")
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.options import SCHEDULES, Count, Name, Number, checked_device, load, make_schedule
+from fastscore.cli.options import SCHEDULES, checked_device, load, make_schedule
+from fastscore.cli.types import Count, Name, Number
 
 if TYPE_CHECKING:
     from fastscore.data import Dataset

@@ -1,15 +1,15 @@
-"""What the commands share: parameter types, and names of schedules, solvers and grids."""
+"""What the commands share: names of schedules, solvers and grids, and what they stand for."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from fastscore.cli.types import Count, Name, Number, shorten
 
 if TYPE_CHECKING:
     from fastscore.grid import Grid, Span
@@ -52,118 +52,6 @@ RECOMMENDED = {5: "dpmpp-2m", 10: "deis", 20: "deis", 50: "dpmpp-2m-sde", 200: "
 def recommended(steps: int) -> str:
     """Return the solver recommended for a number of steps: that of the nearest budget, by ratio."""
     return RECOMMENDED[min(RECOMMENDED, key=lambda budget: abs(math.log(budget / steps)))]
-
-
-class Count(click.ParamType):
-    """A whole number, also as 50k, 1.5M or 1e6, within bounds."""
-
-    name = "count"
-
-    def __init__(self, low: int = 0, high: int = 2**63 - 1) -> None:
-        self.low, self.high = low, high
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse one value."""
-        if isinstance(value, int):
-            number = value
-        elif re.fullmatch(r"\d{1,30}", str(value)):
-            number = int(value)
-        else:
-            match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)([kKmMgG]?)", str(value))
-            scaled = Decimal(match[1]) * 1000 ** " kmg".index(match[2].lower() or " ") if match else Decimal("0.5")
-            if scaled != int(scaled):
-                self.fail(f"{shorten(value)!r} is not a whole number (examples: 64, 50k, 1e6).", param, ctx)
-            number = int(scaled)
-        if not self.low <= number <= self.high:
-            self.fail(f"{number} is outside {self.low} .. {self.high}.", param, ctx)
-        return number
-
-
-class AutoCount(Count):
-    """A Count, or "auto"."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse one value."""
-        return "auto" if str(value).lower() == "auto" else super().convert(value, param, ctx)
-
-
-class Number(click.ParamType):
-    """A finite number within bounds; the low one is excluded if ``open`` is set."""
-
-    name = "number"
-
-    def __init__(self, low: float = -math.inf, high: float = math.inf, open: bool = False) -> None:
-        self.low, self.high, self.open = low, high, open
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse one value."""
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"{shorten(value)!r} is not a number.", param, ctx)
-        inside = self.low < number <= self.high if self.open else self.low <= number <= self.high
-        if not math.isfinite(number) or not inside:
-            bound = f"{'above' if self.open else 'at least'} {self.low:g}"
-            bound += "" if math.isinf(self.high) else f" and at most {self.high:g}"
-            self.fail(f"{number:g} must be a finite number{'' if math.isinf(self.low) else ' ' + bound}.", param, ctx)
-        return number
-
-
-class Interval(click.ParamType):
-    """Two numbers LO,HI with 0 <= LO < HI; HI may be inf."""
-
-    name = "LO,HI"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
-        """Parse one pair."""
-        try:
-            low, high = value if isinstance(value, tuple) else map(float, str(value).split(","))
-        except ValueError:
-            low, high = 1.0, 0.0
-        if not 0.0 <= low < high:
-            self.fail(f"{shorten(value)!r} is not LO,HI with 0 <= LO < HI (example: 0.3,5).", param, ctx)
-        return low, high
-
-
-class Ids(click.ParamType):
-    """Sample ids as a list of numbers and ranges: 0-63,100,7."""
-
-    name = "ids"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """Parse one list."""
-        if isinstance(value, list):
-            return value
-        ids: list[int] = []
-        for part in str(value).split(","):
-            match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if not first <= last < 2**63:
-                self.fail(f"{shorten(part)!r} is not an id or a rising range (example: 0-63,100).", param, ctx)
-            if last - first + len(ids) >= 10_000_000:
-                self.fail("more than 10 million ids; split the run.", param, ctx)
-            ids += range(first, last + 1)
-        if len(set(ids)) != len(ids):
-            self.fail("an id appears twice.", param, ctx)
-        return ids
-
-
-class Name(click.Choice):
-    """A choice that takes underscores for hyphens and any case."""
-
-    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
-        """Fold spelling before comparing."""
-        return str(choice).replace("_", "-").lower()
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Parse one name."""
-        return super().convert(shorten(value), param, ctx)
-
-
-def shorten(value: object, limit: int = 60) -> str:
-    """Return one short printable line of a value, for error messages."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import SCHEDULES, Count, Name, Number, checked_device, make_schedule
+from fastscore.cli.options import SCHEDULES, checked_device, make_schedule
+from fastscore.cli.types import Count, Name, Number
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
 NETS = {"image": ("unet", "scorenet"), "point": ("mlp",), "sequence": ("transformer",)}
