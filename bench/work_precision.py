@@ -82,6 +82,7 @@ GRIDS: dict[str, tuple[fs.Schedule, Callable[[int], fs.Grid]]] = {
 IMAGES = ("dpmpp-2m", "dpmpp-3m", "unipc", "deis", "ddim", "dpmpp-2m-sde", "dpmpp-3m-sde", "sa", "ancestral")
 
 # Long runs cost hours on a CPU; the recommendation for a budget that has none is that of the budget before it.
+TIE = 0.05
 FINALISTS = {200: ("dpmpp-2m", "ancestral")}
 
 
@@ -220,12 +221,15 @@ def best(records: list[dict], target: str) -> dict[str, dict[int, dict]]:
 
 
 def recommended(records: list[dict]) -> dict[int, str]:
-    """Return the solver of least classifier-FID for each budget."""
-    rows, chosen = best(records, "images"), {}
-    for before, k in zip((None, *BUDGETS), BUDGETS, strict=False):
-        measured = [name for name in rows if k in rows[name]]
-        if measured or before in chosen:
-            chosen[k] = min(measured, key=lambda name: rows[name][k]["error"]) if measured else chosen[before]
+    """Return the solver of least classifier-FID for each budget; that of the budget before if none is better by TIE."""
+    rows, chosen, last = best(records, "images"), {}, None
+    for k in BUDGETS:
+        errors = {name: rows[name][k]["error"] for name in rows if k in rows[name]}
+        least = min(errors, key=lambda name: errors[name], default=last)
+        if last not in errors or errors[least] < (1.0 - TIE) * errors[last]:
+            last = least if errors else last
+        if last:
+            chosen[k] = last
     return chosen
 
 
@@ -306,7 +310,8 @@ def report() -> None:
         table(records, "mixture"),
         f"Classifier-FID of {counts['images']} images of the bundled network, one seed, Karras levels:",
         table(records, "images"),
-        f"Recommended, and what `fastscore sample --steps K` takes without `--solver`: {chosen}.",
+        f"Recommended, and what `fastscore sample --steps K` takes without `--solver`: {chosen}. A solver stays unless "
+        f"another is {TIE:.0%} better; a budget without images takes that of the budget before.",
     ])  # fmt: skip
     readme = ROOT / "bench" / "README.md"
     readme.write_text(between(readme.read_text(), "work-precision", text))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastscore import cli
-from fastscore.cli.options import ADAPTIVE, SOLVERS, recommended
+from fastscore.cli.options import ADAPTIVE, SOLVERS
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -37,7 +37,7 @@ def test_sample_writes_points(capsys, tmp_path):
     assert np.abs(np.linalg.norm(x, axis=1) - 1.0).mean() < 0.15
     report = json.loads((out / "run.json").read_text())
     assert report["nfe"] == 15
-    assert report["settings"]["solver"] == recommended(15)
+    assert report["settings"]["solver"] == "dpmpp-2m"
     assert len(report["plan_sha256"]) == 64
     assert report["timings"]["samples_per_s"] > 0
     assert report["versions"]["noise"] == "v1"

@@ -45,33 +45,16 @@ GRIDS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "lin
 NORMS = ("sample", "batch", "expected")
 
 
-# The best of one evaluation a step for as many steps, by `python bench/work_precision.py report`.
-RECOMMENDED = {5: "dpmpp-2m", 10: "deis", 20: "deis", 50: "dpmpp-2m-sde", 200: "dpmpp-2m-sde", 1000: "dpmpp-2m-sde"}
-
-
-def recommended(steps: int) -> str:
-    """Return the solver recommended for a number of steps: that of the nearest budget, by ratio."""
-    return RECOMMENDED[min(RECOMMENDED, key=lambda budget: abs(math.log(budget / steps)))]
+# Recommended for 5 to 1000 steps by bench/work_precision.py, and what Sampler takes by itself.
+DEFAULT_SOLVER = "dpmpp-2m"
 
 
 def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose schedule, solver and grid."""
     predictors = ("euler-maruyama", "reverse-diffusion", "ancestral-sampling", "none")
     options = [
-        click.option(
-            "--solver",
-            type=Name(SOLVERS),
-            callback=lambda context, _, value: value or recommended(context.params["steps"]),
-            help="Sampler or predictor; what is recommended for --steps if left out.",
-        ),
-        click.option(
-            "--steps",
-            type=Count(1, 1_000_000),
-            default=20,
-            show_default=True,
-            is_eager=True,
-            help="Steps of the solver.",
-        ),
+        _option("--solver", Name(SOLVERS), "Sampler or predictor.", DEFAULT_SOLVER),
+        _option("--steps", Count(1, 1_000_000), "Steps of the solver.", 20),
         _option("--rtol", Number(0, 9, open=True), f"Relative tolerance of {', '.join(ADAPTIVE)}."),
         _option("--atol", Number(0, 9, open=True), "Absolute tolerance of the same, on x."),
         _option("--schedule", Name(SCHEDULES), "Forward SDE; the model's own if left out."),
