@@ -274,7 +274,8 @@ def figure(records: list[dict], floors: dict[str, float]) -> None:
             axis.annotate("exact samples", (BUDGETS[0], floors[target_name]), fontsize=7, va="bottom", color="0.4")
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=title)
         axis.set_ylabel("sliced Wasserstein-2" if target_name == "mixture" else "classifier-FID")
-        axis.set_xticks(BUDGETS, [str(k) for k in BUDGETS])
+        ticks = [k for k in BUDGETS if any(k in row for name, row in rows.items() if name in names)]
+        axis.set_xticks(ticks, [str(k) for k in ticks])
         axis.minorticks_off()
         if any(name in rows for name in names):
             axis.legend(fontsize=7, frameon=False)

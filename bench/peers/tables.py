@@ -19,7 +19,7 @@ def tables(records: Sequence[Record], headline: str) -> str:
     missing = [f"{r['case']}: {r['skipped'][PEER]}" for r in by["peers"] if PEER in r.get("skipped", ())]
     for r in records:
         if "red" in r:
-            missing.append(f"{r['case']}: **wrong result, not timed**")
+            missing.append(f"{r['case']}: {r['red'].partition('wrong ')[2]}")  # (check: error, bound)
     good = {bench: [r for r in rs if "red" not in r and PEER not in r["skipped"]] for bench, rs in by.items()}
     for bench, make in (("peers", _around), ("outside", _outside), ("points", _points)):
         if good[bench]:
