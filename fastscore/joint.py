@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, resolve
-from fastscore.engine import selfcheck
 from fastscore.engine.batches import NonFiniteError
 from fastscore.engine.loop import Loop
+from fastscore.engine.selfcheck import trusted
 from fastscore.grid import Grid, Times, default_grid
 from fastscore.model import ScoreModel
 from fastscore.noise import NoiseKey
@@ -92,14 +91,8 @@ class JointSampler:
     ) -> None:
         if not model.parts or batch < 1:
             raise ValueError(f"JointSampler: {len(model.parts)} parts and batch = {batch}; both must be at least 1")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
         self.model, self.batch, self.device = model, batch, torch.device(device)
-        ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, self.device)
-        if ops is not REFERENCE:
-            if dtype == torch.float64:
-                raise ValueError(f"backend = {backend!r} keeps a float32 state; float64 needs backend='reference'")
-            selfcheck.ensure(self.device, ops)
+        ops = trusted(backend, self.device, dtype)
         first = next(iter(model.parts.values())).schedule
         knots = (grid if grid is not None else default_grid(first))(first)
         solver = solver if solver is not None else DPMpp2M()

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastscore.backend import resolve
 from fastscore.engine.batches import NonFiniteError
 from fastscore.engine.loop import Loop
+from fastscore.engine.selfcheck import trusted
 from fastscore.model import ScoreModel
 from fastscore.noise import NoiseKey
 from fastscore.plan import Plan, Row, validate
@@ -99,7 +99,7 @@ def run(
     if start.ndim < 2 or len(start) not in (1, n):
         raise ValueError(f"mcmc: start {tuple(start.shape)} must be [1, *shape] or [{n}, *shape], one state an id")
     start = start.to(device, dtype).expand(n, *start.shape[1:])
-    ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, device)
+    ops = trusted(backend, device, dtype)
     if log_density is None and (score is None or method == "mala"):
         raise ValueError("mcmc: MALA, or ULA without a score, needs log_density; a score alone takes method='ula'")
     if score is None:

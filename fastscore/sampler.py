@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, resolve
 from fastscore.conditions import Inputs, Known, Labels, condition_of, inputs_of, labels_of
-from fastscore.engine import selfcheck
 from fastscore.engine.adaptive import AdaptiveBatches
 from fastscore.engine.batches import Batches
 from fastscore.engine.compile import compiled
@@ -23,6 +21,7 @@ from fastscore.engine.graph import MODES
 from fastscore.engine.guided import Guide
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.parallel import Parallel, Picard
+from fastscore.engine.selfcheck import trusted
 from fastscore.grid import Grid, Span, Times, default_grid, within
 from fastscore.guidance import Guidance, fold
 from fastscore.model import ScoreModel
@@ -92,34 +91,11 @@ class Sampler:
         guide: Guide | None = None,
         start: str = "prior",
     ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch = {batch} must be at least 1")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
-        if graph not in ("auto", "off", *MODES):
-            raise ValueError(f"graph = {graph!r} must be auto, off, {' or '.join(MODES)}")
-        if network not in DTYPES:
-            raise ValueError(f"network = {network!r} must be one of {', '.join(DTYPES)}")
-        if network != "own" and (compile != "off" or dtype != torch.float32):
-            raise ValueError(f"network = {network!r} compiles by itself and for a float32 state; use network='own'")
         self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
-        if self.device.type != "cuda" and graph in MODES:
-            raise ValueError(f"graph = {graph!r} needs a CUDA device, not {self.device}; use graph='auto'")
-        if parallel is not None and graph in MODES:
-            raise ValueError(f"graph = {graph!r} captures rows in order; leave it or parallel out")
-        if parallel is not None and (guidance or guide):
-            raise ValueError("parallel: sweeps make one plain evaluation a row; leave guidance and guide out")
-        if guide is not None and graph in MODES:
-            raise ValueError(f"graph = {graph!r}: a guide is Python that may differentiate; use graph='auto' or 'off'")
+        _check(batch, dtype, self.device, compile, graph, network, parallel, guidance, guide)
         self.graph = graph if self.device.type == "cuda" and guide is None else "off"
         self.parallel = parallel
-        # The kernels are float32; only the reference also runs float64.
-        self.ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, self.device)
-        if self.ops is not REFERENCE:
-            if dtype == torch.float64:
-                raise ValueError(f"backend = {backend!r} keeps a float32 state; float64 needs backend='reference'")
-            selfcheck.ensure(self.device, self.ops)
-
+        self.ops = trusted(backend, self.device, dtype)
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = solver if solver is not None else DPMpp2M()
         adaptive = isinstance(self.solver, Adaptive)
@@ -337,6 +313,36 @@ def network_dtype(net: object, dtype: torch.dtype) -> torch.dtype:
     if own != dtype and (dtype == torch.float64 or own == torch.float64):
         raise ValueError(f"the network is in {own} and the state in {dtype}; convert it with net.to({dtype})")
     return own
+
+
+def _check(
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    compile: str,
+    graph: str,
+    network: str,
+    parallel: Picard | None,
+    guidance: Guidance | None,
+    guide: Guide | None,
+) -> None:
+    """Raise ValueError for settings that are out of range or do not go together, whatever the model."""
+    if batch < 1:
+        raise ValueError(f"batch = {batch} must be at least 1")
+    if graph not in ("auto", "off", *MODES):
+        raise ValueError(f"graph = {graph!r} must be auto, off, {' or '.join(MODES)}")
+    if network not in DTYPES:
+        raise ValueError(f"network = {network!r} must be one of {', '.join(DTYPES)}")
+    if network != "own" and (compile != "off" or dtype != torch.float32):
+        raise ValueError(f"network = {network!r} compiles by itself and for a float32 state; use network='own'")
+    if device.type != "cuda" and graph in MODES:
+        raise ValueError(f"graph = {graph!r} needs a CUDA device, not {device}; use graph='auto'")
+    if parallel is not None and graph in MODES:
+        raise ValueError(f"graph = {graph!r} captures rows in order; leave it or parallel out")
+    if parallel is not None and (guidance or guide):
+        raise ValueError("parallel: sweeps make one plain evaluation a row; leave guidance and guide out")
+    if guide is not None and graph in MODES:
+        raise ValueError(f"graph = {graph!r}: a guide is Python that may differentiate; use graph='auto' or 'off'")
 
 
 def _no_plan(**settings: object) -> None:

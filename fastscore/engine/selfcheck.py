@@ -20,7 +20,7 @@ import torch
 
 from fastscore import __version__
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, Ops
+from fastscore.backend import REFERENCE, Ops, resolve
 from fastscore.engine.graph import MODES, CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
 from fastscore.files import cache_folder, write_text
@@ -103,6 +103,24 @@ def ensure(device: torch.device, ops: Ops) -> None:
         write_text(file, json.dumps([*passed, key], indent=1))
     except OSError:
         pass  # without a cache the check runs again next time
+
+
+def trusted(backend: str, device: torch.device, dtype: torch.dtype) -> Ops:
+    """Return the operations for a state of ``dtype``, which have passed the checks.
+
+    Raises:
+        ValueError: a dtype other than float32 and float64, or a backend that cannot run it on the device.
+        SelfCheckError: a bit differs.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
+    # The kernels are float32; only the reference also runs float64.
+    ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, device)
+    if ops is not REFERENCE:
+        if dtype == torch.float64:
+            raise ValueError(f"backend = {backend!r} keeps a float32 state; float64 needs backend='reference'")
+        ensure(device, ops)
+    return ops
 
 
 def cache_file() -> Path:
