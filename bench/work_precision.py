@@ -12,6 +12,7 @@ again, so a study may be stopped and continued. Nothing is timed here: the axis 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from fastscore import plan as plans
 from fastscore import solvers as s
 from fastscore.analytic import GaussianMixture, score_model
 from fastscore.noise import NoiseKey
+from fastscore.solvers.adaptive import Adaptive
 
 RECORDS = RESULTS / "work_precision.jsonl"
 FIGURE = RESULTS / "work_precision.png"
@@ -69,6 +71,14 @@ SOLVERS: dict[str, fs.Solver] = {
     "dpmpp-3m-sde": s.DPMMultistep(3, "x0", "exact", 1.0),
     "sa": s.SASolver(),
 }
+ADAPTIVE: dict[str, Callable[[float], Adaptive]] = {
+    "dopri5": lambda rtol: s.Dopri5(rtol, rtol),
+    "bs32": lambda rtol: s.BogackiShampine(rtol, rtol),
+    "dpm12": lambda rtol: s.DPMAdaptive(2, rtol, rtol),
+    "dpm23": lambda rtol: s.DPMAdaptive(3, rtol, rtol),
+    "ggf": lambda rtol: s.GottaGoFast(rtol, rtol),
+}
+TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
 FAMILIES = {
     "ODE, one step": tuple(SOLVERS)[:10],
     "ODE, several steps": tuple(SOLVERS)[10:20],
@@ -93,7 +103,7 @@ class Cell:
     target: str
     solver: str
     grid: str
-    budget: int
+    budget: float
 
     def sampler(self, model: fs.ScoreModel, batch: int, network: str = "own") -> fs.Sampler | None:
         """Return the sampler with the most steps within the budget; None if one step exceeds it."""
@@ -104,9 +114,9 @@ class Cell:
             try:
                 return plans.make_plan(solver, schedule, grid(steps)(schedule)).nfe
             except ValueError:  # fewer steps than the solver needs
-                return self.budget + 1 if steps > 1 else 0
+                return int(self.budget) + 1 if steps > 1 else 0
 
-        low, high = 0, self.budget + 1  # nfe grows with steps
+        low, high = 0, int(self.budget) + 1  # nfe grows with steps
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if nfe(middle) <= self.budget else (low, middle)
@@ -165,6 +175,21 @@ def mixture_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
                     return {"nfe": sampler.plan.nfe, "error": sliced_wasserstein(x, truth)}
 
                 yield cell, measure
+
+
+def adaptive_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
+    """Yield a cell for each adaptive solver and tolerance, which stands in place of the budget."""
+    mixture = target()
+    model, truth = score_model(mixture), truth_of(mixture, num)
+    for name, make in ADAPTIVE.items():
+        for rtol in TOLERANCES:
+
+            def measure(make: Callable[[float], Adaptive] = make, rtol: float = rtol) -> dict:
+                sampler = fs.Sampler(model, schedule=fs.EDM(), solver=make(rtol), batch=min(num, 8192))
+                error = sliced_wasserstein(sampler.run(range(num), seed=0), truth)
+                return {"nfe": round(float(sampler.effort.nfe.double().mean()), 1), "error": error}
+
+            yield Cell("mixture", name, "adaptive", rtol), measure
 
 
 def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], dict]]]:
@@ -251,6 +276,20 @@ def table(records: list[dict], target: str) -> str:
     return "\n".join(lines)
 
 
+def adaptive_table(records: list[dict]) -> str:
+    """Return the table of the adaptive solvers: error after so many evaluations, by tolerance."""
+    rows = best(records, "mixture")
+    lines = [
+        "| solver | " + " | ".join(f"{rtol:g}" for rtol in TOLERANCES) + " |",
+        "|---" * (1 + len(TOLERANCES)) + "|",
+    ]
+    for name in (name for name in ADAPTIVE if name in rows):
+        cells = [rows[name].get(rtol) for rtol in TOLERANCES]
+        shown = ("" if r is None else f"{r['error']:.3g} ({r['nfe']:.0f})" for r in cells)
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 def figure(records: list[dict], floors: dict[str, float]) -> None:
     """Draw both studies, the lowest lines of each panel named."""
     import matplotlib
@@ -258,7 +297,8 @@ def figure(records: list[dict], floors: dict[str, float]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = [("mixture", names, title) for title, names in FAMILIES.items()] + [("images", IMAGES, "bundled network")]
+    families = {**FAMILIES, "adaptive": tuple(ADAPTIVE)}
+    panels = [("mixture", names, title) for title, names in families.items()] + [("images", IMAGES, "bundled network")]
     fig, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.8), constrained_layout=True)
     for axis, (target_name, names, title) in zip(axes, panels, strict=True):
         rows = best(records, target_name)
@@ -274,7 +314,8 @@ def figure(records: list[dict], floors: dict[str, float]) -> None:
             axis.annotate("exact samples", (BUDGETS[0], floors[target_name]), fontsize=7, va="bottom", color="0.4")
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=title)
         axis.set_ylabel("sliced Wasserstein-2" if target_name == "mixture" else "classifier-FID")
-        ticks = [k for k in BUDGETS if any(k in row for name, row in rows.items() if name in names)]
+        most = max((r["nfe"] for name, row in rows.items() if name in names for r in row.values()), default=0)
+        ticks = [k for k in BUDGETS if k <= most]
         axis.set_xticks(ticks, [str(k) for k in ticks])
         axis.minorticks_off()
         if any(name in rows for name in names):
@@ -309,6 +350,8 @@ def report() -> None:
         f"dimensions, by network evaluations; exact samples are at {floors.get('mixture', math.nan):.3g}. "
         "Each cell takes the better of Karras levels (EDM) and, marked (t), even times of VP.",
         table(records, "mixture"),
+        "Adaptive solvers on the same mixture, EDM, rtol = atol; evaluations are the mean of all samples:",
+        adaptive_table(records),
         f"Classifier-FID of {counts['images']} images of the bundled network, one seed, Karras levels:",
         table(records, "images"),
         f"Recommended, and what `fastscore sample --steps K` takes without `--solver`: {chosen}. A solver stays unless "
@@ -328,7 +371,8 @@ def main() -> None:
     if args.part == "report":
         report()
     elif args.part == "mixture":
-        study(mixture_cells(args.num or 16384), args.num or 16384)
+        num = args.num or 16384
+        study(itertools.chain(mixture_cells(num), adaptive_cells(num)), num)
     else:
         study(image_cells(args.num or 2048), args.num or 2048)
 

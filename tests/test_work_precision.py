@@ -43,6 +43,7 @@ def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_pat
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "README.md").write_text("<!-- work-precision -->\n<!-- /work-precision -->\n")
     monkeypatch.setattr(study, "BUDGETS", (5, 10))
+    monkeypatch.setattr(study, "TOLERANCES", (0.1,))
     some = {name: study.SOLVERS[name] for name in ("ddim", "dpmpp-2m")}
     monkeypatch.setattr(study, "SOLVERS", some)
     errors = {"ddim": 2.0, "dpmpp-2m": 1.0}
@@ -59,9 +60,10 @@ def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_pat
                 )
 
     study.study(study.mixture_cells(64), 64)
+    study.study((cell for cell in study.adaptive_cells(64) if cell[0].solver == "bs32"), 64)
     study.study(images(), 64)
     lines = (tmp_path / "r.jsonl").read_text()
-    assert len(lines.splitlines()) == 2 * 2 * 2 + 4
+    assert len(lines.splitlines()) == 2 * 2 * 2 + 1 + 4
     study.study(study.mixture_cells(64), 64)
     assert (tmp_path / "r.jsonl").read_text() == lines
     assert study.recommended(study.load()) == {5: "ddim", 10: "dpmpp-2m"}
