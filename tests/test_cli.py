@@ -118,7 +118,7 @@ def test_every_solver_on_every_schedule(capsys, tmp_path, solver, schedule):
         assert 0.4 < x.std() < 0.62
 
 
-@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize("solver", [ADAPTIVE[0], *(pytest.param(s, marks=pytest.mark.slow) for s in ADAPTIVE[1:])])
 def test_adaptive_solvers_report_what_they_cost(capsys, tmp_path, solver):
     argv = ("sample", "analytic:gaussian", "-n", "70", "--batch", "16", "--solver", solver, "--rtol", "0.05")
     code, said, _ = run(capsys, *argv, "--out", str(tmp_path))

@@ -238,7 +238,7 @@ def test_networks_run_in_half_precision(spec, dtype):
     assert (half.float() - full).norm() < 0.05 * full.norm()
 
 
-@pytest.mark.parametrize("loss", ["implicit", "sliced"])
+@pytest.mark.parametrize("loss", ["implicit", pytest.param("sliced", marks=pytest.mark.slow)])
 def test_losses_without_a_target_learn_the_same_score(tmp_path, loss):
     """On N(0, 0.5^2) the score of x_t is -x / (0.25 + sigma^2)."""
     data = Dataset((0.5 * NoiseKey.of(0, range(4000)).normal(0, 2)).numpy())

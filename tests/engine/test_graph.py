@@ -63,7 +63,7 @@ def load(loop: Loop, seed: int) -> None:
     loop.load(torch.tensor([seed]), torch.tensor([7, 1, 2**40]), torch.tensor([0, 1, 2]))
 
 
-@pytest.mark.parametrize("mode", ["step", "loop"])
+@pytest.mark.parametrize("mode", ["step", pytest.param("loop", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_replay_equals_the_loop(name, schedule, mode):

@@ -12,7 +12,11 @@ from fastscore.solvers import Euler, Heun
 from fastscore.tables import DiscreteVE, ddpm
 
 
-@pytest.mark.parametrize(("name", "setting"), ORDERED)
+# Half of the settings at every run; the rest with the slow ones.
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [pytest.param(n, s, marks=pytest.mark.slow) if s in ("subvp", "ve") else (n, s) for n, s in ORDERED],
+)
 def test_declared_order_is_the_measured_one(name, setting):
     check_order(name, setting)
 
