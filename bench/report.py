@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from common import COMPILED, COPY, EAGER, OURS
@@ -86,14 +86,14 @@ def tables(records: Sequence[Record], ops: bool = True) -> str:
     return "\n\n".join(parts)
 
 
-def against_peers(records: Sequence[Record]) -> str:
+def against_peers(records: Sequence[Record], table: Callable[[Sequence[Record], str], str] = peer_tables.tables) -> str:
     """Return the tables against other samplers, for each device."""
     mine = [r for r in records if r["bench"] in peer_tables.BENCHES]
     parts = []
     for device in dict.fromkeys(r["env"]["device"] for r in mine):
         some = [r for r in mine if r["env"]["device"] == device]
         quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in some) else ""
-        parts.append(peer_tables.tables(some, quick + headline(some[-1]["env"])))
+        parts.append(table(some, quick + headline(some[-1]["env"])))
     return "\n\n".join(parts)
 
 
@@ -187,12 +187,12 @@ def main() -> int:
     if not records:
         print(f"no records in {RESULTS}; run python bench/run.py first")
         return 1
-    for file, content in (
-        (ROOT / "README.md", tables(records, ops=False)),
-        (RESULTS.parent / "README.md", tables(records)),
+    for file, content, peers in (
+        (ROOT / "README.md", tables(records, ops=False), against_peers(records, peer_tables.summary)),
+        (RESULTS.parent / "README.md", tables(records), against_peers(records)),
     ):
         before = file.read_text()
-        after = between(between(before, "bench", content), "peers", against_peers(records))
+        after = between(between(before, "bench", content), "peers", peers)
         print(f"{file.relative_to(ROOT)}: {'no <!-- bench --> markers' if after == before else 'rewritten'}")
         file.write_text(after)
     return 0

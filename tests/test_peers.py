@@ -70,6 +70,7 @@ def test_cases_and_tables_of_the_loop_that_is_always_there():
     text = tables.tables(made, "here")
     assert "Outside the network" in text and "two-dimensional mixture" in text
     assert text.count("| score_sde (ours) | PC, Langevin |") == 2
+    assert tables.summary(made, "here") == ""  # it is about a network
     red = {"bench": "peers", "case": "one", "red": "peers one: no figures, the result is wrong (x: error 2, bound 1)"}
     assert "Not measured: one: (x: error 2, bound 1)." in tables.tables([*made, red], "here")
 

@@ -12,6 +12,38 @@ BENCHES = ("peers", "outside", "points")
 PEER = "peer"
 
 
+def summary(records: Sequence[Record], headline: str) -> str:
+    """Return the README's markdown: a line a solver, with the ratios around the network and outside it."""
+    good = [r for r in records if "red" not in r and PEER not in r["skipped"]]
+    by = {bench: {_who(r): r for r in good if r["bench"] == bench} for bench in BENCHES}
+    head = ["peer", "solver", "peer as documented, samples/s", "fastscore, `--dtype auto`", "x peer", "x peer compiled",
+            "outside the network, ms a step (fastscore / peer)", "x peer"]  # fmt: skip
+    rows = []
+    for who, r in by["peers"].items():
+        rates, ours = r["derived"]["samples_per_s"], f"{OURS}, network auto"
+        ratios = [_ratio(r, [ours], f"{PEER}, {net}") for net in ("eager", "compiled")]
+        outside = by["outside"].get(who)
+        each = ["", ""]
+        if outside:
+            ms = outside["derived"]["ms_per_step"]
+            each = [f"{ms[OURS]:.3f} / {ms[PEER]:.3f}", _ratio(outside, [OURS], PEER)]
+        rows.append([*who, f"{rates[f'{PEER}, eager']:.3g}", f"{rates.get(ours, float('nan')):.3g}", *ratios, *each])
+    if not rows:
+        return ""
+    facts = next(iter(by["peers"].values()))["facts"]
+    text = (
+        f"Other samplers around the same network (`{facts['network']}`, batch {facts['batch']}), equal evaluations, "
+        f"one run. {headline}. Medians of paired, alternating runs with their 20th and 80th percentiles; by "
+        "`python bench/run.py peers`. In float32 and compiled alike, fastscore and its peers take the network's time; "
+        "all figures, those on points and what falls short: [`bench/README.md`](bench/README.md#peers)."
+    )
+    return f"{text}\n\n{_table(head, rows)}"
+
+
+def _who(r: Record) -> tuple[str, str]:
+    return r["facts"]["library"], r["facts"]["solver"]
+
+
 def tables(records: Sequence[Record], headline: str) -> str:
     """Return markdown: around the network, outside it, on points; a peer that is not installed is named."""
     by = {bench: [r for r in records if r["bench"] == bench] for bench in BENCHES}
