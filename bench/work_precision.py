@@ -299,7 +299,10 @@ def figure(records: list[dict], floors: dict[str, float]) -> None:
 
     families = {**FAMILIES, "adaptive": tuple(ADAPTIVE)}
     panels = [("mixture", names, title) for title, names in families.items()] + [("images", IMAGES, "bundled network")]
-    fig, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.8), constrained_layout=True)
+    fig, grid = plt.subplots(2, -(-len(panels) // 2), figsize=(15.0, 9.0), constrained_layout=True)
+    axes = grid.flat[: len(panels)]
+    for empty in grid.flat[len(panels) :]:
+        empty.axis("off")
     for axis, (target_name, names, title) in zip(axes, panels, strict=True):
         rows = best(records, target_name)
         colours = plt.get_cmap("tab20")
@@ -347,7 +350,8 @@ def report() -> None:
         f"{last['cpu']}, torch {last['torch']}, {last['date']}; made by `python bench/work_precision.py`.",
         "![error against evaluations](results/work_precision.png)",
         f"Sliced Wasserstein-2 distance of {counts['mixture']} samples from a mixture of six Gaussians in eight "
-        f"dimensions, by network evaluations; exact samples are at {floors.get('mixture', math.nan):.3g}. "
+        f"dimensions, by network evaluations; exact samples are at {floors.get('mixture', math.nan):.3g}, "
+        "below which figures differ by chance. "
         "Each cell takes the better of Karras levels (EDM) and, marked (t), even times of VP.",
         table(records, "mixture"),
         "Adaptive solvers on the same mixture, EDM, rtol = atol; evaluations are the mean of all samples:",

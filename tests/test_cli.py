@@ -212,6 +212,8 @@ BAD = {
     "times": ("sample analytic:gaussian --t-start 0.1 --t-end 0.5 --out {out}", "must decrease"),
     "device": ("sample analytic:gaussian --device tpu --out {out}", "'tpu' must be cpu, cuda"),
     "no gpu": ("sample analytic:gaussian --device cuda:7 --out {out}", "CUDA devices; use --device cpu"),
+    "subdirs alone": ("sample analytic:gaussian --subdirs --out {out}", "--png"),
+    "rho unused": ("sample analytic:gaussian --grid uniform --rho 5 --out {out}", "--rho belongs to --grid karras"),
     "png of points": ("sample analytic:gaussian --png --out {out}", "not images"),
     "score-sde": (
         "sample analytic:gaussian --solver score-sde --schedule vp --steps 10 --out {out}",

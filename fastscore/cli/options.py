@@ -204,13 +204,14 @@ def _refuse_unused(o: dict[str, Any]) -> None:
     solver, corrects = o["solver"], o["corrector"] != "none"
     steps = solver not in ADAPTIVE
     uses = {
-        **{k: (steps, "solvers with a grid") for k in ("steps", "grid", "rho", "corrector", "clip")},
+        **{k: (steps, "solvers with a grid") for k in ("steps", "grid", "corrector", "clip")},
         **{k: (not steps, f"the solvers {', '.join(ADAPTIVE)}") for k in ("rtol", "atol")},
         "eta": (solver in ("ddim", "em"), "the solvers ddim and em"),
         "variance": (solver in ("ddpm", "ancestral"), "the solvers ddpm and ancestral"),
         "predictor": (solver == "score-sde", "--solver score-sde"),
         "snr": (corrects, "--corrector langevin and ald"),
         "corrections": (corrects, "--corrector langevin and ald"),
+        "rho": (steps and o["grid"] in (None, "karras"), "--grid karras"),
         "norm": (o["corrector"] == "langevin" and solver != "score-sde", "--corrector langevin"),
     }
     context = click.get_current_context()

@@ -97,6 +97,8 @@ def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: P
     labels = o["label"]
     if labels is None and score_model.classes and not o["unconditional"]:
         labels = "random"
+    if o["subdirs"] and not o["png"]:
+        raise ValueError("--subdirs sorts the files of --png; add it, or leave --subdirs out")
     image = len(score_model.shape) == 3
     if not image and o["png"]:
         raise ValueError(f"samples of shape {score_model.shape} are not images; leave --png out")
