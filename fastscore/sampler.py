@@ -179,7 +179,8 @@ class Sampler:
     @property
     def way(self) -> str:
         """How batches run: "off" (the plain loop), captured "step" or "loop" (captures if need be), "picard"."""
-        return self.engine.way
+        only_inpainted = "inpainting" in vars(self) and "engine" not in vars(self)
+        return (self.inpainting if only_inpainted else self.engine).way  # without capturing what has not run
 
     def prepare(self, seed: int = 0) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
