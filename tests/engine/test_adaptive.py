@@ -17,6 +17,7 @@ from fastscore.engine.continuous import Levels
 from fastscore.engine.control import StepSizeError
 from fastscore.engine.methods import method_of
 from fastscore.grid import Span, karras
+from fastscore.kernels import abi
 from fastscore.model import ScoreModel
 from fastscore.noise import NoiseKey
 from fastscore.parametrization import Parametrization
@@ -403,3 +404,25 @@ def fixed(**kw) -> Sampler:
 def test_bad_calls_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_weights_of_a_path_have_the_covariance_of_brownian_motion():
+    """cov(W(s), W(t)) = min(s, t) follows from the weights of the draws: no sampling, so no coefficient may be off."""
+    path = paths(2)
+    units = [1, 777, 12345, 32768, 40001, UNITS - 1, UNITS]
+    loads = []
+    for s in units:
+        weights: dict[int, float] = {}
+
+        def update(x, F, hist, table, idx, key, weights=weights):
+            draw, weight = int(table[0, abi.DRAW]), float(table[0, abi.C])
+            weights[draw] = weights.get(draw, 0.0) + weight
+
+        path.ops = replace(path.ops, update=update)
+        path.to.fill_(s)
+        path.increment(torch.ones_like(path.at, dtype=torch.bool))
+        loads.append(weights)
+    for s, a in zip(units, loads, strict=True):
+        for t, b in zip(units, loads, strict=True):
+            covariance = sum(a[draw] * b[draw] for draw in a.keys() & b.keys())
+            assert covariance == pytest.approx(min(s, t) / UNITS * path.span, rel=1e-5)
