@@ -112,6 +112,8 @@ class Machine:
                 raise Fault(f"{operand} is read before it is set")
             bits = self.registers[operand]
             return bits if kind == "pred" else bits.astype(RAW[np.dtype(TYPES[kind]).itemsize]).view(TYPES[kind])
+        if kind == "pred":  # a literal: Triton 3.6 and later write mov.pred %p, -1
+            return np.full(self.count, int(operand, 0) != 0)
         raw = RAW[np.dtype(TYPES[kind]).itemsize]
         number = int(operand[2:], 16) if operand[:2] in ("0f", "0d") else int(operand.rstrip("U"), 0)
         return np.full(self.count, number & int(np.iinfo(raw).max), raw).view(TYPES[kind])
