@@ -1,0 +1,31 @@
+"""No bit of any sample changes unless the changelog says so: see tests/fingerprints.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fingerprints import BACKENDS, FILE, digest, portable
+
+EXPECTED = json.loads(FILE.read_text())
+SETTINGS = list(portable())
+
+
+def test_every_setting_is_recorded():
+    assert [name for name, _ in SETTINGS] == list(EXPECTED)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", range(8))
+def test_bits_are_the_recorded_ones(part):
+    """Each setting on one backend, in turn; the slow test has all on each."""
+    for k, (name, draw) in enumerate(SETTINGS):
+        if k % 8 == part:
+            assert digest(draw(BACKENDS[(k // 8) % len(BACKENDS)])) == EXPECTED[name], name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bits_are_the_recorded_ones_on_every_backend(backend):
+    assert {name: digest(draw(backend)) for name, draw in SETTINGS} == EXPECTED
