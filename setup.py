@@ -31,7 +31,7 @@ class OptionalLibrary(build_ext):
 
 
 FUSED = Extension(
-    "fastscore.kernels.cpu.fused",
+    "fastscore.kernels.cpu._fused",
     ["kernels/cpu/fused.cpp"],
     depends=["kernels/cpu/noise.hpp"],
     extra_compile_args=list(FLAGS),

@@ -15,7 +15,7 @@ from inputs import DRAW, Inputs, row, sizes
 from torch import Tensor
 
 from fastscore.engine.selfcheck import NOISE_SHA256
-from fastscore.noise import NoiseKey
+from fastscore.ops.noise import NoiseKey
 
 
 def cases(setting: Setting) -> Iterator[Case]:

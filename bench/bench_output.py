@@ -19,7 +19,8 @@ from common import EAGER, OURS, Case, Check, Setting
 from torch import Tensor
 
 from fastscore.ops.quantize import quantize_ref
-from fastscore.sinks import Writer, write_png
+from fastscore.output.images import write_png
+from fastscore.output.writer import Writer
 
 SHAPES = ((64, 1, 28, 28), (64, 3, 32, 32), (16, 3, 256, 256))
 BATCHES = 8

@@ -22,9 +22,9 @@ from peers import LIBRARIES, Entry, Model, found
 from torch import Tensor
 
 import fastscore as fs
-from fastscore.analytic import mixture
-from fastscore.analytic import score_model as exact
-from fastscore.noise import NoiseKey
+from fastscore.model.analytic import mixture
+from fastscore.model.analytic import score_model as exact
+from fastscore.ops.noise import NoiseKey
 
 SEED = 0
 STUB = (64, 20)  # batch and evaluations around the constant

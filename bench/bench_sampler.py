@@ -21,8 +21,8 @@ from common import Case, Check, Setting, Work
 from torch import Tensor
 
 import fastscore as fs
-from fastscore.nets import build
-from fastscore.noise import NoiseKey
+from fastscore.model.nets import build
+from fastscore.ops.noise import NoiseKey
 
 SIGMA_MIN, SIGMA_MAX, SNR, SEED = 0.01, 50.0, 0.16, 0
 SPEC = {"name": "UNet", "channels": 1, "size": 28, "width": 64, "mult": [1, 2], "blocks": [2, 1], "patch": 2,

@@ -13,8 +13,8 @@ import numpy as np
 import telemetry
 import torch
 
-from fastscore.backend import Ops, resolve
-from fastscore.engine.compile import has_compiler
+from fastscore.network.jit import has_compiler
+from fastscore.ops.backend import Ops, resolve
 
 OURS, EAGER, COMPILED, COPY = "fastscore", "eager", "torch.compile", "copy"
 

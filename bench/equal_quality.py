@@ -27,8 +27,8 @@ from report import headline
 from torch import Tensor
 
 import fastscore as fs
-from fastscore.analytic import mixture, score_model
-from fastscore.noise import NoiseKey
+from fastscore.model.analytic import mixture, score_model
+from fastscore.ops.noise import NoiseKey
 
 NFE = (5, 8, 10, 15, 20, 30, 50, 100)
 DIRECTIONS = 64

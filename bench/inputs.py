@@ -11,7 +11,7 @@ from common import Setting
 from torch import Tensor
 
 from fastscore.kernels import abi
-from fastscore.noise import NoiseKey
+from fastscore.ops.noise import NoiseKey
 
 SEED, DRAW = 7, 3
 SIZES = {

@@ -25,13 +25,13 @@ from records import RESULTS, ROOT, append, between, processor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastscore as fs
-from fastscore.classify import load_classifier
 from fastscore.cli.types import Count
-from fastscore.data import load
-from fastscore.metrics import features, frechet_distance
-from fastscore.nets import build
-from fastscore.network import Prepared, Trial
+from fastscore.data.load import load
+from fastscore.model.nets import build
+from fastscore.network.prepare import Prepared, Trial
 from fastscore.ops.quantize import quantize_ref
+from fastscore.report.metrics import features, frechet_distance
+from fastscore.training.classifier import load_classifier
 
 RECORDS = RESULTS / "network.jsonl"
 KINDS = ("own", "fp32", "bf16")

@@ -19,12 +19,12 @@ import torch
 from records import RESULTS, ROOT, between, processor
 
 import fastscore as fs
-from fastscore.classify import load_classifier
 from fastscore.cli.types import Count
-from fastscore.data import load
-from fastscore.engine.compile import has_compiler
-from fastscore.metrics import features, frechet_distance
+from fastscore.data.load import load
+from fastscore.network.jit import has_compiler
 from fastscore.ops.quantize import quantize_ref
+from fastscore.report.metrics import features, frechet_distance
+from fastscore.training.classifier import load_classifier
 
 RECORDS = RESULTS / "quality.jsonl"
 

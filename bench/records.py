@@ -16,7 +16,8 @@ import numpy as np
 import telemetry
 import torch
 
-from fastscore import __version__, noise
+from fastscore._version import __version__
+from fastscore.ops import noise
 
 SCHEMA = 1  # of a record; a reader ignores records of another one
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
-from fastscore.kernels import abi, aot, norms, philox, quantize, sass, update
-from fastscore.noise import NoiseKey
+from fastscore.kernels import abi, noise, norms, quantize, update
+from fastscore.kernels.inspect import aot, sass
+from fastscore.ops.noise import NoiseKey
 from fastscore.ops.update import Known
 
 README = Path(__file__).parents[1] / "kernels" / "README.md"
@@ -132,7 +133,7 @@ def variants() -> Iterator[Variant]:
         ("norms, no z", x, "expected", 8),
     ):
         yield Variant(name, partial(norms.langevin_triton, x, F, table, idx, key, scratch, norm, valid), size)
-    yield Variant("normals alone", partial(philox.normal_triton, key, 0, 3072), 4)
+    yield Variant("normals alone", partial(noise.normal_triton, key, 0, 3072), 4)
     for channels, side in ((1, 64), (3, 32)):
         images = torch.zeros(64, channels, side, side)
         yield Variant(

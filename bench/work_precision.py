@@ -28,8 +28,8 @@ from tqdm import tqdm
 import fastscore as fs
 from fastscore import plan as plans
 from fastscore import solvers as s
-from fastscore.analytic import GaussianMixture, score_model
-from fastscore.noise import NoiseKey
+from fastscore.model.analytic import GaussianMixture, score_model
+from fastscore.ops.noise import NoiseKey
 from fastscore.solvers.adaptive import Adaptive
 
 RECORDS = RESULTS / "work_precision.jsonl"
@@ -194,10 +194,10 @@ def adaptive_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
 
 def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], dict]]]:
     """Yield the cells on the bundled network; longer budgets with fewer solvers, the best ones so far."""
-    from fastscore.classify import load_classifier
-    from fastscore.data import load
-    from fastscore.metrics import features, frechet_distance
+    from fastscore.data.load import load
     from fastscore.ops.quantize import quantize_ref
+    from fastscore.report.metrics import features, frechet_distance
+    from fastscore.training.classifier import load_classifier
 
     net, _ = load_classifier("fashion-classifier")
     reference, _ = features(net, load("fashion-mnist", "test").x)

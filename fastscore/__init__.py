@@ -9,25 +9,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastscore.analytic import Empirical, GaussianMixture, score_model
-    from fastscore.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
-    from fastscore.conditions import Known
-    from fastscore.engine.batches import NonFiniteError
-    from fastscore.engine.parallel import Picard
-    from fastscore.files import bundled
-    from fastscore.grid import Grid, Span, Times, edm, indices, karras, logsnr, quadratic, uniform
-    from fastscore.guidance import Guidance
-    from fastscore.guides import DPS, CFGRescale, Chain, ClassifierGuidance, DynamicThreshold, EnergyGuidance, PiGDM
+    from fastscore.engine.picard import Picard
+    from fastscore.errors import NonFiniteError
+    from fastscore.flow import ProbabilityFlow, dequantize
+    from fastscore.guidance.guides import (
+        DPS,
+        CFGRescale,
+        Chain,
+        ClassifierGuidance,
+        DynamicThreshold,
+        EnergyGuidance,
+        PiGDM,
+    )
+    from fastscore.guidance.mixture import Guidance
     from fastscore.joint import JointModel, JointSampler, Part
-    from fastscore.likelihood import ProbabilityFlow, dequantize
-    from fastscore.matrix import whitened
-    from fastscore.model import ScoreModel, load_model
-    from fastscore.network import Numerics, prepare
-    from fastscore.parametrization import Parametrization
-    from fastscore.presets import ncsn, ncsnv2
-    from fastscore.probe import probe_batch
+    from fastscore.model.analytic import Empirical, GaussianMixture, score_model
+    from fastscore.model.conditions import Known
+    from fastscore.model.coordinates import whitened
+    from fastscore.model.folder import bundled, load_model
+    from fastscore.model.score import ScoreModel
+    from fastscore.network.prepare import Numerics, prepare
+    from fastscore.network.timing import choose_batch
+    from fastscore.process.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
+    from fastscore.process.continuous import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
+    from fastscore.process.discrete import DiscreteVE, DiscreteVP, discrete_vp, smld
+    from fastscore.process.grid import Grid, Span, Times, edm_levels, indices, karras, logsnr, quadratic, uniform
+    from fastscore.process.parametrization import Parametrization
     from fastscore.sampler import Sampler
-    from fastscore.schedule import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.solvers import (
         DDIM,
         DDPM,
@@ -64,34 +72,36 @@ if TYPE_CHECKING:
         StochasticHeun,
         UniPC,
     )
-    from fastscore.tables import DiscreteVE, DiscreteVP, ddpm, smld
+    from fastscore.solvers.presets import ncsn, ncsnv2
 
-__version__ = "0.1.0"
+from fastscore import _aliases
+from fastscore._version import __version__
 
 _HOME = {
-    "analytic": "Empirical GaussianMixture score_model",
-    "beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
-    "conditions": "Known",
-    "engine.batches": "NonFiniteError",
-    "engine.parallel": "Picard",
-    "files": "bundled",
-    "grid": "Grid Span Times edm indices karras logsnr quadratic uniform",
+    "chains": "Chains",
+    "engine.picard": "Picard",
+    "errors": "NonFiniteError SelfCheckError StepSizeError",
+    "flow": "ProbabilityFlow dequantize",
+    "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM",
+    "guidance.mixture": "Guidance",
     "joint": "JointModel JointSampler Part",
-    "likelihood": "ProbabilityFlow dequantize",
-    "matrix": "whitened",
-    "guidance": "Guidance",
-    "guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM",
-    "model": "ScoreModel load_model",
-    "network": "Numerics prepare",
-    "parametrization": "Parametrization",
-    "presets": "ncsn ncsnv2",
-    "probe": "probe_batch",
+    "model.analytic": "Empirical GaussianMixture score_model",
+    "model.conditions": "Known",
+    "model.coordinates": "whitened",
+    "model.folder": "bundled load_model",
+    "model.score": "ScoreModel",
+    "network.prepare": "Numerics prepare",
+    "network.timing": "choose_batch",
+    "process.beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
+    "process.continuous": "EDM VE VP Flow Pair SubVP TutorialVE",
+    "process.discrete": "DiscreteVE DiscreteVP discrete_vp smld",
+    "process.grid": "Grid Span Times edm_levels indices karras logsnr quadratic uniform",
+    "process.parametrization": "Parametrization",
     "sampler": "Sampler",
-    "schedule": "EDM VE VP Flow Pair SubVP TutorialVE",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
     "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
     "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
-    "tables": "DiscreteVE DiscreteVP ddpm smld",
+    "solvers.presets": "ncsn ncsnv2",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -100,7 +110,7 @@ __all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
-        raise AttributeError(f"module 'fastscore' has no attribute {name!r}")
+        return _aliases.renamed(name)
     return getattr(import_module(f"fastscore.{_MODULE[name]}"), name)
 
 

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from fastscore import plan as plans
-from fastscore.engine.batches import NonFiniteError
 from fastscore.engine.loop import Loop
 from fastscore.engine.selfcheck import trusted
-from fastscore.grid import Grid, Times, default_grid
-from fastscore.model import ScoreModel
-from fastscore.noise import NoiseKey
-from fastscore.parametrization import Parametrization
-from fastscore.plan import Plan, Solver
+from fastscore.errors import NonFiniteError
+from fastscore.model.score import ScoreModel
+from fastscore.ops.noise import NoiseKey
+from fastscore.plan.rows import Plan, Solver
+from fastscore.process.grid import Grid, Times, default_grid
+from fastscore.process.parametrization import Parametrization
+from fastscore.process.schedule import Array, Schedule
 from fastscore.sampler import network_dtype
-from fastscore.schedule import Array, Schedule
 from fastscore.solvers import DPMpp2M
 
 Tensors = dict[str, Tensor]

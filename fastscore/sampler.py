@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from fastscore import plan as plans
-from fastscore.conditions import Inputs, Known, Labels, condition_of, inputs_of, labels_of
-from fastscore.engine.adaptive import AdaptiveBatches
+from fastscore.engine.adaptive.cost import Effort
+from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
-from fastscore.engine.compile import compiled
-from fastscore.engine.effort import Effort
-from fastscore.engine.graph import MODES
-from fastscore.engine.guided import Guide
+from fastscore.engine.capture import MODES
 from fastscore.engine.loop import Loop, Step
-from fastscore.engine.parallel import Parallel, Picard
+from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.selfcheck import trusted
-from fastscore.grid import Grid, Span, Times, default_grid, within
-from fastscore.guidance import Guidance, fold
-from fastscore.model import ScoreModel
-from fastscore.network import DTYPES, Numerics, numerics, prepare
-from fastscore.noise import NoiseKey
-from fastscore.plan import Plan, Solver
-from fastscore.schedule import Schedule
+from fastscore.guidance.denoiser import Guide
+from fastscore.guidance.mixture import Guidance, fold
+from fastscore.model.conditions import Inputs, Known, Labels, condition_of, inputs_of, labels_of
+from fastscore.model.score import ScoreModel
+from fastscore.network.jit import compiled
+from fastscore.network.prepare import DTYPES, Numerics, numerics, prepare
+from fastscore.ops.noise import NoiseKey
+from fastscore.plan.rows import Plan, Solver
+from fastscore.process.grid import Grid, Span, Times, default_grid, within
+from fastscore.process.schedule import Schedule
 from fastscore.solvers import DPMpp2M
 from fastscore.solvers.adaptive import Adaptive
 

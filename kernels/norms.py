@@ -8,7 +8,7 @@ from torch import Tensor
 from . import abi
 from .checks import FLOATS, require, require_rows
 from .launch import TILE, launch, vector
-from .philox import normals
+from .noise import normals
 from .update import column, network_value, row_of
 
 NORMS = ("sample", "batch", "expected")

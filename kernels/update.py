@@ -8,7 +8,7 @@ from torch import Tensor
 from . import abi
 from .checks import FLOATS, require, require_rows
 from .launch import TILE, block, launch, vector
-from .philox import normals
+from .noise import normals
 
 
 # Grid: (samples / ROWS, elements / BLOCK).

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastscore.backend import resolve
 from fastscore.engine import selfcheck
-from fastscore.grid import karras
-from fastscore.model import ScoreModel
-from fastscore.noise import NoiseKey
-from fastscore.parametrization import Parametrization
+from fastscore.model.score import ScoreModel
+from fastscore.ops.backend import resolve
+from fastscore.ops.noise import NoiseKey
+from fastscore.process.continuous import EDM
+from fastscore.process.grid import karras
+from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
-from fastscore.schedule import EDM
 from fastscore.solvers import DPMpp2M, Heun, Langevin, PredictorCorrector, ReverseDiffusion
 
 pytestmark = pytest.mark.gpu

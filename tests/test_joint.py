@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastscore.engine.batches import NonFiniteError
-from fastscore.grid import karras, uniform
+from fastscore.errors import NonFiniteError
 from fastscore.joint import JointModel, JointSampler, Part
-from fastscore.model import ScoreModel
-from fastscore.noise import NoiseKey
-from fastscore.parametrization import Parametrization
+from fastscore.model.score import ScoreModel
+from fastscore.ops.noise import NoiseKey
+from fastscore.process.continuous import EDM, VE, VP, Flow
+from fastscore.process.grid import karras, uniform
+from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
-from fastscore.schedule import EDM, VE, VP, Flow
 from fastscore.solvers import DDIM, AnnealedLangevin, DPMpp2M, DPMSolver, EulerMaruyama, Heun, PredictorCorrector
 
 # Three elements of "image" [1, 3], two of "vector" [2]; their cross-covariance is not small.

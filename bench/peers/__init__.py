@@ -14,9 +14,9 @@ from importlib.metadata import version
 
 from torch import Tensor
 
-from fastscore.grid import Grid, Times
-from fastscore.plan import Solver
-from fastscore.schedule import Schedule
+from fastscore.plan.rows import Solver
+from fastscore.process.grid import Grid, Times
+from fastscore.process.schedule import Schedule
 
 SIGMA_MIN, SIGMA_MAX, SNR = 0.01, 50.0, 0.16
 

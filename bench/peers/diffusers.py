@@ -50,7 +50,13 @@ def _ddim(steps: int) -> Entry:
     scheduler = diffusers.DDIMScheduler(**TABLE, clip_sample=False, prediction_type="sample")
     times, levels = _table(scheduler, steps)
     return Entry(
-        named("diffusers"), "DDIM", fs.ddpm(beta_max=0.016), fs.DDIM(), times, "x0", _loop(scheduler, steps, levels)
+        named("diffusers"),
+        "DDIM",
+        fs.discrete_vp(beta_max=0.016),
+        fs.DDIM(),
+        times,
+        "x0",
+        _loop(scheduler, steps, levels),
     )
 
 
@@ -60,7 +66,7 @@ def _ddpm(steps: int) -> Entry:
     return Entry(
         named("diffusers"),
         "DDPM",
-        fs.ddpm(beta_max=0.016),
+        fs.discrete_vp(beta_max=0.016),
         fs.Ancestral(),
         times,
         "x0",
@@ -74,7 +80,7 @@ def _dpm(steps: int) -> Entry:
     return Entry(
         named("diffusers"),
         "DPM++ 2M",
-        fs.ddpm(beta_max=0.016),
+        fs.discrete_vp(beta_max=0.016),
         fs.DPMpp2M(),
         times,
         "x0",

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 import fastscore as fs
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.exponential import one_step
 from peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
 

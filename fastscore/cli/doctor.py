@@ -15,11 +15,11 @@ def doctor(device: str | None) -> None:
 
     import torch
 
-    from fastscore.backend import resolve
     from fastscore.cli.options import checked_device
-    from fastscore.engine.compile import has_compiler
     from fastscore.engine.selfcheck import checks, fingerprint
-    from fastscore.mixed import native_bf16
+    from fastscore.network.bf16 import native_bf16
+    from fastscore.network.jit import has_compiler
+    from fastscore.ops.backend import resolve
 
     where = torch.device(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     ops = resolve("auto", where)

@@ -26,9 +26,9 @@ def evaluate(samples: Path, data: str, classifier: str, limit: int | None, floor
     """
     import numpy as np
 
-    from fastscore.classify import load_classifier
-    from fastscore.data import load
-    from fastscore.metrics import features, frechet_distance
+    from fastscore.data.load import load
+    from fastscore.report.metrics import features, frechet_distance
+    from fastscore.training.classifier import load_classifier
 
     file = samples / "samples.npz" if samples.is_dir() else samples
     drawn = load(str(file))

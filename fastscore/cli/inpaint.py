@@ -66,10 +66,10 @@ def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, nu
     import numpy as np
     import torch
 
-    from fastscore.conditions import Known
-    from fastscore.guides import PiGDM
-    from fastscore.operators import Masked
-    from fastscore.sinks import contact_sheet
+    from fastscore.guidance.guides import PiGDM
+    from fastscore.guidance.measurements import Masked
+    from fastscore.model.conditions import Known
+    from fastscore.output.images import contact_sheet
     from fastscore.solvers import RePaint
     from fastscore.solvers.adaptive import Adaptive
 
@@ -131,18 +131,19 @@ def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
     """Return the images as a Dataset, of the model's shape."""
     import numpy as np
 
-    from fastscore import data
+    from fastscore.data.load import Dataset
+    from fastscore.data.load import load as load_data
 
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
     path = Path(source)
     if path.is_file() and path.suffix not in (".npy", ".npz"):
-        found = data.Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
+        found = Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
     else:
-        found = data.load(source, "test")
+        found = load_data(source, "test")
     if found.x.dtype != np.uint8 or found.shape != shape:
         raise ValueError(f"{source} holds {found.x.dtype} {found.shape}; this model has images of shape {shape}")
-    return data.Dataset(found.x[:limit], None if found.labels is None else found.labels[:limit], found.class_names)
+    return Dataset(found.x[:limit], None if found.labels is None else found.labels[:limit], found.class_names)
 
 
 def _picture(path: Path, mode: str) -> Any:

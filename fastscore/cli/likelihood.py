@@ -12,10 +12,10 @@ from fastscore.cli.options import SCHEDULES, checked_device, load, make_schedule
 from fastscore.cli.types import Count, Name, Number
 
 if TYPE_CHECKING:
-    from fastscore.data import Dataset
-    from fastscore.likelihood import Solver
-    from fastscore.model import ScoreModel
-    from fastscore.schedule import Schedule
+    from fastscore.data.load import Dataset
+    from fastscore.flow import Solver
+    from fastscore.model.score import ScoreModel
+    from fastscore.process.schedule import Schedule
 
 ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 
@@ -56,9 +56,9 @@ def likelihood(model: str, data: str, **o: Any) -> None:
 
     import torch
 
-    from fastscore.data import load as load_data
-    from fastscore.likelihood import ProbabilityFlow, dequantize
-    from fastscore.noise import NoiseKey
+    from fastscore.data.load import load as load_data
+    from fastscore.flow import ProbabilityFlow, dequantize
+    from fastscore.ops.noise import NoiseKey
 
     device = checked_device(o["device"])
     examples = load_data(data, o["split"])
@@ -103,7 +103,7 @@ def likelihood(model: str, data: str, **o: Any) -> None:
         **found.effort.summary(),
     }
     if o["out"] is not None:
-        from fastscore.sinks import write_npz
+        from fastscore.output.images import write_npz
 
         write_npz(o["out"], nats=found.nats.cpu(), stderr=found.stderr.cpu(), bits_per_dim=bits.cpu())
     click.echo(json.dumps(report, indent=1))
@@ -132,8 +132,8 @@ def _grid(o: dict[str, Any], schedule: Schedule) -> Any:
     """Return the span of an adaptive solver, or a grid that suits the others."""
     from dataclasses import replace
 
-    from fastscore.grid import Span, default_grid
-    from fastscore.likelihood import likelihood_end
+    from fastscore.flow import likelihood_end
+    from fastscore.process.grid import Span, default_grid
 
     end = likelihood_end(schedule) if o["t_end"] is None else o["t_end"]
     if o["solver"] in ADAPTIVE:

@@ -66,10 +66,10 @@ def env(no_torch: bool) -> None:
         return
     import torch
 
-    from fastscore.kernels.cpu import launch
+    from fastscore.kernels.cpu import fused
 
     click.echo(
-        f"C++ library    {launch.describe() if launch.library_file() else 'not built: the reference runs instead'}"
+        f"C++ library    {fused.describe() if fused.library_file() else 'not built: the reference runs instead'}"
     )
     count = torch.cuda.device_count()
     click.echo(f"CUDA devices   {count or 'none'}")

@@ -12,10 +12,10 @@ import click
 from fastscore.cli.types import Count, Name, Number, shorten
 
 if TYPE_CHECKING:
-    from fastscore.grid import Grid, Span
-    from fastscore.model import ScoreModel
-    from fastscore.plan import Solver
-    from fastscore.schedule import Schedule
+    from fastscore.model.score import ScoreModel
+    from fastscore.plan.rows import Solver
+    from fastscore.process.grid import Grid, Span
+    from fastscore.process.schedule import Schedule
     from fastscore.solvers.adaptive import Adaptive
 
 SCHEDULES = (
@@ -93,9 +93,9 @@ def make_schedule(name: str | None, sigma_min: float | None, sigma_max: float | 
     Raises:
         ValueError: a noise bound for a schedule that has none.
     """
-    from fastscore import beta as b
-    from fastscore import schedule as s
-    from fastscore import tables
+    from fastscore.process import beta as b
+    from fastscore.process import continuous as s
+    from fastscore.process import discrete as tables
 
     bounds = {k: v for k, v in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if v is not None}
     if name is None and isinstance(own, s.EDM | s.VE):
@@ -115,8 +115,8 @@ def make_schedule(name: str | None, sigma_min: float | None, sigma_max: float | 
         "vp-cosine": lambda: s.VP(b.CosineBeta()),
         "vp-exponential": lambda: s.VP(b.ExponentialBeta()),
         "tutorial": s.TutorialVE,
-        "ddpm": tables.ddpm,
-        "ddpm-cosine": lambda: tables.ddpm("cosine"),
+        "ddpm": tables.discrete_vp,
+        "ddpm-cosine": lambda: tables.discrete_vp("cosine"),
     }
     return plain[name or "vp"]()
 
@@ -228,9 +228,10 @@ def make_grid(o: dict[str, Any], schedule: Schedule, own: Schedule) -> Grid | Sp
     even steps do not suit. Tables get trailing indices, unless the network's ``own`` schedule has less
     noise than the last of them.
     """
-    from fastscore.grid import Grid, Span
-    from fastscore.schedule import EDM, lam
-    from fastscore.tables import DiscreteVE, DiscreteVP
+    from fastscore.process.continuous import EDM
+    from fastscore.process.discrete import DiscreteVE, DiscreteVP
+    from fastscore.process.grid import Grid, Span
+    from fastscore.process.schedule import lam
 
     spacing, clean = o["grid"], o["clean"]
     if o["solver"] in ADAPTIVE:
@@ -274,9 +275,9 @@ def checked_device(name: str) -> str:
 def load(name: str, device: str = "cpu") -> ScoreModel:
     """Load a bundled model, a model directory, or analytic:NAME."""
     if name.startswith("analytic:"):
-        from fastscore.analytic import by_name
+        from fastscore.model.analytic import by_name
 
         return by_name(name.removeprefix("analytic:"))
-    from fastscore.model import load_model
+    from fastscore.model.folder import load_model
 
     return load_model(name, device)

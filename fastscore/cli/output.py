@@ -43,7 +43,7 @@ def draw(
     import numpy as np
     import torch
 
-    from fastscore.sinks import Writer
+    from fastscore.output.writer import Writer
 
     score_model, schedule, image = sampler.model, sampler.schedule, len(sampler.model.shape) == 3
     numerics = asdict(sampler.numerics)
@@ -111,7 +111,7 @@ def _clear(out: Path) -> None:
 
 def _write(out: Path, samples: Any, ids: Any, more: dict[str, Any], sheet: Any, run: dict[str, Any]) -> list[str]:
     from fastscore.files import write_text
-    from fastscore.sinks import write_npz, write_png
+    from fastscore.output.images import write_npz, write_png
 
     write_npz(out / "samples.npz", samples=samples, ids=ids, **more)
     if len(samples):
@@ -123,7 +123,7 @@ def _write(out: Path, samples: Any, ids: Any, more: dict[str, Any], sheet: Any, 
 
 
 def _contact_or_density(samples: Any) -> Any:
-    from fastscore.sinks import contact_sheet, density_sheet
+    from fastscore.output.images import contact_sheet, density_sheet
 
     return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))
 
@@ -132,8 +132,8 @@ def _versions() -> dict[str, str]:
     import numpy as np
     import torch
 
-    from fastscore import __version__
-    from fastscore.noise import VERSION
+    from fastscore._version import __version__
+    from fastscore.ops.noise import VERSION
 
     return {
         "fastscore": __version__,

@@ -18,7 +18,7 @@ def plan(**o: Any) -> None:
     time t, and then stores m in a history slot (push). Nothing is sampled.
     """
     from fastscore import plan as plans
-    from fastscore.schedule import VP
+    from fastscore.process.continuous import VP
     from fastscore.solvers.adaptive import Adaptive
 
     solver = make_solver(o)

@@ -14,8 +14,8 @@ from fastscore.cli.output import check_out, draw
 from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number
 
 if TYPE_CHECKING:
-    from fastscore.model import ScoreModel
-    from fastscore.plan import Solver
+    from fastscore.model.score import ScoreModel
+    from fastscore.plan.rows import Solver
     from fastscore.sampler import Sampler
     from fastscore.solvers.adaptive import Adaptive
 
@@ -116,8 +116,8 @@ def make_sampler(score_model: ScoreModel, o: dict[str, Any], solver: Solver | Ad
     """Return the sampler that the options describe; ``more`` goes to it as it is."""
     import torch
 
-    from fastscore.guidance import Guidance
-    from fastscore.probe import probe_batch
+    from fastscore.guidance.mixture import Guidance
+    from fastscore.network.timing import choose_batch
     from fastscore.sampler import Sampler
 
     if o["label"] is not None and o["unconditional"]:
@@ -135,7 +135,7 @@ def make_sampler(score_model: ScoreModel, o: dict[str, Any], solver: Solver | Ad
     schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], score_model.schedule)
     batch = o["batch"]
     if batch == "auto":
-        choice = probe_batch(score_model, o["device"])
+        choice = choose_batch(score_model, o["device"])
         batch = choice.batch
         torch.set_num_threads(choice.threads or torch.get_num_threads())
     settings: dict[str, Any] = {"network": o["dtype"] if o["compiled"] == "auto" else "own", **more}

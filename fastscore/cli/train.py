@@ -100,11 +100,11 @@ def train(data: str, out: Path, **o: Any) -> None:
     file. Writes a model folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at
     any time: the same command goes on from the last checkpoint.
     """
-    from fastscore.data import load
-    from fastscore.parametrization import Parametrization
-    from fastscore.schedule import EDM
-    from fastscore.train import TrainConfig
-    from fastscore.train import train as run
+    from fastscore.data.load import load
+    from fastscore.process.continuous import EDM
+    from fastscore.process.parametrization import Parametrization
+    from fastscore.training.train import TrainConfig
+    from fastscore.training.train import train as run
 
     edm = o["prediction"] == "edm"
     schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], EDM())
@@ -150,8 +150,8 @@ def train(data: str, out: Path, **o: Any) -> None:
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, quiet: bool) -> None:
     """Train the small classifier that `fastscore evaluate` judges samples with."""
-    from fastscore.classify import train_classifier as run
-    from fastscore.data import load
+    from fastscore.data.load import load
+    from fastscore.training.classifier import train_classifier as run
 
     accuracy = run(
         out, load(data), load(data, "test"), epochs, width,

@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastscore.conditions import Inputs
-from fastscore.engine.graph import Graphed, capture
+from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step
-from fastscore.noise import NoiseKey, RecordedNoise
+from fastscore.errors import NonFiniteError
+from fastscore.model.conditions import Inputs
+from fastscore.ops.noise import NoiseKey, RecordedNoise
 
 Callback = Callable[[Step], None]
-
-
-class NonFiniteError(FloatingPointError):
-    """A sample became NaN or Inf; the message names the sample and the row."""
 
 
 class Batches:

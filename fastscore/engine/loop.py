@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscore.backend import REFERENCE, Ops
-from fastscore.conditions import Inputs, condition_buffer
-from fastscore.engine.guided import Denoiser, Guide, output
-from fastscore.guidance import Guidance, fold, in_x0
+from fastscore.guidance.denoiser import Denoiser, Guide, output
+from fastscore.guidance.mixture import Guidance, fold, in_x0
 from fastscore.kernels import abi
-from fastscore.model import ScoreModel
-from fastscore.noise import Noise, NoiseKey
+from fastscore.model.conditions import Inputs, condition_buffer
+from fastscore.model.score import ScoreModel
+from fastscore.ops.backend import REFERENCE, Ops
+from fastscore.ops.noise import Noise, NoiseKey
 from fastscore.ops.update import Known
-from fastscore.plan import Plan, Row, lower, lower_known
+from fastscore.plan.rows import Plan, Row, lower, lower_known
 
 
 @dataclass(frozen=True)

@@ -18,26 +18,23 @@ from pathlib import Path
 
 import torch
 
-from fastscore import __version__
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, Ops, resolve
-from fastscore.engine.graph import MODES, CudaGraphs, Graphed, Tape
+from fastscore._version import __version__
+from fastscore.engine.capture import MODES, CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
+from fastscore.errors import SelfCheckError
 from fastscore.files import cache_folder, write_text
-from fastscore.grid import karras
-from fastscore.kernels.cpu import launch
-from fastscore.model import ScoreModel
-from fastscore.noise import VERSION, NoiseKey
+from fastscore.kernels.cpu import fused
+from fastscore.model.score import ScoreModel
+from fastscore.ops.backend import REFERENCE, Ops, resolve
+from fastscore.ops.noise import VERSION, NoiseKey
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
-from fastscore.parametrization import Parametrization
-from fastscore.schedule import VP
+from fastscore.process.continuous import VP
+from fastscore.process.grid import karras
+from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiffusion
 
 NOISE_SHA256 = "0ea92d63ff47ffbb3325f03547f1e2a7665337d924a8d802fc4701312f8d4c4d"
-
-
-class SelfCheckError(ArithmeticError):
-    """This machine does not give the bits that fastscore promises."""
 
 
 def fingerprint(device: torch.device) -> str:
@@ -47,8 +44,8 @@ def fingerprint(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         parts += [properties.name, f"{properties.major}.{properties.minor}", f"CUDA {torch.version.cuda}"]
         parts += [f"triton {version('triton')}" if find_spec("triton") else "no triton"]
-    elif launch.library_file():
-        parts.append(f"cpp {launch.describe()}")
+    elif fused.library_file():
+        parts.append(f"cpp {fused.describe()}")
     return " | ".join(parts)
 
 

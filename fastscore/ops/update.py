@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore.kernels import abi
-from fastscore.noise import Noise
+from fastscore.ops.noise import Noise
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscore.plan import Row, Solver
-from fastscore.schedule import Array, Schedule, t_of_lam, transition
+from fastscore.plan.rows import Row, Solver
+from fastscore.process.schedule import Array, Schedule, t_of_lam, transition
 from fastscore.solvers.correctors import Corrector
 from fastscore.solvers.ode import Heun
 from fastscore.solvers.sde import DDPM, denoise

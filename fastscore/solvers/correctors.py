@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastscore.plan import NORMS, LangevinStep, Row
-from fastscore.schedule import Schedule
+from fastscore.plan.rows import NORMS, LangevinStep, Row
+from fastscore.process.schedule import Schedule
 
 
 class Corrector(Protocol):

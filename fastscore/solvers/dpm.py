@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule, lam, t_of_lam
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.exponential import (
     between,
     checked_eta,

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule, lam
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.sde import DDIM
 
 Update = tuple[float, Sequence[float], float]  # a, weights of the evaluations (newest first), c

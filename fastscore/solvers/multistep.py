@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule, lam
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
     Weights,
     between,

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.adaptive import Tableau
 from fastscore.solvers.exponential import one_step
 from fastscore.solvers.sde import denoise

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.exponential import Update, between, checked_order, multistep, one_step
 from fastscore.solvers.multistep import transfer
 

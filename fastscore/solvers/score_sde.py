@@ -20,9 +20,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastscore.beta import LinearBeta
-from fastscore.plan import Row
-from fastscore.schedule import VE, VP, Array, Schedule, SubVP
+from fastscore.plan.rows import Row
+from fastscore.process.beta import LinearBeta
+from fastscore.process.continuous import VE, VP, SubVP
+from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.correctors import AnnealedLangevin, Langevin, alpha_i
 from fastscore.solvers.sde import EulerMaruyama
 

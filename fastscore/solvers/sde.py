@@ -12,8 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule, f, g2, transition
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule, f, g2, transition
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from fastscore.plan import Row
-from fastscore.schedule import Array, Schedule, lam
+from fastscore.plan.rows import Row
+from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
     Update,
     Weights,

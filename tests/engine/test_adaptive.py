@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from fastscore import analytic
-from fastscore.backend import REFERENCE, resolve
-from fastscore.engine.batches import NonFiniteError
-from fastscore.engine.brownian import UNITS, Path
-from fastscore.engine.continuous import Levels
-from fastscore.engine.control import StepSizeError
-from fastscore.engine.methods import method_of
-from fastscore.grid import Span, karras
+from fastscore.engine.adaptive.brownian import UNITS, Path
+from fastscore.engine.adaptive.levels import Levels
+from fastscore.errors import NonFiniteError, StepSizeError
 from fastscore.kernels import abi
-from fastscore.model import ScoreModel
-from fastscore.noise import NoiseKey
-from fastscore.parametrization import Parametrization
-from fastscore.plan import Plan, Row, fold
+from fastscore.model import analytic
+from fastscore.model.score import ScoreModel
+from fastscore.ops.backend import REFERENCE, resolve
+from fastscore.ops.noise import NoiseKey
+from fastscore.plan.passes import fold
+from fastscore.plan.rows import Plan, Row
+from fastscore.process.continuous import EDM, VE, VP, Flow, SubVP, Trig
+from fastscore.process.discrete import discrete_vp
+from fastscore.process.grid import Span, karras
+from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
-from fastscore.schedule import EDM, VE, VP, Flow, SubVP, Trig
 from fastscore.solvers import BogackiShampine, Dopri5, DPMAdaptive, DPMpp2M, GottaGoFast
 from fastscore.solvers.adaptive import Control
-from fastscore.tables import ddpm
+from fastscore.solvers.adaptive_steps import method_of
 from fastscore.testing import no_host_sync
 
 SHAPE = (1, 6, 6)
@@ -159,7 +159,9 @@ MIXTURE = analytic.score_model(analytic.mixture())
 
 
 @SLOW
-@pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(), EDM(), Flow(), ddpm()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", [VP(), SubVP(), VE(), EDM(), Flow(), discrete_vp()], ids=lambda s: type(s).__name__
+)
 def test_the_error_is_within_three_tolerances(schedule):
     def run(solver):
         return Sampler(MIXTURE, schedule=schedule, solver=solver, batch=100, dtype=torch.float64).run(range(100))

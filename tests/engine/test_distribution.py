@@ -14,11 +14,11 @@ import torch
 from scipy import stats
 
 from fastscore import plan as plans
-from fastscore.analytic import GaussianMixture, score_model
 from fastscore.engine.loop import Loop
-from fastscore.grid import Grid, logsnr, uniform
-from fastscore.plan import Plan
-from fastscore.schedule import EDM, VE, VP, SubVP
+from fastscore.model.analytic import GaussianMixture, score_model
+from fastscore.plan.rows import Plan
+from fastscore.process.continuous import EDM, VE, VP, SubVP
+from fastscore.process.grid import Grid, logsnr, uniform
 from fastscore.solvers import AnnealedLangevin, DPMpp2M, EulerMaruyama, Heun, PredictorCorrector, ReverseDiffusion
 
 N = 100_000

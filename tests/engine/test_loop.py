@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastscore import analytic
-from fastscore.engine.batches import NonFiniteError
-from fastscore.grid import karras, uniform
-from fastscore.model import ScoreModel
-from fastscore.nets import build
-from fastscore.parametrization import Parametrization
+from fastscore.errors import NonFiniteError
+from fastscore.model import analytic
+from fastscore.model.nets import build
+from fastscore.model.score import ScoreModel
+from fastscore.process.continuous import EDM, VE, VP, SubVP
+from fastscore.process.grid import karras, uniform
+from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
-from fastscore.schedule import EDM, VE, VP, SubVP
 from fastscore.solvers import (
     DDIM,
     AnnealedLangevin,
@@ -139,7 +139,7 @@ def test_nothing_is_drawn_for_no_ids():
 
 def test_recorded_noise_replaces_the_generated():
     s = sampler("ddim-eta1")
-    from fastscore.noise import NoiseKey
+    from fastscore.ops.noise import NoiseKey
 
     key = NoiseKey.of(9, range(5))
     z = torch.stack([key.normal(k, 36) for k in range(s.plan.draws)])

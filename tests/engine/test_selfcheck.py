@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastscore import backend
 from fastscore.engine import selfcheck
+from fastscore.ops import backend
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastscore.kernels import abi
-from fastscore.noise import NoiseKey
+from fastscore.ops.noise import NoiseKey
 from fastscore.ops.update import Known
 
 IDS = (0, 5, 1 << 40, (1 << 63) - 1, 77, 78, 3)

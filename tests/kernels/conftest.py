@@ -23,7 +23,7 @@ from fastscore import kernels
 from .ptx_emulator import run
 from .ptx_parser import Program, parse
 
-MODULES = ("aot", "philox", "update", "norms", "quantize")
+MODULES = ("noise", "update", "norms", "quantize", "inspect.aot")
 EXECUTORS = (
     "interpreter",
     "sm_90",
@@ -42,7 +42,9 @@ def load(name: str, folder: Path = Path(kernels.__file__).parent) -> SimpleNames
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     with mock.patch.dict("os.environ", TRITON_INTERPRET="0" if name == "kernels_compiled" else "1"):
-        return SimpleNamespace(**{module: importlib.import_module(f"{name}.{module}") for module in MODULES})
+        return SimpleNamespace(
+            **{module.split(".")[-1]: importlib.import_module(f"{name}.{module}") for module in MODULES}
+        )
 
 
 @pytest.fixture(params=EXECUTORS, scope="module")

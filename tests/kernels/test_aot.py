@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 
-from fastscore.kernels import sass
+from fastscore.kernels.inspect import sass
 
 from .cases import Case, inputs
 from .conftest import load

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from fastscore import plan as plans
-from fastscore.backend import REFERENCE, Ops
-from fastscore.conditions import Inputs
 from fastscore.engine.loop import Loop
-from fastscore.grid import karras
-from fastscore.guidance import Guidance, fold
-from fastscore.model import ScoreModel
-from fastscore.noise import NoiseKey
-from fastscore.parametrization import Parametrization
-from fastscore.schedule import EDM
+from fastscore.guidance.mixture import Guidance, fold
+from fastscore.model.conditions import Inputs
+from fastscore.model.score import ScoreModel
+from fastscore.ops.backend import REFERENCE, Ops
+from fastscore.ops.noise import NoiseKey
+from fastscore.process.continuous import EDM
+from fastscore.process.grid import karras
+from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DDIM, Langevin, PredictorCorrector, ReverseDiffusion
 
 from .conftest import load

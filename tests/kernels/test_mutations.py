@@ -11,26 +11,26 @@ import pytest
 
 from fastscore import kernels
 
-from . import test_norms, test_philox, test_quantize, test_update
+from . import test_noise, test_norms, test_quantize, test_update
 from .cases import Case
 from .conftest import load
 
 row = partial(test_update.test_same_bits, case=Case(48, guided=True, slots=3, known=True, mean=True, own=True))
 points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
-normals = partial(test_philox.test_normals, d=129)
+normals = partial(test_noise.test_normals, d=129)
 norms = partial(test_norms.test_same_bits, case=Case(1500, n=7), norm="sample")
 batch = partial(test_norms.test_same_bits, case=Case(3), norm="batch")
 image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="floor")
 levels = partial(test_quantize.test_every_level_and_its_edges, rounding="nearest")
 
 MUTANTS = [
-    # philox: a word of the counter or the key, a round, a sign
-    ("philox", "(key >> 32).to(tl.uint32)", "(key & 0xFFFFFFFF).to(tl.uint32)", normals),
-    ("philox", "draw.to(tl.uint32, bitcast=True),", "draw.to(tl.uint32, bitcast=True) + 1,", normals),
-    ("philox", "tl.static_range(10)", "tl.static_range(9)", normals),
-    ("philox", "tl.join(tl.join(v0, v2), tl.join(v1, v3))", "tl.join(tl.join(v0, v1), tl.join(v2, v3))", normals),
-    ("philox", "signed(z1, w1)", "signed(z1, w0)", normals),
-    ("philox", " + scale * -3.4060639508490254e-13", "", normals),
+    # noise: a word of the counter or the key, a round, a sign
+    ("noise", "(key >> 32).to(tl.uint32)", "(key & 0xFFFFFFFF).to(tl.uint32)", normals),
+    ("noise", "draw.to(tl.uint32, bitcast=True),", "draw.to(tl.uint32, bitcast=True) + 1,", normals),
+    ("noise", "tl.static_range(10)", "tl.static_range(9)", normals),
+    ("noise", "tl.join(tl.join(v0, v2), tl.join(v1, v3))", "tl.join(tl.join(v0, v1), tl.join(v2, v3))", normals),
+    ("noise", "signed(z1, w1)", "signed(z1, w0)", normals),
+    ("noise", " + scale * -3.4060639508490254e-13", "", normals),
     # update: a term dropped, a wrong counter, a wrong slot, column or draw
     ("update", "y = y + column(row, abi.B, real) * m", "y = y + m", row),
     ("update", "        m = m + column(row, abi.Q2, real) * f2\n", "        m = m\n", row),

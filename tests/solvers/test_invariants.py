@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from cases import CASES, PAIRS, SETTINGS
-from oracles import MODEL, check_invariants, planned
+from checks import MODEL, check_invariants, planned
 
-from fastscore.schedule import EDM
+from fastscore.process.continuous import EDM
 from fastscore.solvers import (
     DDIM,
     DEIS,

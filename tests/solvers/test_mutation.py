@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from cases import CASES, knots_of
-from oracles import MODEL, ORDERED, check_invariants, check_order, check_textbook, planned
+from checks import MODEL, ORDERED, check_invariants, check_order, check_textbook, planned
 
 pytestmark = pytest.mark.slow
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from oracles import GAUSSIAN, MEAN, OFFSET, ORDERED, STD, check_order, moments
+from checks import GAUSSIAN, MEAN, OFFSET, ORDERED, STD, check_order, moments
 
-from fastscore.grid import Times
+from fastscore.process.discrete import DiscreteVE, discrete_vp
+from fastscore.process.grid import Times
 from fastscore.sampler import Sampler
 from fastscore.solvers import Euler, Heun
-from fastscore.tables import DiscreteVE, ddpm
 
 
 # Half of the settings at every run; the rest with the slow ones.
@@ -24,7 +24,7 @@ def test_declared_order_is_the_measured_one(name, setting):
 # ln alpha of a table has a kink at each index. Steps over many indices must see the smooth curve through them.
 @pytest.mark.parametrize("solver", [Euler(), Heun()], ids=["euler", "heun"])
 @pytest.mark.parametrize(
-    "table", [ddpm(n=1000), DiscreteVE(tuple(np.linspace(0.01, 3.0, 1000)))], ids=["ddpm", "smld-linear"]
+    "table", [discrete_vp(n=1000), DiscreteVE(tuple(np.linspace(0.01, 3.0, 1000)))], ids=["ddpm", "smld-linear"]
 )
 def test_order_on_a_table(table, solver):
     strides, errors = np.array([32, 16, 8, 4]), []

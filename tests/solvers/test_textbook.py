@@ -4,18 +4,18 @@ import ast
 from pathlib import Path
 
 import cases
+import checks
 import numpy as np
-import oracles
 import pytest
 import textbook
 import textbook_exponential
 import torch
 from cases import CASES, PAIRS, SETTINGS
-from oracles import DENOISER, NOISE, N, check_textbook
+from checks import DENOISER, NOISE, N, check_textbook
 
-from fastscore.grid import Times
-from fastscore.model import ScoreModel
-from fastscore.parametrization import Parametrization
+from fastscore.model.score import ScoreModel
+from fastscore.process.grid import Times
+from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import DDIM, Ancestral, DPMpp2M, Euler, EulerMaruyama, Heun
 
@@ -38,7 +38,7 @@ def test_one_step(name, setting, clean):
 def test_euler_without_denoising(setting):
     here = SETTINGS[setting]
     knots = np.array(here.knots)
-    ours = _run(oracles.MODEL, setting, Euler(denoise=False), knots)
+    ours = _run(checks.MODEL, setting, Euler(denoise=False), knots)
     theirs = textbook.euler(here.process, DENOISER, knots[:-1], here.prior * NOISE[0], iter(()))
     # The last step follows the flow at the last knot with sigma > 0; on a table of levels sigma is geometric there.
     theirs = textbook.euler(here.process, DENOISER, knots[-2:], theirs, iter(()), denoise=False)
@@ -49,7 +49,7 @@ def test_euler_without_denoising(setting):
 def test_ancestral_without_denoising_adds_beta_noise(variance, scale):
     here = SETTINGS["vp-linear"]
     knots = np.array(here.knots)[-2:]
-    ours = _run(oracles.MODEL, "vp-linear", Ancestral(variance, denoise=False), knots)
+    ours = _run(checks.MODEL, "vp-linear", Ancestral(variance, denoise=False), knots)
     alpha, sigma = here.process.alpha(knots[0]), here.process.sigma(knots[0])
     theirs = DENOISER(NOISE[0], alpha, sigma) + scale * sigma * NOISE[1]  # beta_1 = 1 - abar_1 = sigma^2
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
@@ -82,7 +82,7 @@ def test_any_prediction_is_the_same_denoiser(prediction, sampled):
         }[prediction]
         return torch.from_numpy(F)
 
-    model = ScoreModel(net, (oracles.D,), here.schedule, Parametrization(prediction, label))
+    model = ScoreModel(net, (checks.D,), here.schedule, Parametrization(prediction, label))
     # Only noise that the model was trained on: of VE the last knots, of VP all but the first for EDM's 80.
     start = -3 if sampled == "ve" else int(prediction == "edm")
     whole = np.array(SETTINGS[sampled].knots)
@@ -117,7 +117,7 @@ def test_the_oracles_are_independent():
         (textbook, ("fastscore", "torch")),
         (textbook_exponential, ("fastscore", "torch")),
         (cases, ("fastscore.plan", "fastscore.ops")),
-        (oracles, ("fastscore.plan", "fastscore.ops")),
+        (checks, ("fastscore.plan", "fastscore.ops")),
     ):
         tree = ast.parse(Path(file.__file__).read_text())
         names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}

@@ -1,0 +1,92 @@
+r"""Brownian paths over lam, each a pure function of (seed, id), read at any time in any order.
+
+On [0, S] divided into 2^16 units, with normals z of numbered draws (Levy's construction):
+
+    W(s) = s / sqrt(S) z_1 + sum_l min(s - a, b - s) / sqrt(b - a) z_n,    n = 1 + 2^l + k,
+
+where [a, b], number k of the 2^l intervals of level l = 0 .. 15, contains s. A sum without state: a step that is
+rejected and tried again shorter reads the same path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore.kernels import abi
+from fastscore.ops.backend import REFERENCE, Ops
+from fastscore.ops.noise import NoiseKey
+
+LEVELS = 16
+UNITS = 1 << LEVELS
+EXACT = 3  # bits that a rounded step keeps below its leading one
+
+
+class Path:
+    """The paths of the samples in the slots.
+
+    Args:
+        key: whose ids are the samples'; a buffer that the engine refills.
+        span: S > 0.
+        width: elements of a sample.
+        lanes: at least as many as slots.
+        dtype: of the path.
+        ops: the backend that makes the normals.
+    """
+
+    def __init__(self, key: NoiseKey, span: float, width: int, lanes: int, dtype: torch.dtype, ops: Ops) -> None:
+        slots, device = len(key.ids), key.ids.device
+        self.key, self.span, self.slots = key, span, slots
+        self.ops = ops if dtype == torch.float32 else REFERENCE
+        self.lane = torch.arange(slots, device=device)
+        self.table = torch.zeros(slots, abi.WIDTH, dtype=dtype, device=device)
+        self.table[:, abi.A] = 1.0
+        self.table[:, abi.PUSH] = -1.0
+        self.none = torch.zeros(0, slots, width, dtype=dtype, device=device)
+        # W at the step's start and at its end; whole units from 0 of the same.
+        self.here, self.there = (torch.zeros(slots, width, dtype=dtype, device=device) for _ in range(2))
+        self.at, self.to = (torch.zeros(lanes, dtype=torch.int64, device=device) for _ in range(2))
+
+    def reset(self, slots: Tensor) -> None:
+        """Begin the paths of new samples: W(0) = 0."""
+        self.here[slots] = 0.0
+        self.at[slots] = 0
+
+    def aim(self, h: Tensor, last: Tensor) -> Tensor:
+        """Round steps down to whole units with few bits, which few levels reach; return them, float64 [lanes].
+
+        A ``last`` one (bool) leads to S. A step below one unit becomes 0.
+        """
+        left = UNITS - self.at
+        units = torch.where(last, left, torch.minimum((h * (UNITS / self.span)).to(torch.int64), left - 1))
+        bits = torch.frexp(units.to(torch.float64))[1].to(torch.int64)
+        coarse = (bits - 1 - EXACT).clamp_min(0)
+        self.to = ((self.at + units) >> coarse) << coarse
+        return (self.to - self.at) * (self.span / UNITS)
+
+    def increment(self, wanted: Tensor) -> Tensor:
+        """Return W(end) - W(start) of the lanes that are ``wanted`` (bool); [slots, width], others undefined."""
+        s, used = self.to[: self.slots], wanted[: self.slots]
+        x = torch.zeros_like(self.here)
+        self._add(x, torch.ones_like(s), s * (self.span**0.5 / UNITS), used)
+        for level in range(LEVELS):
+            below = LEVELS - level
+            k = s >> below
+            offset = s - (k << below)
+            reach = torch.minimum(offset, (1 << below) - offset) * (self.span / UNITS / (1 << below)) ** 0.5
+            rest = (s & ((1 << below) - 1)) * used
+            if s.device.type == "cpu" and not bool(rest.any()):
+                break  # every path is at a node of an earlier level
+            self._add(x, k + (1 + (1 << level)), reach, used)
+        self.there = torch.where(used[:, None], x, self.there)
+        return self.there - self.here
+
+    def accept(self, lanes: Tensor) -> None:
+        """Move the start of the lanes that are set (bool) to the end of their step."""
+        self.at = torch.where(lanes, self.to, self.at)
+        self.here = torch.where(lanes[: self.slots, None], self.there, self.here)
+
+    def _add(self, x: Tensor, draw: Tensor, weight: Tensor, used: Tensor) -> None:
+        self.table[:, abi.DRAW] = draw.to(x.dtype)
+        self.table[:, abi.C] = (weight * used).to(x.dtype)
+        self.ops.update(x, None, self.none, self.table, self.lane, self.key)

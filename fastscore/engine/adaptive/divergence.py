@@ -1,0 +1,81 @@
+r"""The probability-flow ODE with the divergence of its right-hand side, from one evaluation of the network.
+
+    d/dphi (x, l_1, .., l_P) = (v, e_1 . J e_1 / D, .., e_P . J e_P / D),     J = dv/dx,   E e e^T = I
+
+Each l is an estimate of the change of ln p per dimension along the path (Skilling-Hutchinson), or with the D unit
+vectors in place of probes the change itself. One forward pass gives v; each probe takes one backward pass through it.
+
+Source: Grathwohl et al. 2019, section 3.1; Song et al. 2021, appendix D.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastscore.engine.adaptive.run import ScoreField
+from fastscore.ops.noise import PROBE_DRAW, NoiseKey
+from fastscore.ops.norms import dot
+
+PROBES = ("rademacher", "gaussian", "exact")
+
+
+class DivergenceField:
+    """The augmented field of the samples in the slots.
+
+    Args:
+        score: evaluates the network; its quantity is v.
+        kind: one of PROBES; "exact" takes D backward passes an evaluation.
+        probes: P.
+        key: of all samples of the run; their probes are functions of its seed and ids.
+        slots: how many.
+    """
+
+    def __init__(self, score: ScoreField, kind: str, probes: int, key: NoiseKey, slots: int) -> None:
+        self.score, self.kind, self.key = score, kind, key
+        self.d = score.parts[0]
+        self.parts = (self.d, 1 if kind == "exact" else probes)
+        # One direction at a time is made of the exact ones.
+        count = 0 if kind == "exact" else probes
+        self.probes = torch.zeros(count, slots, self.d, dtype=score.dtype, device=key.ids.device)
+
+    def load(self, slots: Tensor, positions: Tensor) -> None:
+        """Draw the probes of the samples that enter slots."""
+        self.score.load(slots, positions)
+        key = NoiseKey(self.key.seed, self.key.ids[positions])
+        draw: Callable[..., Tensor] = key.sign if self.kind == "rademacher" else key.normal
+        for j in range(len(self.probes)):
+            self.probes[j, slots] = draw(PROBE_DRAW + j, self.d, self.score.dtype)
+
+    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Return the right-hand side, [slots, D + P]."""
+        level = self.score.levels.at(lam)
+        p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
+        with torch.enable_grad():
+            x = y[:, : self.d].detach().requires_grad_()
+            F = self.score.network(x, level)
+        rates = []
+        if self.kind == "exact":
+            trace = torch.zeros_like(y[:, 0])
+            for j in range(self.d):
+                trace = trace + self._product(F, x, self._axis(x, j), last=j == self.d - 1)[:, j]
+            rates.append(p[:, 0] + q[:, 0] * (trace / self.d))
+        for j, e in enumerate(self.probes):
+            product = dot(self._product(F, x, e, last=j == len(self.probes) - 1), e)
+            rates.append((p[:, 0] * dot(e, e) + q[:, 0] * product) / self.d)
+        v = p * x.detach() + q * F.detach().to(y.dtype)
+        return torch.cat([v, torch.stack(rates, 1)], 1)
+
+    def _product(self, F: Tensor, x: Tensor, e: Tensor, last: bool) -> Tensor:
+        """Return e^T dF/dx, [slots, D]; ``last``: the graph is not needed again."""
+        if not F.requires_grad:
+            raise ValueError("the network's output does not depend on its input in a way that can be differentiated")
+        return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=not last)[0]
+
+    @staticmethod
+    def _axis(x: Tensor, j: int) -> Tensor:
+        e = torch.zeros_like(x)
+        e[:, j] = 1.0
+        return e

@@ -1,0 +1,123 @@
+r"""A network as a function of the noise level, for solvers that choose their own.
+
+On the unit circle (alpha = cos phi, sigma = sin phi) a network's coefficients depend on lam = ln(alpha / sigma)
+alone. They are computed by the pass that folds any plan, on a plan with a row at each of some thousand nodes, and
+interpolated on the device in float64. Between nodes 0.003 apart the error of the cubic is below 1e-10 where the
+network's own schedule is smooth; a discrete one bends at its indices, and there the label is off by some 1e-3 of an
+index.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastscore.model.score import ScoreModel
+from fastscore.plan.passes import fold
+from fastscore.plan.rows import Plan, Row
+from fastscore.process.continuous import Trig
+from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
+
+SPACING, FEWEST = 0.003, 4096
+PURE = -25.0  # stands for lam = -inf: alpha = 1.4e-11
+QUANTITIES = ("v", "eps", "drift")  # of GottaGoFast
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a network and a schedule are at some noise levels; each float64 [lanes].
+
+    Attributes:
+        p, q: the quantity is p x + q F, x on the unit circle.
+        c_in, c_noise: factor on x that makes the network's input; time label.
+        length: hypot(alpha, sigma) of the chosen schedule, whose state is length x.
+    """
+
+    p: Tensor
+    q: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    length: Tensor
+
+
+class Levels:
+    """The table, on the device.
+
+    Args:
+        model: gives schedule and parametrization.
+        schedule: the chosen one.
+        quantity: what p x + q F shall be: "v", "eps", or the "drift" sigma^2 x - 2 sigma eps.
+        start, end: times of ``schedule``, in any order.
+
+    Raises:
+        ValueError: the network was never trained at so much noise, or is singular at one of the levels.
+    """
+
+    def __init__(
+        self, model: ScoreModel, schedule: Schedule, quantity: str, start: float, end: float, device: torch.device
+    ) -> None:
+        low, high = sorted(max(float(lam(schedule, t)), PURE) for t in (start, end))
+        if not low < high < math.inf:
+            raise ValueError(f"from t = {start} to {end} there is nothing to integrate, or lam is infinite")
+        count = max(FEWEST, int((high - low) / SPACING)) + 1
+        nodes = np.linspace(low, high, count)
+        columns = np.stack([*_folded(model, quantity, nodes), _length(schedule, nodes, start, end)], 1)
+        if not np.all(np.isfinite(columns)):
+            bad = nodes[~np.isfinite(columns).all(1)][0]
+            raise ValueError(
+                f"the network's coefficients are not finite at lam = {bad:.6g} of {low:.6g} .. {high:.6g}: "
+                f"prediction {model.parametrization.prediction!r} with label {model.parametrization.label!r} is "
+                "singular there; start later or end earlier"
+            )
+        self.table = torch.tensor(columns, device=device)
+        self.low, self.spacing, self.count = low, (high - low) / (count - 1), count
+
+    def at(self, lam: Tensor) -> Level:
+        """Return the columns at ``lam``, float64 [lanes], by cubic Lagrange interpolation."""
+        u = ((lam - self.low) / self.spacing).clamp(0.0, self.count - 1.0)
+        k = u.floor().clamp(1.0, self.count - 3.0)
+        f, first = u - k, k.to(torch.int64) - 1
+        below, above, second = f + 1.0, f - 1.0, f - 2.0
+        weights = (
+            f * above * second / -6.0,
+            below * above * second / 2.0,
+            below * f * second / -2.0,
+            below * f * above / 6.0,
+        )
+        total = weights[0][:, None] * self.table[first]
+        for j in range(1, 4):
+            total = total + weights[j][:, None] * self.table[first + j]
+        return Level(*total.unbind(1))
+
+
+def angle(lam: float) -> float:
+    """Return phi with tan phi = e^-lam."""
+    return math.atan2(1.0, math.exp(lam))
+
+
+def _folded(model: ScoreModel, quantity: str, nodes: Array) -> tuple[Array, Array, Array, Array]:
+    """Return p, q, c_in and c_noise at the nodes: those of a plan on the unit circle."""
+    phi = np.arctan2(1.0, np.exp(nodes))
+    bottom = float(lam(model.schedule, model.schedule.T))
+    # Rounding of phi must not lead beyond the network's own noise.
+    phi = np.where(lam(Trig(), phi) < bottom, phi * (1.0 - 4e-16), phi)
+    m = "v" if quantity == "v" else "eps"
+    rows = tuple(Row(t, t, 1.0, 1.0, m=m) for t in phi.tolist())
+    folded = fold(Plan(Trig(), rows), model.schedule, model.parametrization).rows
+    p, q, c_in, c_noise = np.array([(r.p, r.q, r.c_in, r.c_noise) for r in folded]).T
+    if quantity == "drift":
+        sigma = np.sin(phi)
+        p, q = sigma**2 - 2.0 * sigma * p, -2.0 * sigma * q
+    return p, q, c_in, c_noise
+
+
+def _length(schedule: Schedule, nodes: Array, start: float, end: float) -> Array:
+    """Return hypot(alpha, sigma) at the nodes; ``start`` and ``end`` stand for their own lam."""
+    t = np.empty_like(nodes)
+    t[0], t[-1] = max(start, end), min(start, end)
+    t[1:-1] = t_of_lam(schedule, nodes[1:-1])
+    return np.hypot(schedule.alpha(t), schedule.sigma(t))

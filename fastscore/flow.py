@@ -1,0 +1,273 @@
+r"""The probability-flow ODE as a normalizing flow: encode, decode, and the log-likelihood of data.
+
+From the data's end to the prior's the ODE dx/dphi = v on the unit circle (see solvers/adaptive.py) carries a density
+along: with x = L x^ for a schedule of length L = hypot(alpha, sigma) in D dimensions,
+
+    ln p(x) = ln N(x^_T; 0, s^2 I) + int div v dphi - D ln L_0,     s = prior_std / L_T.
+
+p is the model's density of x at the end of the span, t_end, whose noise is part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fastscore.engine.adaptive.control import Rule
+from fastscore.engine.adaptive.cost import Effort
+from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
+from fastscore.engine.adaptive.levels import Levels, angle
+from fastscore.engine.adaptive.run import ScoreField
+from fastscore.engine.adaptive.slots import Field, Slots
+from fastscore.model.conditions import Labels, condition_of
+from fastscore.model.score import ScoreModel
+from fastscore.network.jit import compiled
+from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
+from fastscore.process.continuous import EDM
+from fastscore.process.grid import Grid, Span, Times, within
+from fastscore.process.schedule import Schedule, lam
+from fastscore.sampler import network_dtype
+from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
+from fastscore.solvers.adaptive_steps import RungeKutta
+
+Solver = Dopri5 | BogackiShampine | Euler | Heun | RK2 | RK4
+END = 1e-5  # of a continuous schedule's time; Song et al. 2021 end likelihoods there
+EXACT_DIMENSIONS = 16  # up to which "auto" takes the exact divergence
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Of n samples of D dimensions.
+
+    Attributes:
+        nats: ln p, float64 [n]; the mean over the probes.
+        stderr: standard error of ``nats`` over the probes, float64 [n]; 0 if exact, NaN for a single probe.
+        latent: x_T, [n, *shape].
+        effort: what it cost.
+    """
+
+    nats: Tensor
+    stderr: Tensor
+    latent: Tensor
+    effort: Effort
+
+    def bits_per_dim(self, step: float = 1.0) -> Tensor:
+        """Return -log2 of the probability of a cell ``step`` wide, per dimension, float64 [n].
+
+        ``step`` is the distance of two levels of the data, in units of x: 2/256 where 256 levels fill -1 .. 1,
+        which is the offset of 7 bits, 1/256 (8 bits) where they fill 0 .. 1, 1/127.5 of fastscore's own images.
+        1 leaves a density's bits.
+        """
+        if not 0.0 < step < math.inf:
+            raise ValueError(f"step = {step} must be positive")
+        d = math.prod(self.latent.shape[1:])
+        return -self.nats / (d * math.log(2.0)) - math.log2(step)
+
+
+class ProbabilityFlow:
+    """A score model as a normalizing flow. A pure function of (settings, seed, id), like a Sampler.
+
+        flow = ProbabilityFlow(model)
+        result = flow.log_likelihood(x)
+        x_again = flow.decode(flow.encode(x))
+
+    Args:
+        model: the score model.
+        schedule: whose prior and state are meant; the model's own if left out.
+        solver: Dopri5 or BogackiShampine, adaptive; or Euler, Heun, RK2 or RK4 on a grid, whose knots they
+            step between in the angle phi.
+        grid: a Span for an adaptive solver, a Grid or Times that ends at sigma > 0 for the others. Left out:
+            from T to t = 1e-5, or to t_end where noise levels are discrete or bounded below.
+        batch: samples at once; the network always runs at this size.
+        device, dtype, compile: as for Sampler.
+
+    Raises:
+        ValueError: settings that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        *,
+        schedule: Schedule | None = None,
+        solver: Solver | None = None,
+        grid: Grid | Times | Span | None = None,
+        batch: int = 64,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compile: str = "off",
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch = {batch} must be at least 1")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
+        self.schedule = schedule if schedule is not None else model.schedule
+        self.solver = solver if solver is not None else Dopri5()
+        if not isinstance(self.solver, Solver):
+            raise ValueError(f"solver = {self.solver} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
+        adaptive = isinstance(self.solver, Dopri5 | BogackiShampine)
+        wanted = grid if grid is not None else Span(end=likelihood_end(self.schedule))
+        if isinstance(wanted, Span) != adaptive:
+            need = "a Span" if adaptive else "a Grid or Times"
+            raise ValueError(f"{type(self.solver).__name__} needs {need} for a grid, not {wanted}")
+        self.grid = within(wanted, self.schedule, model.schedule)
+        self.batch, self.device, self.dtype = batch, torch.device(device), dtype
+        knots = self.grid(self.schedule)
+        if not math.isfinite(float(lam(self.schedule, knots[-1]))):
+            raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")
+        self.angles = [angle(float(v)) for v in lam(self.schedule, knots)]
+        if isinstance(model.net, nn.Module):
+            model.net.to(self.device).eval()
+        self.net_dtype = network_dtype(model.net, dtype)
+        self.model = replace(model, net=compiled(model.net, compile, self.device))
+        self.levels = Levels(model, self.schedule, "v", float(knots[0]), float(knots[-1]), self.device)
+        self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
+        top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
+        self.prior_std = self.schedule.prior_std / top  # on the unit circle
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        *,
+        probes: int = 1,
+        probe: str = "auto",
+        ids: Sequence[int] | None = None,
+        seed: int = 0,
+        labels: Labels = None,
+        cond: Tensor | None = None,
+        progress: bool = False,
+    ) -> LogLikelihood:
+        """Return the log-likelihood of data.
+
+        Args:
+            x: [n, *shape], in the units that the model was trained on; dequantised if it is discrete.
+            probes: estimates of the divergence a sample, each with a probe of its own that stays the same along
+                the path; their spread gives the standard error.
+            probe: "rademacher", "gaussian", "exact" (D backward passes an evaluation), or "auto": exact up to 16
+                dimensions, then rademacher.
+            ids: of the samples, 0 .. n-1 if left out; with the seed they choose the probes.
+            seed: 0 .. 2^64-1.
+            labels, cond: as for Sampler.run.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: bad shapes, ids, probes or conditions, or a network that cannot be differentiated.
+            NonFiniteError, StepSizeError: as for Sampler.run.
+        """
+        d = math.prod(self.model.shape)
+        kind = ("exact" if d <= EXACT_DIMENSIONS else "rademacher") if probe == "auto" else probe
+        if kind not in PROBES:
+            raise ValueError(f"probe = {probe!r} must be auto, {', '.join(PROBES)}")
+        if not 1 <= probes <= 1 << 16 or (kind == "exact" and probes != 1):
+            raise ValueError(f"probes = {probes} must lie in 1 .. 65536, and be 1 where the divergence is exact")
+        x, key = self._checked(x, ids, seed)
+        score = ScoreField(self.model, self.levels, self.batch, self.device, self.dtype, self.net_dtype)
+        field = DivergenceField(score, kind, probes, key, self.batch)
+        zeros = torch.zeros(len(x), field.parts[1], dtype=self.dtype, device=self.device)
+        y, effort = self._solve(
+            field,
+            score,
+            torch.cat([x / self.lengths[-1], zeros], 1),
+            key,
+            condition_of(self.model, key, labels, cond),
+            progress,
+            True,
+        )
+        latent, change = y[:, :d], y[:, d:].double()
+        prior = -0.5 * (latent.double() / self.prior_std).square().sum(1)
+        prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
+        spread = d * change.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(prior, math.nan)
+        return LogLikelihood(
+            prior + d * change.mean(1),
+            torch.zeros_like(prior) if kind == "exact" else spread,
+            (latent * self.lengths[0]).reshape(-1, *self.model.shape),
+            effort,
+        )
+
+    def encode(self, x: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
+        """Return the latent x_T of data x, both [n, *shape]."""
+        return self._transport(x, labels, cond, progress, up=True)
+
+    def decode(self, z: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
+        """Return the data x of latents x_T, both [n, *shape]: what ``encode`` undoes."""
+        return self._transport(z, labels, cond, progress, up=False)
+
+    def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
+        x, key = self._checked(x, None, 0)
+        field = ScoreField(self.model, self.levels, self.batch, self.device, self.dtype, self.net_dtype)
+        (here, there) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
+        y, _ = self._solve(field, field, x / here, key, condition_of(self.model, key, labels, cond), progress, up)
+        return (y * there).reshape(-1, *self.model.shape)
+
+    def _solve(
+        self,
+        field: Field,
+        score: ScoreField,
+        y: Tensor,
+        key: NoiseKey,
+        condition: Tensor | None,
+        progress: bool,
+        up: bool,
+    ) -> tuple[Tensor, Effort]:
+        """Integrate the states [n, width] from one end to the other."""
+        score.given = condition
+        angles = self.angles[::-1] if up else self.angles
+        if isinstance(self.solver, Dopri5 | BogackiShampine):
+            rule = Rule.of(self.solver)
+        else:
+            rule = Rule(knots=torch.tensor(angles, dtype=torch.float64, device=self.device))
+        slots = Slots(
+            field,
+            RungeKutta(self.solver.tableau, self.device),
+            self.levels,
+            rule,
+            angles[0],
+            angles[-1],
+            slots=self.batch,
+            settle=False,
+            key=NoiseKey(key.seed, torch.zeros(self.batch, dtype=torch.int64, device=self.device)),
+            dtype=self.dtype,
+        )
+        out = torch.empty_like(y)
+        for at, arrived, _ in slots.run(len(y), lambda first, last: y[first:last], key.ids, progress):
+            out[at.to(out.device)] = arrived
+        return out, slots.effort
+
+    def _checked(self, x: Tensor, ids: Sequence[int] | None, seed: int) -> tuple[Tensor, NoiseKey]:
+        if not isinstance(x, Tensor) or x.shape[1:] != self.model.shape or not x.is_floating_point():
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x: {shape} must be a floating-point tensor [n, {', '.join(map(str, self.model.shape))}]")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("x holds NaN or Inf")
+        key = NoiseKey.of(seed, range(len(x)) if ids is None else ids, self.device)
+        if len(key.ids) != len(x):
+            raise ValueError(f"ids: {len(key.ids)} ids for {len(x)} samples")
+        return x.to(self.device, self.dtype).flatten(1), key
+
+
+def dequantize(levels: Tensor, key: NoiseKey, step: float, edge: float) -> Tensor:
+    """Return edge + step (u + r) with r uniform in (0, 1], a function of seed and id; float32, like ``levels``.
+
+    Args:
+        levels: u, integers from 0, [n, ...].
+        step: distance of two levels in x.
+        edge: lower edge of level 0 in x.
+
+    -1 and 2/256 are score_sde's; fastscore's own images, u / 127.5 - 1, lie in the middle of their cells: 1/127.5 and
+    -1 - 0.5/127.5. Source: Theis et al. 2016, section 3.1.
+    """
+    if levels.is_floating_point():
+        raise ValueError(f"dequantize: levels are integers, not {levels.dtype}")
+    r = key.uniform(LEVEL_DRAW, levels[0].numel() if len(levels) else 0).reshape(levels.shape)
+    return edge + step * (levels.to(torch.float32) + r)
+
+
+def likelihood_end(schedule: Schedule) -> float:
+    """Return the time at which a likelihood ends if nothing else is said."""
+    if schedule.t_clean == 0.0 and not isinstance(schedule, EDM):
+        return min(END, schedule.t_end)
+    return schedule.t_end

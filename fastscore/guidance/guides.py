@@ -1,0 +1,246 @@
+r"""Guides: what changes the estimate E[x_0 | x_t] of a run, whatever the solver, schedule and network.
+
+    D' = D + (sigma^2 / alpha) grad_x log p(y | x_t)
+
+is Tweedie's estimate under the score of p(x_t | y); the gradient is scaled by what the score of a row is scaled by.
+Thresholding and rescaling change D directly. A guide treats every sample alone, so that it sees no batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastscore.guidance.denoiser import Denoiser, Guide
+from fastscore.guidance.measurements import Operator
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Guides one after the other: each sees the estimate that the ones before it made."""
+
+    guides: tuple[Guide, ...]
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        return _Chained(denoise, self.guides, alpha, sigma, y)(x)
+
+
+@dataclass(frozen=True)
+class _Chained:
+    denoise: Denoiser
+    guides: tuple[Guide, ...]
+    alpha: Tensor
+    sigma: Tensor
+    y: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.both(x)[0]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.guides:
+            return self.denoise.both(x)
+        before = _Chained(self.denoise, self.guides[:-1], self.alpha, self.sigma, self.y)
+        D = self.guides[-1](before, x, self.alpha, self.sigma, self.y)  # pyright: ignore[reportArgumentType]
+        return D, D
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Clip D to [-s, s] and scale that to [-bound, bound]; s is the ``share`` quantile of a sample's |D|, or bound.
+
+    Strong guidance pushes values out of the data's range; a fixed clip (Sampler's ``clip``) saturates them, this one
+    brings the whole sample back. The quantile is the nearest rank from above.
+
+    Source: Saharia et al. 2022 (Imagen), section 2.3.
+    """
+
+    share: float = 0.995
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.share <= 1.0 and self.bound > 0.0):
+            raise ValueError(f"DynamicThreshold: share = {self.share} must lie in 0 .. 1, bound = {self.bound} above 0")
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        D = denoise(x)
+        size = D.detach().abs().flatten(1)
+        s = size.kthvalue(max(1, math.ceil(self.share * size.shape[1])), dim=1).values
+        s = s.clamp_min(self.bound).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.maximum(torch.minimum(D, s), -s) * (self.bound / s)
+
+
+@dataclass(frozen=True)
+class CFGRescale:
+    """Bring the spread of a guided estimate back to that of its conditional one, D_1.
+
+        D' = D (phi std(D_1) / std(D) + 1 - phi)
+
+    std is over the elements of a sample. First in a Chain, since only the network's own estimates tell D_1.
+
+    Source: Lin et al. 2024, eq. 14-16, on the estimate of x_0 rather than on the network's output, so that it does not
+    depend on what the network predicts.
+    """
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.phi <= 1.0:
+            raise ValueError(f"CFGRescale: phi = {self.phi} must lie in 0 .. 1")
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        D, own = denoise.both(x)
+        spread, wanted = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, own))
+        return D * (self.phi * (wanted / spread) + (1.0 - self.phi)).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance:
+    """Follow a classifier of noisy states: D' = D + scale (sigma^2 / alpha) grad_x log p(y | x_t).
+
+    Args:
+        log_prob: (x, alpha, sigma, y) -> log p(y | x_t = x), [N]; any function, a classifier's chosen log-softmax.
+        scale: of the gradient; 1 is Bayes' rule.
+
+    Source: Song et al. 2021, section 5 and appendix I; Dhariwal & Nichol 2021, algorithm 1 (scale).
+    """
+
+    log_prob: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    scale: float = 1.0
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            gradient = _gradient(self.log_prob(at, alpha, sigma, y), at)
+        return denoise(x) + self.scale * _tweedie(alpha, sigma) * gradient
+
+
+@dataclass(frozen=True)
+class EnergyGuidance:
+    """Go down an energy of the clean estimate: D' = D - scale (sigma^2 / alpha) grad_x E(D(x), y).
+
+    Args:
+        energy: (D, y) -> E, [N]; exp(-E) is what each estimate is weighted by.
+        scale: of the gradient.
+
+    Source: Song et al. 2023 (loss-guided diffusion) with one point; Bansal et al. 2023, forward guidance.
+    """
+
+    energy: Callable[[Tensor, Tensor | None], Tensor]
+    scale: float = 1.0
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        return _through(denoise, x, alpha, sigma, lambda D: -self.scale * self.energy(D, y))
+
+
+@dataclass(frozen=True)
+class DPS:
+    r"""Diffusion posterior sampling of y = A(x_0) + noise: log p(y | x_t) ~ -|y - A(D)|^2 / (2 noise^2).
+
+    The step along the gradient is noise^2 times stiffer than the run's own: where ``noise`` is small against the
+    spread of the data, the grid must be fine or ``scale`` small. PiGDM needs neither, for linear A.
+
+    Args:
+        operator: A, differentiable; it need not be linear.
+        noise: standard deviation of the measurement, or None for the step of the published code,
+            (scale / |y - A(D)|) grad |y - A(D)|^2, which acts on D here and not on the state after a step.
+        scale: of the gradient.
+
+    Source: Chung et al. 2023, eq. 16 and algorithm 1. Measurements are the ``y`` of a run.
+    """
+
+    operator: Callable[[Tensor], Tensor]
+    noise: float | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not 0.0 < self.noise < math.inf:
+            raise ValueError(f"DPS: noise = {self.noise} must be positive, or None")
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        def log_prob(D: Tensor) -> Tensor:
+            square = _residual(self.operator, D, y).flatten(1).square().sum(1)
+            if self.noise is None:
+                return -self.scale * square / square.detach().sqrt().clamp_min(torch.finfo(square.dtype).tiny)
+            return -self.scale * square / (2.0 * self.noise**2)
+
+        return _through(denoise, x, alpha, sigma, log_prob)
+
+
+@dataclass(frozen=True)
+class PiGDM:
+    r"""Pseudoinverse guidance of y = A x_0 + noise, with p(x_0 | x_t) taken as N(D, r^2 I).
+
+        grad_x log p(y | x_t) ~ (dD/dx)^T A^T (r^2 A A^T + noise^2 I)^-1 (y - A D),
+        r^2 = data_std^2 sigma^2 / (alpha^2 data_std^2 + sigma^2)
+
+    It is exact, and so is the posterior, where the data are N(mu, data_std^2 I).
+
+    Args:
+        operator: A, see fastscore.operators.
+        noise: standard deviation of the measurement, 0 for none.
+        data_std: of the data.
+        scale: of the gradient; 1 is Bayes' rule.
+
+    Source: Song et al. 2023, eq. 7, for any (alpha, sigma); r^2 with the variance of the data in place of their 1.
+    Measurements are the ``y`` of a run.
+    """
+
+    operator: Operator
+    noise: float = 0.0
+    data_std: float = 1.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.noise < math.inf and 0.0 < self.data_std < math.inf):
+            raise ValueError(f"PiGDM: noise = {self.noise} must be at least 0, data_std = {self.data_std} positive")
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        variance = self.data_std**2
+        r2 = variance * sigma**2 / (alpha**2 * variance + sigma**2)
+
+        def log_prob(D: Tensor) -> Tensor:
+            residual = _residual(self.operator, D, y)
+            # Its gradient is that of (y - A D) at a constant weight, which is the formula above.
+            weighted = self.operator.solve(residual.detach(), r2, self.noise**2)
+            return -self.scale * (residual * weighted).flatten(1).sum(1)
+
+        return _through(denoise, x, alpha, sigma, log_prob)
+
+
+def _through(
+    denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, log_prob: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return D + (sigma^2 / alpha) grad_x log_prob(D(x)); one forward and one backward pass of the network."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        D = denoise(at)
+        if not D.requires_grad:
+            raise ValueError(
+                "this guide differentiates the estimate, and a guide before it made that constant: put it first"
+            )
+        gradient = _gradient(log_prob(D), at)
+    return D.detach() + _tweedie(alpha, sigma) * gradient
+
+
+def _gradient(values: Tensor, at: Tensor) -> Tensor:
+    if values.shape != at.shape[:1]:
+        raise ValueError(f"a guide's log-probability or energy has shape {tuple(values.shape)}; expected one a sample")
+    return torch.autograd.grad(values.sum(), at)[0]
+
+
+def _tweedie(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return sigma^2 / alpha; 0 at pure noise, where x says nothing of the data and the gradient is 0."""
+    return torch.where(alpha > 0.0, sigma**2 / alpha, 0.0)
+
+
+def _residual(operator: Callable[[Tensor], Tensor], D: Tensor, y: Tensor | None) -> Tensor:
+    if y is None:
+        raise ValueError("this guide needs the measurements: Sampler.run(.., y=..)")
+    measured = operator(D)
+    if y.shape != measured.shape:
+        raise ValueError(f"y has shape {tuple(y.shape)}; the operator makes {tuple(measured.shape)}")
+    return y.to(measured) - measured

@@ -1,0 +1,131 @@
+"""A short measured choice of the micro-batch and the number of threads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastscore.files import cache_folder, write_text
+from fastscore.model.score import ScoreModel
+from fastscore.network import package
+
+SIZES = tuple(1 << k for k in range(4, 13))  # 16 .. 4096
+GAIN = 1.05  # a larger micro-batch must give so many times more samples a second
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a probe found.
+
+    Attributes:
+        batch: micro-batch.
+        threads: of torch; None where the device is not the CPU.
+        rates: samples a second of one evaluation each, as "threads x batch".
+    """
+
+    batch: int
+    threads: int | None
+    rates: dict[str, float]
+
+
+def choose_batch(
+    model: ScoreModel,
+    device: torch.device | str = "cpu",
+    sizes: tuple[int, ...] = SIZES,
+    threads: tuple[int, ...] | None = None,
+) -> Choice:
+    """Choose the micro-batch and the number of threads by timing the network as it is.
+
+    For each number of threads the sizes rise until one is not GAIN times faster than the best before
+    it. On a CPU the first choice for a network is kept in the cache and given again, so that runs of one
+    machine agree: samples depend on the micro-batch through the network's rounding. Seconds, not minutes.
+
+    Args:
+        model: its network is timed eagerly; a prepared one takes one micro-batch only.
+        device: that it runs on.
+        sizes: to try, rising.
+        threads: to try; physical and logical cores if left out, or $OMP_NUM_THREADS alone where it is set.
+
+    Raises:
+        ValueError: no size or a thread count below 1.
+    """
+    device = torch.device(device)
+    counts = (threads or _counts()) if device.type == "cpu" else (torch.get_num_threads(),)
+    if not sizes or min(sizes) < 1 or min(counts) < 1:
+        raise ValueError(f"sizes = {sizes} and threads = {counts} must be positive")
+    kept = None
+    if isinstance(model.net, nn.Module):
+        model.net.to(device).eval()
+        key = package.key_of(model.net, (*sizes, *counts), str(device))
+        kept = cache_folder() / "batches" / f"{key}.json"
+        try:
+            return Choice(**json.loads(kept.read_text()))
+        except (OSError, ValueError, TypeError):
+            pass
+    rates, best = {}, (0.0, sizes[0], counts[0])
+    for count in counts:
+        with _threads(count):
+            top = 0.0
+            for size in sizes:
+                rate = size / _seconds(model, size, device)
+                rates[f"{count} x {size}"] = round(rate, 1)
+                if rate < GAIN * top:
+                    break
+                top, best = rate, max(best, (rate, size, count), key=lambda b: b[0])
+    choice = Choice(best[1], best[2] if device.type == "cpu" else None, rates)
+    if kept is not None:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, json.dumps(asdict(choice)) + "\n")
+        except OSError:
+            pass  # measured again next time
+    return choice
+
+
+@torch.no_grad()
+def _seconds(model: ScoreModel, size: int, device: torch.device) -> float:
+    """Return the median time of one evaluation, of three after a first."""
+    u = torch.linspace(-1.0, 1.0, size * math.prod(model.shape), device=device).view(size, *model.shape)
+    middle = model.schedule.T / 2
+    label = torch.full((size,), float(model.parametrization.c_noise(model.schedule, middle)), device=device)
+    cond = torch.zeros(size, dtype=torch.int64, device=device) if model.classes else None
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        model.net(u, label, cond).sum().item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _counts() -> tuple[int, ...]:
+    """Return the numbers of threads worth a try: physical and logical cores that this process may use."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return (torch.get_num_threads(),)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for k in mine:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{k}/topology/thread_siblings_list").read_text())
+        except OSError:
+            siblings.add(str(k))
+    return tuple(sorted({len(siblings), len(mine)}))

@@ -1,0 +1,98 @@
+"""Which code runs a row: resolved once, by name and device, never silently."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from fastscore.kernels.cpu import fused
+from fastscore.ops.noise import NoiseKey
+from fastscore.ops.norms import langevin_ref
+from fastscore.ops.quantize import quantize_ref
+from fastscore.ops.update import update_ref
+
+BACKENDS = ("auto", "reference", "cpp", "triton")
+
+
+Update = Callable[["torch.Tensor | None", "torch.Tensor | None", bool], None]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The operations of one backend, called as their references are.
+
+    The loop does not ask for out_mean, and the torch operators leave it out.
+    """
+
+    name: str
+    update: Callable[..., None]
+    langevin: Callable[..., None]
+    quantize: Callable[..., torch.Tensor]
+    bind_update: Callable[..., Update] | None = None
+
+    def bind(
+        self,
+        x: torch.Tensor,
+        hist: torch.Tensor,
+        table: torch.Tensor,
+        idx: torch.Tensor,
+        key: NoiseKey,
+        out_u: torch.Tensor,
+    ) -> Update:
+        """Return update(F, F2, noisy) of tensors that stay where they are, which a backend may check once."""
+        if self.bind_update is not None:
+            return self.bind_update(x, hist, table, idx, key, out_u)
+
+        def update(F: torch.Tensor | None, F2: torch.Tensor | None, noisy: bool) -> None:
+            self.update(x, F, hist, table, idx, key if noisy else None, F2=F2, out_u=out_u)
+
+        return update
+
+
+REFERENCE = Ops("reference", update_ref, langevin_ref, quantize_ref)
+
+
+@cache
+def resolve(name: str, device: torch.device) -> Ops:
+    """Return the operations for a device.
+
+    Args:
+        name: "reference" (PyTorch, anywhere), "cpp" (the CPU, where the install had a compiler),
+            "triton" (CUDA devices) or "auto" (the fastest that runs there). The environment variable
+            FASTSCORE_BACKEND overrides "auto".
+
+    Raises:
+        ValueError: an unknown name, or a backend that cannot run on the device.
+    """
+    if name == "auto":
+        name = os.environ.get("FASTSCORE_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"backend = {name!r} must be one of {', '.join(BACKENDS)}")
+    has_triton = importlib.util.find_spec("triton") is not None
+    if name == "triton" and (device.type != "cuda" or not has_triton):
+        why = "triton is not installed (pip install triton)" if device.type == "cuda" else "it runs on CUDA devices"
+        raise ValueError(f"backend = 'triton' cannot run on {device}: {why}; use backend='auto'")
+    if name == "cpp" and device.type != "cpu":
+        raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
+    if name == "cpp" or (name == "auto" and device.type == "cpu" and fused.library_file()):
+        fused.library()  # raises here rather than at the first row
+        return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, fused.bind_update_cpu)
+    if name == "reference" or device.type != "cuda":
+        return REFERENCE
+    if not has_triton:
+        warnings.warn("triton is not installed: using the reference backend, same samples, slower", stacklevel=3)
+        return REFERENCE
+    return operators("triton")
+
+
+def operators(name: str) -> Ops:
+    """Return the torch operators: Triton on CUDA tensors, the reference on CPU ones, shapes on fake ones."""
+    from fastscore.ops import torch_library as library
+
+    return Ops(name, library.update, library.langevin, library.quantize)

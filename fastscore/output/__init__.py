@@ -1,0 +1,1 @@
+"""Where samples go: files, pictures, and the record of a run."""

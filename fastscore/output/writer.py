@@ -1,0 +1,101 @@
+"""Where samples go: one .npz for evaluators, a contact sheet, and PNG files by id."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastscore.output.images import write_png
+
+THREADS = min(4, os.cpu_count() or 1)
+
+
+class Writer:
+    """Turns samples into files in worker threads, while the next ones are computed.
+
+    Samples gather in one array on disk, so that memory does not grow with their number; at most two
+    micro-batches a thread wait. An error of a worker is raised by the next ``put``, or at the end.
+
+        with Writer(folder, ids, (28, 28, 1), np.uint8, quantize_ref, png=True) as writer:
+            for part, x in sampler.stream(ids):
+                writer.put(part, x)
+            writer.finish()
+            write_npz(folder / "samples.npz", samples=writer.samples)
+
+    Args:
+        out: folder of the files; the array lies there too, without a name, so that a kill leaves nothing.
+        ids: all ids that will come, each once, in the order of the array.
+        shape, dtype: of one entry of the array.
+        convert: what a worker does to a micro-batch first (quantize images), or None.
+        png: whether each sample is also written to ``png/<id>.png``.
+        subdirs: one folder for each 1000 ids.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        ids: Sequence[int],
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+        convert: Callable[[Tensor], Tensor] | None = None,
+        png: bool = False,
+        subdirs: bool = False,
+    ) -> None:
+        self.out, self.convert, self.png, self.subdirs = out, convert, png, subdirs
+        self._ids = np.asarray(ids, np.int64)
+        self._order = np.argsort(self._ids)
+        full = (len(self._ids), *shape)
+        self.samples: NDArray[Any] = np.empty(full, dtype)
+        if self.samples.nbytes:  # an empty array cannot be mapped
+            with TemporaryFile(dir=out) as file:
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error now and not a bus error later
+                    os.posix_fallocate(file.fileno(), 0, self.samples.nbytes)
+                self.samples = np.memmap(file, dtype, "w+", shape=full)
+        self._pool, self._waiting = ThreadPoolExecutor(THREADS, "fastscore-writer"), deque[Future[None]]()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def put(self, ids: Tensor, x: Tensor) -> None:
+        """Hand over the samples ``x`` [n, *] of ``ids`` [n]; waits while too many wait already."""
+        copied = None
+        if x.is_cuda:  # convert and copy behind the sampler's own work; the worker waits for this copy alone
+            x = x if self.convert is None else self.convert(x)
+            x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+            copied = torch.cuda.current_stream().record_event()
+        while len(self._waiting) >= 2 * THREADS:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, ids.cpu().numpy(), x, copied))
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _write(self, ids: NDArray[np.int64], x: Tensor, copied: torch.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        elif self.convert is not None:
+            x = self.convert(x)
+        values = x.numpy()
+        self.samples[self._order[np.searchsorted(self._ids, ids, sorter=self._order)]] = values
+        for k, image in zip(ids.tolist(), values, strict=True) if self.png else ():
+            folder = self.out / "png" / (f"{k // 1000 * 1000:06d}" if self.subdirs else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_png(folder / f"{k:06d}.png", image)

@@ -1,0 +1,169 @@
+r"""Plans: what a solver does, as a table computed once in float64.
+
+A row is one network evaluation (or none) and one linear update:
+
+    m = p x + q F + q2 F2,   x' = a x + b m + sum_k w_k h_k + c z,   h[push] <- m,   u <- c_in x'
+
+F2 is a second output, of rows that ``guide`` gave one. A solver emits rows in terms of a quantity m of its
+choice ("x0", "score", ...); the pass ``fold`` writes m as an affine map of the network's own output. Passes
+are pure functions Plan -> Plan, and ``str(plan)`` prints the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fastscore.kernels import abi
+from fastscore.process.schedule import Array, Schedule
+
+NORMS = ("sample", "batch", "expected")
+
+
+@dataclass(frozen=True, slots=True)
+class LangevinStep:
+    """A step size that depends on the norms of score and noise: min(scale (|z| / |s|)^2, cap).
+
+    ``norm``: "sample" takes both norms of each sample, "expected" replaces |z| by sqrt(D), "batch"
+    averages both over the batch, as Song's code does.
+    """
+
+    scale: float
+    norm: str = "sample"
+    cap: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One update from time t to time s.
+
+    Attributes:
+        a, b, c: weights of x, m and fresh noise z.
+        w: weight of each history slot.
+        m: the quantity that m is ("x0", "eps", "score", "v" or "flow"), evaluated at t.
+        push: slot that receives m, after the slots were read.
+        evaluate: whether the network runs; if not, m is made of its last output.
+        langevin: sets b and c at run time.
+        p, q: m = p x + q F, set by ``fold``; c_in, c_noise: network input scale and time label.
+        q2: weight of a second output F2, 0 for none, set by ``guide``; c_in2, c_noise2: of its network.
+        clip: bound on |m|, 0 for none.
+        draw: number of the noise draw, -1 for none; set when the plan is built.
+    """
+
+    t: float
+    s: float
+    a: float
+    b: float
+    c: float = 0.0
+    w: tuple[float, ...] = ()
+    m: str = "x0"
+    push: int | None = None
+    evaluate: bool = True
+    langevin: LangevinStep | None = None
+    p: float = math.nan
+    q: float = math.nan
+    c_in: float = 1.0
+    c_noise: float = 0.0
+    q2: float = 0.0
+    c_in2: float = 1.0
+    c_noise2: float = 0.0
+    clip: float = 0.0
+    draw: int = -1
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the row consumes a noise draw."""
+        return self.c != 0.0 or self.langevin is not None
+
+
+class Solver(Protocol):
+    """Turns a schedule and knots into rows, grouped by interval so that solvers compose."""
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        """Return one group of rows for each interval of the knots ``t``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a whole run on one schedule; the first row draws the prior."""
+
+    schedule: Schedule
+    rows: tuple[Row, ...]
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations a sample; a guided row has two."""
+        return sum(row.evaluate * (1 + (row.q2 != 0.0)) for row in self.rows)
+
+    @property
+    def draws(self) -> int:
+        """Noise draws a sample, the prior's included."""
+        return 1 + max(row.draw for row in self.rows)
+
+    @property
+    def slots(self) -> int:
+        """History slots in use."""
+        return max((1 + row.push for row in self.rows if row.push is not None), default=0)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the lowered table and its labels: equal plans, equal hash."""
+        labels = [(r.c_noise, r.c_in2, r.c_noise2) if r.q2 else (r.c_noise,) for r in self.rows]
+        content = lower(self).tobytes() + np.array([v for label in labels for v in label]).tobytes()
+        return hashlib.sha256(content + repr([(r.evaluate, r.langevin) for r in self.rows]).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        used = [k for k in range(self.slots) if any(len(r.w) > k and r.w[k] for r in self.rows)]
+        head = ["row", "t", "s", "sigma_t", "m", "a", "b", "c", *(f"w{k}" for k in used), "push", "net", "draw"]
+        lines = [head]
+        for k, r in enumerate(self.rows):
+            w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in used]
+            b, c = (f"{r.b:.6g}", f"{r.c:.6g}") if r.langevin is None else (f"{r.langevin.norm}", "norm")
+            sigma = float(self.schedule.sigma(r.t))
+            push, net, draw = "" if r.push is None else r.push, _net(r), "" if r.draw < 0 else r.draw
+            numbers = (f"{r.t:.6g}", f"{r.s:.6g}", f"{sigma:.4g}", r.m, f"{r.a:.6g}")
+            lines.append([str(v) for v in (k, *numbers, b, c, *w, push, net, draw)])
+        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+        return "\n".join("  ".join(v.rjust(n) for v, n in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def lower(plan: Plan) -> Array:
+    """Return the table that backends read, float64 [rows, abi.WIDTH]."""
+    table = np.zeros((len(plan.rows), abi.WIDTH))
+    c_in = 0.0  # of the next row that evaluates, hence the reverse order
+    for k in range(len(plan.rows) - 1, -1, -1):
+        row, line = plan.rows[k], table[k]
+        line[[abi.A, abi.B, abi.C, abi.CLIP]] = row.a, row.b, row.c, row.clip
+        line[[abi.P, abi.Q, abi.Q2]] = row.p, row.q, row.q2
+        line[abi.W0 : abi.W0 + len(row.w)] = row.w
+        line[abi.PUSH] = -1 if row.push is None else row.push
+        line[abi.DRAW] = row.draw
+        if row.langevin is not None:
+            line[[abi.SNR, abi.CAP]] = row.langevin.scale, row.langevin.cap
+        line[abi.C_IN] = c_in
+        c_in = row.c_in if row.evaluate else c_in
+    return table
+
+
+def lower_known(plan: Plan) -> Array:
+    r"""Return the rows that known data y follows, float64 [rows, abi.WIDTH]: alpha(t) y + sigma(t) z.
+
+    t is the time at which the next row reads the state, and of the last row its own end, where sigma = 0
+    leaves y itself. Each row has a draw of its own, numbered after the plan's.
+
+    Source: Song et al. 2021, appendix I.2, with the noise of the state's own level.
+    """
+    table = np.zeros((len(plan.rows), abi.WIDTH))
+    t = np.array([*(row.t for row in plan.rows[1:]), plan.rows[-1].s])
+    table[:, abi.A], table[:, abi.C] = plan.schedule.alpha(t), plan.schedule.sigma(t)
+    table[:, abi.PUSH], table[:, abi.DRAW] = -1, max(plan.draws, 1) + np.arange(len(plan.rows))
+    return table
+
+
+def _net(row: Row) -> str:
+    return ("F, F2" if row.q2 else "F") if row.evaluate else ""

@@ -1,0 +1,247 @@
+"""Continuous schedules: VP, sub-VP, VE, EDM, rectified flow and any pair (alpha, sigma) of your own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastscore.process.beta import Beta, CosineBeta, LinearBeta, ordered
+from fastscore.process.schedule import Array, ones, zeros
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance preserving: alpha = exp(-1/2 int beta), sigma^2 = 1 - alpha^2.
+
+    Source: Song et al. 2021, eq. 11 and 33.
+    """
+
+    beta: Beta = field(default_factory=LinearBeta)
+    t_end: float = 1e-3
+    t_clean = 0.0
+    prior_std = 1.0
+
+    @property
+    def T(self) -> float:
+        return 0.9946 if isinstance(self.beta, CosineBeta) else 1.0
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return np.exp(-0.5 * self.beta.integral(t))
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.sqrt(-np.expm1(-self.beta.integral(t)))
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return -0.5 * self.beta(t) * self.alpha(t)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return 0.5 * self.beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+
+@dataclass(frozen=True)
+class SubVP:
+    """Sub-VP: alpha as VP, sigma = 1 - alpha^2. Source: Song et al. 2021, eq. 12 and 29."""
+
+    beta: Beta = field(default_factory=LinearBeta)
+    t_end: float = 1e-3
+    t_clean = 0.0
+    prior_std = 1.0
+
+    @property
+    def T(self) -> float:
+        return VP(self.beta).T
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return VP(self.beta).alpha(t)
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return -np.expm1(-self.beta.integral(t))
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return VP(self.beta).dalpha(t)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return self.beta(t) * self.alpha(t) ** 2
+
+
+@dataclass(frozen=True)
+class VE:
+    """Variance exploding: sigma = sigma_min (sigma_max / sigma_min)^t.
+
+    Source: Song et al. 2021, eq. 9 and 30. sigma reaches 0 only at t = -inf, so that is the
+    clean end of a grid.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_end: float = 1e-5
+    T = 1.0
+    t_clean = -math.inf
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** np.asarray(t, np.float64)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class TutorialVE:
+    """dx = s^t dw: sigma^2 = (s^{2t} - 1) / (2 ln s). Source: Song's score-SDE tutorial."""
+
+    base: float = 25.0
+    t_end: float = 1e-3
+    T = 1.0
+    t_clean = 0.0
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        if not self.base > 1.0:
+            raise ValueError(f"TutorialVE: base = {self.base} must be above 1 (the tutorial uses 25)")
+
+    @property
+    def prior_std(self) -> float:
+        return float(self.sigma(self.T))
+
+    def sigma(self, t: ArrayLike) -> Array:
+        rate = 2.0 * math.log(self.base)
+        return np.sqrt(np.expm1(rate * np.asarray(t, np.float64)) / rate)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return 0.5 * self.base ** (2.0 * np.asarray(t, np.float64)) / self.sigma(t)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """alpha = 1, sigma = t, from sigma_max down to sigma_min. Source: Karras et al. 2022."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    t_clean = 0.0
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def T(self) -> float:
+        return self.sigma_max
+
+    @property
+    def t_end(self) -> float:
+        return self.sigma_min
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.asarray(t, np.float64) * 1.0
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return np.ones_like(np.asarray(t, np.float64))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow: alpha = 1 - t, sigma = t. Source: Liu et al. 2022, Lipman et al. 2022.
+
+    At T = 1 the state is pure noise (alpha = 0), where f is infinite: solvers written in f and
+    g^2 need a grid that starts below 1, exponential integrators do not.
+    """
+
+    t_end: float = 1e-3
+    T = 1.0
+    t_clean = 0.0
+    prior_std = 1.0
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return 1.0 - np.asarray(t, np.float64)
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.asarray(t, np.float64) * 1.0
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return -np.ones_like(np.asarray(t, np.float64))
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return np.ones_like(np.asarray(t, np.float64))
+
+
+@dataclass(frozen=True)
+class Trig:
+    """alpha = cos t, sigma = sin t on [0, pi/2]: every noise level, pure noise included.
+
+    The schedule that exact score models are written on. Source: Lu & Song 2024 (TrigFlow).
+    """
+
+    t_end: float = 1e-3
+    T = 0.5 * math.pi
+    t_clean = 0.0
+    prior_std = 1.0
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return np.sin(0.5 * math.pi - np.asarray(t, np.float64))  # exactly 0 at T
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.sin(np.asarray(t, np.float64))
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return -np.sin(np.asarray(t, np.float64))
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return np.cos(np.asarray(t, np.float64))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Any pair of smooth functions (alpha, sigma); derivatives by sixth-order differences.
+
+    Args:
+        alpha_fn, sigma_fn: vectorised, float64; lam = ln(alpha/sigma) must decrease in t.
+        T, t_end: first and last time of a stochastic solver.
+        t_clean: the time with alpha = 1 and sigma = 0; -inf if sigma only tends to 0.
+        prior_std: of x_T; sigma(T) if left out.
+    """
+
+    alpha_fn: Callable[[Array], Array]
+    sigma_fn: Callable[[Array], Array]
+    T: float = 1.0
+    t_end: float = 1e-3
+    t_clean: float = 0.0
+    std: float | None = None
+
+    @property
+    def prior_std(self) -> float:
+        return float(self.sigma(self.T)) if self.std is None else self.std
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return np.asarray(self.alpha_fn(np.asarray(t, np.float64)), np.float64)
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.asarray(self.sigma_fn(np.asarray(t, np.float64)), np.float64)
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return self._derivative(self.alpha, t)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return self._derivative(self.sigma, t)
+
+    def _derivative(self, fn: Callable[[Array], Array], t: ArrayLike) -> Array:
+        t = np.asarray(t, np.float64)
+        # Small against the distance to the clean end, where sigma may be as steep as a square root.
+        h = 1e-2 * np.minimum(abs(self.T), t - self.t_clean) if math.isfinite(self.t_clean) else 1e-2
+        near, middle, far = (fn(t + k * h) - fn(t - k * h) for k in (1, 2, 3))
+        return (45.0 * near - 9.0 * middle + far) / (60.0 * h)

@@ -1,0 +1,134 @@
+"""Discrete schedules: tables of noise levels, whose time is the index and whose data is at -1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastscore.process.beta import CosineBeta
+from fastscore.process.schedule import Array, ones, zeros
+
+
+@dataclass(frozen=True)
+class DiscreteVP:
+    """DDPM table: abar_i = prod_{j<=i} (1 - beta_j), ln alpha linear between the indices.
+
+    Time is the index itself, 0 .. N-1, with -1 for the data. Source: Ho et al. 2020; the
+    interpolation is DPM-Solver's (Lu et al. 2022, appendix).
+    """
+
+    betas: tuple[float, ...]
+    t_end = 0.0
+    t_clean = -1.0
+    prior_std = 1.0
+
+    def __post_init__(self) -> None:
+        betas = np.asarray(self.betas, np.float64)
+        if betas.ndim != 1 or len(betas) == 0 or not np.all((betas > 0.0) & (betas < 1.0)):
+            raise ValueError(
+                "DiscreteVP: betas must be a non-empty list of numbers strictly between 0 and 1; "
+                f"got {len(betas)} from {betas.min(initial=np.inf):.4g} to {betas.max(initial=-np.inf):.4g}"
+            )
+        object.__setattr__(self, "betas", tuple(float(b) for b in betas))
+
+    @property
+    def T(self) -> float:
+        return float(len(self.betas) - 1)
+
+    def _log_alpha(self, t: ArrayLike) -> Array:
+        knots = np.concatenate([[0.0], np.cumsum(0.5 * np.log1p(-np.asarray(self.betas)))])
+        return np.interp(np.asarray(t, np.float64), np.arange(-1.0, len(self.betas)), knots)
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return np.exp(self._log_alpha(t))
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.sqrt(-np.expm1(2.0 * self._log_alpha(t)))
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return 0.5 * _slope(np.log1p(-np.asarray(self.betas)), t) * self.alpha(t)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return -self.alpha(t) * self.dalpha(t) / self.sigma(t)
+
+
+@dataclass(frozen=True)
+class DiscreteVE:
+    """SMLD table of increasing sigma_i: alpha = 1, ln sigma linear between the indices.
+
+    Time is the index, 0 .. N-1, with -1 for the data (sigma = 0, reached linearly).
+    Source: Song & Ermon 2019.
+    """
+
+    sigmas: tuple[float, ...]
+    t_end = 0.0
+    t_clean = -1.0
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        sigmas = np.asarray(self.sigmas, np.float64)
+        if sigmas.ndim != 1 or len(sigmas) == 0 or sigmas[0] <= 0 or np.any(np.diff(sigmas) <= 0):
+            raise ValueError("DiscreteVE: sigmas must be a non-empty list of increasing positive numbers")
+        object.__setattr__(self, "sigmas", tuple(float(s) for s in sigmas))
+
+    @property
+    def T(self) -> float:
+        return float(len(self.sigmas) - 1)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigmas[-1]
+
+    def sigma(self, t: ArrayLike) -> Array:
+        t = np.asarray(t, np.float64)
+        log = np.interp(np.maximum(t, 0.0), np.arange(len(self.sigmas)), np.log(self.sigmas))
+        return np.where(t >= 0.0, np.exp(log), self.sigmas[0] * (t + 1.0))
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        if len(self.sigmas) == 1:
+            return np.full_like(np.asarray(t, np.float64), self.sigmas[0])
+        # The piece below index 0, linear in sigma, has no slope of ln sigma: a step that ends at 0 comes from above.
+        log = np.diff(np.log(self.sigmas))
+        slope = _slope(np.concatenate([log[:1], log]), t)
+        return np.where(np.asarray(t) < 0.0, self.sigmas[0], slope * self.sigma(t))
+
+
+def _slope(slopes: Array, t: ArrayLike) -> Array:
+    """Return the slope at t of a line through a table, ``slopes[i]`` between i - 1 and i.
+
+    At an index it is the mean of both sides: either side alone is the slope half an index away,
+    an error that does not shrink with the steps and that leaves no second order to Heun.
+    """
+    t, last = np.asarray(t, np.float64), len(slopes) - 1
+    below, above = (np.clip(k, 0, last).astype(int) for k in (np.ceil(t), np.floor(t) + 1.0))
+    return 0.5 * (slopes[below] + slopes[above])
+
+
+def discrete_vp(kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DiscreteVP:
+    """Return a standard DDPM table of ``n`` betas: "linear", "scaled-linear" or "cosine".
+
+    scaled-linear is linear in sqrt(beta) (latent diffusion uses 0.00085 .. 0.012); cosine is
+    Nichol & Dhariwal 2021, with beta clipped at 0.999, and ignores beta_min and beta_max.
+    """
+    if n < 1:
+        raise ValueError(f"discrete_vp: n = {n} must be at least 1")
+    if kind == "linear":
+        betas = np.linspace(beta_min, beta_max, n)
+    elif kind == "scaled-linear":
+        betas = np.linspace(beta_min**0.5, beta_max**0.5, n) ** 2
+    elif kind == "cosine":
+        edge = np.cos(CosineBeta()._angle(np.arange(n + 1) / n)) ** 2
+        betas = np.minimum(1.0 - edge[1:] / edge[:-1], 0.999)
+    else:
+        raise ValueError(f"discrete_vp: kind = {kind!r} must be one of linear, scaled-linear, cosine")
+    return DiscreteVP(tuple(betas))
+
+
+def smld(n: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> DiscreteVE:
+    """Return ``n`` geometric noise levels from sigma_min to sigma_max. Source: Song & Ermon 2019."""
+    if n < 1:
+        raise ValueError(f"smld: n = {n} must be at least 1")
+    return DiscreteVE(tuple(np.exp(np.linspace(math.log(sigma_min), math.log(sigma_max), n))))

@@ -1,0 +1,130 @@
+r"""What a network predicts, as an affine map.
+
+Data and noise span everything a score network can be asked for. With x = alpha D + sigma eps,
+
+    ============  =====================================  =========
+    prediction    A D + B eps                            (A, B)
+    ============  =====================================  =========
+    x0            D                                      (1, 0)
+    eps           eps                                    (0, 1)
+    score         -eps / sigma                           (0, -1/sigma)
+    v             alpha eps - sigma D                    (-sigma, alpha)
+    flow          dx/dt = alpha' D + sigma' eps          (alpha', sigma')
+    edm           (D - c_skip x) / c_out                 Karras 2022, table 1
+    ============  =====================================  =========
+
+so any of them is p x + q F of any other one, F, and the conversion folds into the coefficients
+of a plan row. "flow" is also the right-hand side of the probability-flow ODE.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
+
+PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
+LABELS = ("t", "999t", "sigma", "log_sigma/4")
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """How to call a score network and how to read its output.
+
+    Args:
+        prediction: what the output F is; one of PREDICTIONS.
+        label: the time label c_noise that the network receives; one of LABELS. "t" is the
+            schedule's own time (a table's index), "999t" Song's label of continuous VP models,
+            "sigma" the noise-to-signal ratio, "log_sigma/4" EDM's.
+        sigma_data: standard deviation of the data, for EDM's input and output scaling.
+
+    Raises:
+        ValueError: an unknown prediction or label, or a sigma_data that is not positive.
+    """
+
+    prediction: str = "eps"
+    label: str = "t"
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction = {self.prediction!r} must be one of {', '.join(PREDICTIONS)}")
+        if self.label not in LABELS:
+            raise ValueError(f"label = {self.label!r} must be one of {', '.join(LABELS)}")
+        if not 0.0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data = {self.sigma_data} must be positive")
+
+    def c_in(self, schedule: Schedule, t: ArrayLike) -> Array:
+        """Return the factor on x_t that makes the network's input."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        if self.prediction != "edm":
+            return np.ones_like(alpha)
+        return 1.0 / np.hypot(sigma, alpha * self.sigma_data)
+
+    def c_noise(self, schedule: Schedule, t: ArrayLike) -> Array:
+        """Return the time label of the network."""
+        t = np.asarray(t, np.float64)
+        if self.label == "t":
+            return t
+        if self.label == "999t":
+            return 999.0 * t
+        if self.label == "sigma":
+            return schedule.sigma(t) / schedule.alpha(t)
+        return -0.25 * lam(schedule, t)
+
+    def basis(self, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
+        """Return (A, B) with F = A D + B eps."""
+        if self.prediction != "edm":
+            return basis(self.prediction, schedule, t)
+        ratio = schedule.sigma(t) / schedule.alpha(t)
+        norm = np.hypot(ratio, self.sigma_data)
+        return ratio / (self.sigma_data * norm), -self.sigma_data / norm
+
+
+def basis(prediction: str, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
+    """Return (A, B) of a prediction other than "edm": the quantity is A D + B eps."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "x0":
+        return one, zero
+    if prediction == "eps":
+        return zero, one
+    if prediction == "score":
+        return zero, -1.0 / sigma
+    if prediction == "v":
+        return -sigma, alpha
+    if prediction == "flow":
+        return schedule.dalpha(t), schedule.dsigma(t)
+    raise ValueError(f"prediction = {prediction!r} must be one of x0, eps, score, v, flow")
+
+
+def convert(
+    target: tuple[Array, Array], source: tuple[Array, Array], alpha: Array, sigma: Array
+) -> tuple[Array, Array]:
+    """Return (p, q) with target = p x + q F, both given by their (A, B); exactly (0, 1) if equal."""
+    (a, b), (a0, b0) = target, source
+    det = alpha * b0 - sigma * a0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (a * b0 - b * a0) / det, (alpha * b - sigma * a) / det
+
+
+def network_time(model: Schedule, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
+    """Return (t', k): a network trained on ``model`` sees x_t of ``schedule`` as k x at time t'.
+
+    Two schedules with the same ratio sigma/alpha differ by a factor on x, which is why any
+    solver on any schedule can use any network.
+
+    Raises:
+        ValueError: the network was never trained at so much noise.
+    """
+    t = np.asarray(t, np.float64)
+    if model == schedule:
+        return t, np.ones_like(t)
+    there = t_of_lam(model, lam(schedule, t)).reshape(t.shape)
+    # The ratio of lengths, not of alphas, which are both 0 at pure noise.
+    length = np.hypot(schedule.alpha(t), schedule.sigma(t))
+    return there, np.hypot(model.alpha(there), model.sigma(there)) / length

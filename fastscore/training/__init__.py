@@ -1,0 +1,1 @@
+"""Score matching, and the classifier that judges samples."""

@@ -1,0 +1,349 @@
+"""Launchers of fused.cpp: argument checks, one ctypes call.
+
+The library runs on the threads of PyTorch's own OpenMP runtime, as many as torch.get_num_threads();
+where that runtime cannot be reached (macOS) it runs on one. The bits are the same on any number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from collections.abc import Callable
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import abi
+from ..checks import require, require_rows
+
+NORMS = ("sample", "expected", "batch")
+OFFSET = {"nearest": 128.0, "floor": 127.5}
+ISAS = ("baseline", "avx2", "avx512")
+_ABI = 1  # of the structures below; fused.cpp has the same number
+_TYPE = {torch.float32: 0, torch.bfloat16: 1}
+_STATE, _INT64 = (torch.float32,), (torch.int64,)
+
+
+class _Network(Structure):
+    _fields_ = [("f", c_void_p), ("f2", c_void_p), ("type", c_int64), ("type2", c_int64)]
+
+
+class _Rows(Structure):
+    _fields_ = [("table", c_void_p), ("idx", c_void_p), ("count", c_int64), ("stride", c_int64), ("wide", c_int64)]
+
+
+class _Update(Structure):
+    _fields_ = [
+        ("n", c_int64), ("d", c_int64), ("slots", c_int64), ("u_type", c_int64), ("seed", c_uint64),
+        ("x", c_void_p), ("hist", c_void_p), ("mean", c_void_p), ("u", c_void_p), ("ids", c_void_p),
+        ("known_ids", c_void_p), ("known_seed", c_uint64), ("known", c_void_p), ("mask", c_void_p),
+        ("net", _Network), ("rows", _Rows), ("known_rows", _Rows),
+    ]  # fmt: skip
+
+
+class _Norms(Structure):
+    _fields_ = [
+        ("n", c_int64), ("d", c_int64), ("seed", c_uint64), ("x", c_void_p), ("mm", c_void_p), ("zz", c_void_p),
+        ("ids", c_void_p), ("net", _Network), ("rows", _Rows),
+    ]  # fmt: skip
+
+
+class _Normal(Structure):
+    _fields_ = [
+        ("n", c_int64), ("d", c_int64), ("seed", c_uint64), ("ids", c_void_p), ("out", c_void_p), ("draw", c_uint32),
+    ]  # fmt: skip
+
+
+class _Quantize(Structure):
+    _fields_ = [
+        ("n", c_int64), ("channels", c_int64), ("pixels", c_int64), ("x", c_void_p), ("out", c_void_p),
+        ("offset", c_float),
+    ]  # fmt: skip
+
+
+def library_file() -> Path | None:
+    """Return the compiled library beside this file; None if the install had no compiler."""
+    files = (Path(__file__).with_name(f"_fused{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((file for file in files if file.exists()), None)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load the library and choose the best instruction set of this CPU.
+
+    Raises:
+        ValueError: there is none, or it does not belong to this file.
+    """
+    file = library_file()
+    if file is None:
+        raise ValueError("the library of the cpp backend was not built: install g++ or clang++, then fastscore again")
+    try:
+        lib = ctypes.CDLL(str(file))
+        same = lib.fastscore_abi() == _ABI
+    except (OSError, AttributeError) as error:
+        raise ValueError(
+            f"the library of the cpp backend cannot be loaded ({error}): install fastscore again"
+        ) from None
+    if not same:
+        raise ValueError("the library of the cpp backend was built from other sources: install fastscore again")
+    lib.fastscore_isa.argtypes = [c_int]
+    lib.fastscore_update.argtypes = [POINTER(_Update), c_void_p, c_int64]
+    lib.fastscore_langevin.argtypes = [POINTER(_Norms), c_void_p, c_void_p, c_int64, c_void_p, c_int64]
+    lib.fastscore_normal.argtypes = [POINTER(_Normal), c_void_p, c_int64]
+    lib.fastscore_quantize.argtypes = [POINTER(_Quantize), c_void_p, c_int64]
+    lib.fastscore_isa(len(ISAS) - 1)
+    return lib
+
+
+def describe() -> str:
+    """Return what identifies the library: instruction set and a checksum of the file."""
+    used = ISAS[library().fastscore_isa(len(ISAS) - 1)]
+    file = library_file()
+    return f"{used} {zlib.crc32(file.read_bytes()):08x}" if file else used
+
+
+@cache
+def _fork() -> int | None:
+    """Return the address of GOMP_parallel in the OpenMP runtime that PyTorch is linked with."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+            return ctypes.cast(runtime.GOMP_parallel, c_void_p).value
+        except (OSError, AttributeError):  # another platform, another layout, another OpenMP
+            continue
+    return None
+
+
+def _team(elements: int) -> tuple[int | None, int]:
+    """Return what starts threads and how many; waking them costs more than a small state."""
+    return (_fork(), torch.get_num_threads()) if elements >= 8192 else (None, 1)
+
+
+def _rows(table: Tensor, idx: Tensor) -> _Rows:
+    return _Rows(table.data_ptr(), idx.data_ptr(), table.shape[0], idx.stride(0), idx.dtype is torch.int64)
+
+
+def _readable(F: Tensor | None) -> Tensor | None:
+    """Return a network output as the library reads it; what is neither float32 nor bfloat16 becomes float32."""
+    if F is None or not F.is_floating_point():
+        return F
+    return (F if F.dtype in _TYPE else F.to(torch.float32)).contiguous()
+
+
+def _network(F: Tensor | None, F2: Tensor | None) -> _Network:
+    return _Network(_pointer(F), _pointer(F2), 0 if F is None else _TYPE[F.dtype], 0 if F2 is None else _TYPE[F2.dtype])
+
+
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _seed(noise: object) -> int:
+    return int(noise.seed) & 0xFFFFFFFFFFFFFFFF
+
+
+def _require_key(op: str, device: torch.device, n: int, noise: object) -> None:
+    if not hasattr(noise, "seed"):
+        raise ValueError(f"{op}: kernels generate their noise; recorded noise needs backend='reference'")
+    require(op, device, seed=(noise.seed, (1,), _INT64), ids=(noise.ids, (n,), _INT64))
+
+
+def _on_cpu(op: str, x: Tensor) -> torch.device:
+    if x.device.type != "cpu":
+        raise ValueError(f"{op}: x is on {x.device}; the cpp backend runs on the CPU")
+    return x.device
+
+
+def _check(op: str, error: int) -> None:
+    if error:
+        raise IndexError(f"{op}: idx has a row number outside its table")
+
+
+def update_cpu(
+    x: Tensor,
+    F: Tensor | None,
+    hist: Tensor,
+    table: Tensor,
+    idx: Tensor,
+    noise: object | None,
+    *,
+    F2: Tensor | None = None,
+    known: object | None = None,
+    out_u: Tensor | None = None,
+    out_mean: Tensor | None = None,
+) -> None:
+    r"""Advance the state by one plan row, as update_ref does and to the same bits.
+
+    Args:
+        x: state, [N, D] float32; updated in place.
+        F, F2: network outputs, [N, D]; read in place if contiguous float32 or bfloat16, else converted first.
+        hist: history slots, [S, N, D] float32, S <= abi.SLOTS.
+        table: lowered plan, [rows, abi.WIDTH] float32.
+        idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0).
+        noise: key with ``seed`` int64 [1] and ``ids`` int64 [N]; None if the row's c is 0.
+        known: ``y`` [N, D] float32, ``mask`` [N, D] bool, ``table``, ``idx`` and ``noise``; None for no mask.
+        out_u: next network input, [N, D]; float32 and bfloat16 are written in place, other floats copied.
+        out_mean: x' without its noise term, [N, D] float32; None to leave it.
+
+    Raises:
+        ValueError: a shape, dtype, device or stride that the library does not support.
+        IndexError: a row number outside its table.
+    """
+    device = _on_cpu("update", x)
+    if x.ndim != 2:
+        raise ValueError(f"update: x has shape {list(x.shape)}; expected [N, D]")
+    n, d = x.shape
+    slots = hist.shape[0]  # len() of a tensor is a slow Python method
+    if slots > abi.SLOTS:
+        raise ValueError(f"update: hist has {slots} slots; at most {abi.SLOTS}")
+    if F2 is not None and F is None:
+        raise ValueError("update: F2 without F")
+    F, F2 = _readable(F), _readable(F2)
+    u = out_u
+    if u is not None and u.dtype not in _TYPE and u.is_floating_point():
+        u = torch.empty_like(u, dtype=torch.float32)
+    network = tuple(_TYPE)
+    require(
+        "update", device, x=(x, (n, d), _STATE), F=(F, (n, d), network), F2=(F2, (n, d), network),
+        hist=(hist, (slots, n, d), _STATE), out_u=(u, (n, d), network), out_mean=(out_mean, (n, d), _STATE),
+    )  # fmt: skip
+    require_rows("update", device, n, table, idx, abi.WIDTH)
+    call = _Update(
+        n, d, slots, 0 if u is None else _TYPE[u.dtype], 0, x.data_ptr(), hist.data_ptr(), _pointer(out_mean),
+        _pointer(u), net=_network(F, F2), rows=_rows(table, idx),
+    )  # fmt: skip
+    if noise is not None:
+        _require_key("update", device, n, noise)
+        call.seed, call.ids = _seed(noise), noise.ids.data_ptr()
+    if known is not None:
+        require("update", device, y=(known.y, (n, d), _STATE), mask=(known.mask, (n, d), (torch.bool,)))
+        require_rows("update", device, n, known.table, known.idx, abi.WIDTH)
+        _require_key("update", device, n, known.noise)
+        call.known_seed, call.known_ids = _seed(known.noise), known.noise.ids.data_ptr()
+        call.known, call.mask = known.y.data_ptr(), known.mask.data_ptr()
+        call.known_rows = _rows(known.table, known.idx)
+    if x.numel() == 0:
+        return
+    _check("update", library().fastscore_update(byref(call), *_team(n * d)))
+    if out_u is not None and u is not None and u is not out_u:
+        out_u.copy_(u)
+
+
+def bind_update_cpu(
+    x: Tensor, hist: Tensor, table: Tensor, idx: Tensor, noise: object, out_u: Tensor
+) -> Callable[[Tensor | None, Tensor | None, bool], None]:
+    """Return update_cpu of tensors that stay where they are: update(F, F2, noisy).
+
+    They are checked now, and a call checks only F and F2: for a small state the checks take as long as the row.
+
+    Raises:
+        ValueError: as update_cpu.
+    """
+    device = _on_cpu("update", x)
+    n, d = x.shape
+    if out_u.dtype not in _TYPE or not x.numel():
+
+        def plain(F: Tensor | None, F2: Tensor | None, noisy: bool) -> None:
+            update_cpu(x, F, hist, table, idx, noise if noisy else None, F2=F2, out_u=out_u)
+
+        return plain
+    network, slots = tuple(_TYPE), hist.shape[0]
+    require("update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(out_u, (n, d), network))
+    require_rows("update", device, n, table, idx, abi.WIDTH)
+    _require_key("update", device, n, noise)
+    call = _Update(
+        n, d, slots, _TYPE[out_u.dtype], 0, x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(),
+        rows=_rows(table, idx),
+    )  # fmt: skip
+    run, ids = library().fastscore_update, noise.ids.data_ptr()
+    held = (x, hist, table, idx, out_u)  # the call knows them by address only
+
+    def update(F: Tensor | None, F2: Tensor | None, noisy: bool, held: tuple[Tensor, ...] = held) -> None:
+        F, F2 = _readable(F), _readable(F2)
+        require("update", device, F=(F, (n, d), network), F2=(F2, (n, d), network))
+        call.net = _network(F, F2)
+        call.seed, call.ids = (_seed(noise), ids) if noisy else (0, None)
+        _check("update", run(byref(call), *_team(n * d)))
+
+    return update
+
+
+def langevin_cpu(
+    x: Tensor,
+    F: Tensor,
+    table: Tensor,
+    idx: Tensor,
+    noise: object,
+    scratch: Tensor,
+    norm: str,
+    valid: Tensor,
+    *,
+    F2: Tensor | None = None,
+) -> None:
+    r"""Write each sample's own row into scratch [N, abi.WIDTH], as langevin_ref does and to the same bits.
+
+    Args: as for update_cpu; ``norm`` is "sample", "expected" or "batch"; ``valid`` is float32 [N].
+
+    Raises: as update_cpu; ValueError for an unknown norm.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm = {norm!r} must be one of {', '.join(NORMS)}")
+    device = _on_cpu("langevin", x)
+    if x.ndim != 2:
+        raise ValueError(f"langevin: x has shape {list(x.shape)}; expected [N, D]")
+    if F is None:
+        raise ValueError("langevin: F is None; a row with a Langevin step needs a network output")
+    n, d = x.shape
+    F, F2 = _readable(F), _readable(F2)
+    network = tuple(_TYPE)
+    require(
+        "langevin", device, x=(x, (n, d), _STATE), F=(F, (n, d), network), F2=(F2, (n, d), network),
+        scratch=(scratch, (n, abi.WIDTH), _STATE), valid=(valid, (n,), _STATE),
+    )  # fmt: skip
+    require_rows("langevin", device, n, table, idx, abi.WIDTH)
+    _require_key("langevin", device, n, noise)
+    if x.numel() == 0:
+        return
+    squares = torch.empty((2, n), dtype=torch.float32)
+    mm = squares.data_ptr()
+    call = _Norms(
+        n, d, _seed(noise), x.data_ptr(), mm, mm + 4 * n, None if norm == "expected" else noise.ids.data_ptr(),
+        _network(F, F2), _rows(table, idx),
+    )  # fmt: skip
+    rest = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *_team(n * d))
+    _check("langevin", library().fastscore_langevin(byref(call), *rest))
+
+
+def normal_cpu(noise: object, draw: int, d: int, out: Tensor | None = None) -> Tensor:
+    """Return z of one draw, float32 [N, d], as NoiseKey.normal does and to the same bits; into ``out`` if given."""
+    n, device = len(noise.ids), torch.device("cpu")
+    _require_key("normal", device, n, noise)
+    out = torch.empty((n, d), dtype=torch.float32) if out is None else out
+    require("normal", device, out=(out, (n, d), _STATE))
+    if out.numel():
+        call = _Normal(n, d, _seed(noise), noise.ids.data_ptr(), out.data_ptr(), draw)
+        library().fastscore_normal(byref(call), *_team(n * d))
+    return out
+
+
+def quantize_cpu(x: Tensor, rounding: str = "nearest") -> Tensor:
+    """Return uint8 [N, H, W, C] of float32 images [N, C, H, W] in [-1, 1], as quantize_ref does.
+
+    Raises:
+        ValueError: an unknown rounding rule; a shape, dtype or stride that the library does not support.
+    """
+    if rounding not in OFFSET:
+        raise ValueError(f"rounding = {rounding!r} must be nearest or floor")
+    if x.ndim != 4:
+        raise ValueError(f"quantize: x has shape {list(x.shape)}; expected [N, C, H, W]")
+    n, c, h, w = x.shape
+    require("quantize", _on_cpu("quantize", x), x=(x, (n, c, h, w), _STATE))
+    out = torch.empty((n, h, w, c), dtype=torch.uint8)
+    if out.numel():
+        call = _Quantize(n, c, h * w, x.data_ptr(), out.data_ptr(), OFFSET[rounding])
+        library().fastscore_quantize(byref(call), *_team(x.numel()))
+    return out

@@ -1,0 +1,1 @@
+"""Reading compiled kernels: registers, spills, accesses, a static roofline. Nothing here runs in production."""

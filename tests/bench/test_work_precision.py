@@ -1,0 +1,82 @@
+"""The work-precision study: its metric, its records and what it recommends."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import work_precision as study
+
+from fastscore.cli import options
+from fastscore.ops.noise import NoiseKey
+
+
+def test_the_metric_of_a_shift_is_its_mean_projection():
+    x = NoiseKey.of(0, range(500)).normal(0, 3, torch.float64)
+    shift = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    directions = NoiseKey.of(2, range(4000)).normal(0, 3, torch.float64)
+    directions /= directions.norm(dim=1, keepdim=True)
+    expected = math.sqrt(float((directions @ shift).square().mean()))
+    assert math.isclose(study.sliced_wasserstein(x, x + shift, 4000), expected, rel_tol=1e-12)
+    assert study.sliced_wasserstein(x, x.flip(0)) == 0.0
+
+
+def test_the_truth_has_every_component_in_its_share():
+    mixture = study.target()
+    x = study.truth_of(mixture, 2100).double()
+    nearest = torch.cdist(x, mixture.means).argmin(1).bincount(minlength=6)
+    assert torch.allclose(nearest.double() / 2100, mixture.weights, atol=0.01)
+
+
+def test_a_cell_has_the_most_steps_that_its_budget_allows():
+    model = study.score_model(study.target())
+    for name, nfe in (("ddim", 10), ("heun", 9), ("dpmpp-2s", 9), ("rk4", 9)):
+        sampler = study.Cell("mixture", name, "karras levels", 10).sampler(model, 4)
+        assert sampler is not None and sampler.plan.nfe == nfe, name
+    assert study.Cell("mixture", "implicit-midpoint", "karras levels", 3).sampler(model, 4) is None
+
+
+def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RECORDS", tmp_path / "r.jsonl")
+    monkeypatch.setattr(study, "FIGURE", tmp_path / "f.png")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "README.md").write_text("<!-- work-precision -->\n<!-- /work-precision -->\n")
+    monkeypatch.setattr(study, "BUDGETS", (5, 10))
+    monkeypatch.setattr(study, "TOLERANCES", (0.1,))
+    some = {name: study.SOLVERS[name] for name in ("ddim", "dpmpp-2m")}
+    monkeypatch.setattr(study, "SOLVERS", some)
+    errors = {"ddim": 2.0, "dpmpp-2m": 1.0}
+
+    def images():
+        for budget in study.BUDGETS:
+            for name in some:
+                yield (
+                    study.Cell("images", name, "karras levels", budget),
+                    lambda name=name, budget=budget: {
+                        "nfe": budget,
+                        "error": errors[name] if budget > 5 else 3.0 - errors[name],
+                    },
+                )
+
+    study.study(study.mixture_cells(64), 64)
+    study.study((cell for cell in study.adaptive_cells(64) if cell[0].solver == "bs32"), 64)
+    study.study(images(), 64)
+    lines = (tmp_path / "r.jsonl").read_text()
+    assert len(lines.splitlines()) == 2 * 2 * 2 + 1 + 4
+    study.study(study.mixture_cells(64), 64)
+    assert (tmp_path / "r.jsonl").read_text() == lines
+    assert study.recommended(study.load()) == {5: "ddim", 10: "dpmpp-2m"}
+    study.report()
+    text = (tmp_path / "bench" / "README.md").read_text()
+    assert "ddim at 5, dpmpp-2m at 10" in text and (tmp_path / "f.png").stat().st_size > 1000
+    found = study.best(study.load(), "mixture")
+    assert found["dpmpp-2m"][10]["error"] < found["ddim"][5]["error"]
+
+
+def test_the_command_line_takes_what_the_records_recommend():
+    assert study.recommended(study.load()) == dict.fromkeys(study.BUDGETS, options.DEFAULT_SOLVER)
+
+
+def test_every_solver_belongs_to_one_panel_of_the_figure():
+    assert sorted(name for names in study.FAMILIES.values() for name in names) == sorted(study.SOLVERS)

@@ -1,0 +1,421 @@
+"""Networks prepared for sampling: the recipe, its check, the packages, and what happens without them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastscore.model.folder import load_model
+from fastscore.model.nets import build
+from fastscore.model.score import ScoreModel
+from fastscore.network import package
+from fastscore.network import prepare as network
+from fastscore.network import timing as probe
+from fastscore.network.bf16 import HeavyInBf16, Traced
+from fastscore.network.jit import has_compiler
+from fastscore.network.prepare import Inexact, Numerics, Prepared, Trial, Unfit, numerics, prepare
+from fastscore.process.continuous import EDM, VP
+from fastscore.process.grid import karras
+from fastscore.process.parametrization import Parametrization
+from fastscore.sampler import Sampler
+
+CPU = torch.device("cpu")
+SPEC = {"name": "UNet", "channels": 1, "size": 8, "width": 16, "mult": [1, 2], "blocks": [1, 1], "classes": 3}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+
+
+def unet() -> ScoreModel:
+    torch.manual_seed(0)
+    net = build(SPEC)
+    for p in net.parameters():
+        p.data.normal_(std=0.1)
+    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
+
+
+def values(*shape: int) -> torch.Tensor:
+    return torch.linspace(-1.0, 1.0, int(np.prod(shape))).sin().reshape(shape)
+
+
+# The recipe
+
+
+def test_heavy_layers_read_bfloat16_and_give_float32():
+    x, w, b = values(2, 16, 5, 5), values(24, 16, 3, 3), values(24)
+    tokens, matrix = values(2, 7, 16), values(24, 16)
+    with HeavyInBf16():
+        found = F.conv2d(x, w, b), F.linear(tokens, matrix, bias=b), tokens @ matrix.T.expand(2, 16, 24)
+        attended = F.scaled_dot_product_attention(*[tokens[:, None]] * 3)
+    low = [v.bfloat16() for v in (x, w, b, tokens, matrix)]
+    assert torch.equal(found[0], F.conv2d(*low[:3]).float())
+    assert torch.equal(found[1], F.linear(low[3], low[4], low[2]).float())
+    assert {v.dtype for v in (*found, attended)} == {torch.float32}
+    assert not torch.equal(attended, F.scaled_dot_product_attention(*[tokens[:, None]] * 3))
+
+
+def test_first_last_and_embedding_layers_stay_float32():
+    x, stem, head = values(2, 4, 5, 5), values(64, 4, 3, 3), values(4, 64, 1, 1)
+    wide, vector, matrix = values(2, 64, 5, 5), values(2, 64), values(32, 64)
+    with HeavyInBf16():
+        found = (
+            F.conv2d(x, stem),
+            F.conv2d(wide, head),
+            F.linear(vector, matrix),
+            F.group_norm(wide, 4),
+            vector @ matrix.T,
+        )
+    expected = (
+        F.conv2d(x, stem),
+        F.conv2d(wide, head),
+        F.linear(vector, matrix),
+        F.group_norm(wide, 4),
+        vector @ matrix.T,
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def random_scorenet() -> ScoreModel:
+    from fastscore.process.continuous import TutorialVE
+
+    torch.manual_seed(0)
+    return ScoreModel(build({"name": "ScoreNet"}).eval(), (1, 28, 28), TutorialVE(), Parametrization("score", "t"))
+
+
+@pytest.mark.parametrize("make", [random_scorenet, lambda: load_model("fashion")], ids=["random ScoreNet", "fashion"])
+def test_the_recipe_costs_less_than_one_percent_of_the_score(make):
+    model = make()
+    trial = Trial(model, model.net, 20, CPU)
+    output, score = trial.errors(Traced(model.net, "bf16")).amax(dim=1).tolist()
+    assert 1e-4 < score < 0.01  # bfloat16 it is, and accurate
+    assert 1e-4 < output < 0.01
+
+
+# The check
+
+
+def test_the_trial_covers_the_schedule_one_time_a_sample():
+    model = unet()
+    trial = Trial(model, model.net, 20, CPU)
+    sigma = trial.columns[:, 1]
+    assert len(sigma) == 20
+    assert (sigma[0], sigma[-1]) == (80.0, pytest.approx(0.002))
+    few = Trial(model, model.net, 3, CPU)
+    assert len(list(few.micro_batches())) == 7
+    assert (few.columns[0, 1], few.columns[-1, 1]) == (80.0, pytest.approx(0.002))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
+def test_the_error_is_that_of_the_score(prediction):
+    """Against the algebra of each prediction, written out."""
+
+    def net(u, c_noise, cond=None):
+        return 0.3 * u + 0.1
+
+    model = ScoreModel(nn.Identity(), (6,), VP(), Parametrization(prediction, "t"))
+    trial = Trial(model, net, 20, CPU)
+    output, score = trial.errors(lambda u, c, cond: 1.001 * net(u, c)).amax(dim=1).tolist()
+    assert output == pytest.approx(1e-3, rel=1e-3)
+    alpha, sigma = (trial.columns[:, k : k + 1].double() for k in (0, 1))
+    x = torch.cat([inputs[0] for inputs, _, _ in trial.micro_batches()]).double()
+    own = 0.3 * x + 0.1
+    beta = (
+        torch.from_numpy(np.asarray(VP().dalpha(t_of(trial)))),
+        torch.from_numpy(np.asarray(VP().dsigma(t_of(trial)))),
+    )
+
+    def eps(f):
+        if prediction == "flow":  # dalpha D + dsigma eps, with x = alpha D + sigma eps
+            a, b = (v[:, None] for v in beta)
+            return (alpha * f - a * x) / (alpha * b - sigma * a)
+        return {
+            "eps": f,
+            "x0": (x - alpha * f) / sigma,
+            "v": sigma * x + alpha * f,
+            "score": -sigma * f,
+        }[prediction]
+
+    true = eps(own)
+    wrong = ((eps(1.001 * own) - true).norm(dim=1) / true.norm(dim=1)).max()
+    assert score == pytest.approx(float(wrong), rel=1e-3)
+
+
+def t_of(trial: Trial) -> np.ndarray:
+    return trial.columns[:, 5].double().numpy()
+
+
+def test_a_wrong_network_is_refused():
+    model = unet()
+    trial = Trial(model, model.net, 8, CPU)
+    assert trial.checked(model.net, "fp32") == 0.0
+    for factor, kind in ((1.001, "fp32"), (1.02, "bf16"), (float("nan"), "bf16"), (float("nan"), "fp32")):
+        with pytest.raises(Inexact, match=f"in {kind} the network's"):
+            trial.checked(lambda *inputs, by=factor: model.net(*inputs) * by, kind)
+
+
+def test_a_prepared_network_takes_the_inputs_it_was_made_for():
+    seen = []
+    example = (torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, dtype=torch.int64))
+    net = Prepared(lambda *inputs: seen.append(inputs) or inputs[0], example, Numerics("fp32", "package"))
+    net(torch.zeros(2, 4).T, torch.zeros(1).expand(4), example[2])
+    assert all(v.is_contiguous() for v in seen[0])
+    for wrong in (
+        (torch.zeros(5, 2), torch.zeros(5), torch.zeros(5, dtype=torch.int64)),
+        (example[0].double(), example[1], example[2]),
+        (example[0], example[1], None),
+        (example[0], example[1], torch.zeros(4, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"prepared for inputs float32\[4, 2\], float32\[4\], int64\[4\], not"):
+            net(*wrong)
+    assert len(seen) == 1
+
+
+# Which numerics, and what happens where they cannot be had
+
+
+def refusing(*errors: Exception | None):
+    """Stand in for the compiler: raise these in turn, or succeed where there is None."""
+    asked, outcomes = [], iter(errors)
+
+    def packaged(trial, kind, say):
+        asked.append(kind)
+        if error := next(outcomes):
+            raise error
+        return Prepared(trial.net, trial.example, Numerics(kind, "package"))
+
+    return asked, packaged
+
+
+@pytest.mark.parametrize(
+    ("native", "errors", "asked", "dtype"),
+    [
+        (True, [None], ["bf16"], "bf16"),
+        (False, [None], ["fp32"], "fp32"),
+        (True, [Inexact("far"), None], ["bf16", "fp32"], "fp32"),
+        (True, [Unfit("no compiler")], ["bf16"], "own"),
+        (True, [Inexact("far"), Inexact("far")], ["bf16", "fp32"], "own"),
+    ],
+)
+def test_auto_takes_the_fastest_numerics_that_hold(monkeypatch, native, errors, asked, dtype):
+    monkeypatch.setattr(network, "SMALL", 0)
+    monkeypatch.setattr(network, "native_bf16", lambda: native)
+    seen, packaged = refusing(*errors)
+    monkeypatch.setattr(network, "_packaged", packaged)
+    said = []
+    model = prepare(unet(), 4, dtype="auto", say=said.append)
+    assert (seen, numerics(model.net).dtype) == (asked, dtype)
+    assert len(said) == (dtype == "own")
+
+
+def test_small_networks_and_functions_stay_as_they_are():
+    model = unet()
+    assert prepare(model, 4, say=pytest.fail) is model
+    function = ScoreModel(lambda u, c_noise, cond: u, (2,), VP())
+    assert prepare(function, 4, say=pytest.fail) is function
+    for given, reason in (
+        (function, "needs an nn.Module"),
+        (ScoreModel(nn.Conv2d(1, 1, 1).bfloat16(), (1, 4, 4), VP()), "not torch.bfloat16"),
+        (ScoreModel(nn.Identity(), (1, 4, 4), VP()), "not none"),
+    ):
+        said = []
+        assert prepare(given, 4, dtype="fp32", say=said.append) is given
+        assert len(said) == 1
+        assert reason in said[0]
+
+
+def test_without_a_compiler_the_network_runs_as_it_is(no_compiler):
+    assert not has_compiler()
+    model, said = unet(), []
+    assert prepare(model, 4, dtype="bf16", say=said.append) is model
+    assert said == ["the network runs as it is: no C++ compiler (g++ or clang++)"]
+    sampler = Sampler(model, grid=karras(2), batch=4, network="fp32")
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        x = sampler.run(range(3))
+    assert torch.equal(x, Sampler(model, grid=karras(2), batch=4).run(range(3)))
+    assert sampler.numerics == Numerics()
+
+
+class Branching(nn.Module):
+    """Looks at its values, which cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, u, c_noise, cond=None):
+        return self.layer(u) if u.sum() > 0 else u
+
+
+def test_what_cannot_be_traced_runs_as_it_is(monkeypatch):
+    monkeypatch.setattr(network, "has_compiler", lambda: True)
+    model, said = ScoreModel(Branching(), (2,), VP()), []
+    assert prepare(model, 4, dtype="fp32", say=said.append) is model
+    assert len(said) == 2
+    assert "cannot compile it" in said[1]
+    assert "\n" not in said[1]
+    folder = package.folder()
+    assert not any(folder.iterdir())  # nothing half made stays
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: prepare(m, dtype="fp16"), "'fp16' must be one of own, auto, fp32, bf16"),
+        (lambda m: Sampler(m, network="fast"), "'fast' must be one of own"),
+        (lambda m: Sampler(m, network="auto", compile="full"), "compiles by itself"),
+        (lambda m: Sampler(m, network="auto", dtype=torch.float64), "float32 state"),
+        (lambda m: prepare(ScoreModel(Prepared(m.net, (), Numerics()), (2,), VP())), "prepared already"),
+    ],
+)
+def test_unfit_settings_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(unet())
+
+
+# Packages
+
+
+def test_a_key_holds_what_a_package_depends_on(monkeypatch):
+    net = unet().net
+    keys = {package.key_of(net, (4, 1, 8, 8), "fp32"), package.key_of(unet().net, (4, 1, 8, 8), "fp32")}
+    assert len(keys) == 1
+    keys |= {package.key_of(net, (5, 1, 8, 8), "fp32"), package.key_of(net, (4, 1, 8, 8), "bf16")}
+    with torch.no_grad():
+        net.features.freqs[0] += 1e-6
+    keys.add(package.key_of(net, (4, 1, 8, 8), "fp32"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    keys.add(package.key_of(net, (4, 1, 8, 8), "fp32"))
+    assert len(keys) == 5
+
+
+def test_what_is_no_package_is_ignored_in_one_line():
+    said, home = [], package.folder()
+    assert package.load("absent", said.append) is None
+    assert not said
+    home.mkdir(parents=True)
+    (home / "a.pt2").write_bytes(b"not a package")
+    right = hashlib.sha256(b"not a package").hexdigest()
+    for note, reason in (
+        ("{", "JSON"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError"),
+        (json.dumps({"file": "a.pt2", "sha256": "0" * 64}), "not those that were written"),
+        (json.dumps({"file": "a.pt2", "sha256": right}), "RuntimeError"),
+    ):
+        (home / "k.json").write_text(note)
+        assert package.load("k", said.append) is None
+        assert reason in said[-1]
+        assert "\n" not in said[-1]
+    assert len(said) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="a package needs g++ to be built")
+def test_a_package_is_built_once_checked_and_kept(monkeypatch):
+    model, said = unet(), []
+    first = prepare(model, 4, dtype="bf16", say=said.append)
+    assert len(said) == 1
+    assert "once" in said[0]
+    how = numerics(first.net)
+    assert (how.dtype, how.compile, how.threads) == ("bf16", "package", torch.get_num_threads())
+    assert 1e-4 < how.error < 0.01
+    assert {p.suffix for p in package.folder().iterdir()} == {".json", ".pt2"}
+
+    # A sample is the same alone, in another order and among others.
+    def draw(m, ids):
+        return Sampler(m, grid=karras(4), batch=4).run(ids, labels="random")
+
+    whole = draw(first, range(9))
+    assert torch.equal(draw(first, [8, 2]), whole[[8, 2]])
+    assert (whole - draw(model, range(9))).abs().max() < 0.05 * whole.abs().max()
+
+    # The next process needs no compiler, and gives the same bits.
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    again = prepare(unet(), 4, dtype="bf16", say=pytest.fail)
+    assert numerics(again.net) == how
+    assert torch.equal(draw(again, range(9)), whole)
+
+    # A package of another network under this key is found out, and so are bytes that changed.
+    monkeypatch.setattr(package, "key_of", lambda *args: how.key)
+    other = unet()
+    other.net.head.weight.data.mul_(1.05)
+    assert prepare(other, 4, dtype="bf16", say=said.append) is other
+    assert "ignored" in said[1]
+    file = next(package.folder().glob("*.pt2"))
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert prepare(unet(), 4, dtype="bf16", say=said.append).net.__class__ is not Prepared
+    assert "not those that were written" in said[3]
+
+
+class Wrapped(nn.Module):
+    """Layers called as a score network."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, u, c_noise, cond=None):
+        return self.layers(u) * c_noise[:, None, None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs g++ on the CPU")
+def test_the_way_of_cuda_agrees_on_the_cpu():
+    """On CUDA the same trace goes through torch.compile."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
+    )
+    model = ScoreModel(Wrapped(layers), (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"))
+    trial = Trial(model, model.net.eval(), 4, CPU)
+    net = network._jit(trial, "bf16", pytest.fail)
+    assert (net.numerics.dtype, net.numerics.compile) == ("bf16", "full")
+    assert 1e-4 < trial.errors(net)[1].max() < 0.01
+
+
+# The micro-batch
+
+
+def test_the_probe_stops_where_a_larger_micro_batch_gains_nothing(monkeypatch):
+    asked = []
+
+    def seconds(model, size, device):
+        asked.append((torch.get_num_threads(), size))
+        return (100 + max(size, 64)) / torch.get_num_threads() ** 0.5  # fixed costs, and a floor
+
+    monkeypatch.setattr(probe, "_seconds", seconds)
+    before = torch.get_num_threads()
+    model = unet()
+    choice = probe.choose_batch(model, sizes=(16, 32, 64, 128, 4096), threads=(1, 2))
+    assert (choice.batch, choice.threads) == (4096, 2)
+    assert asked == [(n, size) for n in (1, 2) for size in (16, 32, 64, 128, 4096)]
+    assert probe.choose_batch(model, sizes=(16, 32, 64, 128, 4096), threads=(1, 2)) == choice
+    assert len(asked) == 10  # the second time it is read
+    monkeypatch.setattr(probe, "_seconds", lambda model, size, device: float(max(size, 32)))
+    choice = probe.choose_batch(model, sizes=(16, 32, 64, 128), threads=(1,))
+    assert choice.batch == 32
+    assert "1 x 128" not in choice.rates
+    assert torch.get_num_threads() == before
+
+
+def test_the_probe_times_real_networks():
+    for model in (unet(), ScoreModel(lambda u, c_noise, cond: u, (2,), VP())):
+        choice = probe.choose_batch(model, sizes=(2, 4))
+        assert choice.batch in (2, 4)
+        assert all(rate > 0 for rate in choice.rates.values())
+    with pytest.raises(ValueError, match="must be positive"):
+        probe.choose_batch(unet(), sizes=(0,))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastscore.process.continuous import EDM, VE, VP, Flow, SubVP, Trig
+from fastscore.process.discrete import discrete_vp
+from fastscore.process.parametrization import LABELS, PREDICTIONS, Parametrization, basis, convert, network_time
+from fastscore.process.schedule import lam
+
+SCHEDULES = [VP(), SubVP(), VE(), EDM(), Flow(), discrete_vp()]
+T = {type(s).__name__: np.linspace(s.t_end, s.T, 9)[1:-1] for s in SCHEDULES}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("source", PREDICTIONS)
+@pytest.mark.parametrize("target", [p for p in PREDICTIONS if p != "edm"])
+def test_every_prediction_gives_every_other(schedule, source, target):
+    """x, D and eps at random; F from one definition, the target from another."""
+    t = T[type(schedule).__name__]
+    rng = np.random.default_rng(1)
+    x0, eps = rng.standard_normal((2, len(t)))
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    x = alpha * x0 + sigma * eps
+    p = Parametrization(source, sigma_data=0.7)
+    a, b = p.basis(schedule, t)
+    out = a * x0 + b * eps
+    wanted_a, wanted_b = basis(target, schedule, t)
+    wanted = wanted_a * x0 + wanted_b * eps
+    gain, weight = convert((wanted_a, wanted_b), (a, b), alpha, sigma)
+    scale = np.abs(gain * x) + np.abs(weight * out) + 1.0
+    assert np.all(np.abs(gain * x + weight * out - wanted) < 1e-12 * scale)
+    if source == target:
+        np.testing.assert_array_equal(gain, 0.0)
+        np.testing.assert_array_equal(weight, 1.0)
+
+
+def test_the_named_formulas():
+    t = np.array([0.3])
+    alpha, sigma = VP().alpha(t), VP().sigma(t)
+    x0, eps = 0.7, -1.3
+    x = alpha * x0 + sigma * eps
+    value = {k: basis(k, VP(), t)[0] * x0 + basis(k, VP(), t)[1] * eps for k in ("score", "v", "flow")}
+    np.testing.assert_allclose(value["score"], -(x - alpha * x0) / sigma**2)
+    np.testing.assert_allclose(value["v"], alpha * eps - sigma * x0)
+    beta = 0.1 + 19.9 * t
+    np.testing.assert_allclose(value["flow"], -0.5 * beta * x - 0.5 * beta * value["score"])  # PF-ODE, eq. 13
+
+
+def test_edm_is_karras_table_1():
+    sigma, data = np.array([0.01, 1.0, 40.0]), 0.5
+    p = Parametrization("edm", "log_sigma/4", data)
+    np.testing.assert_allclose(p.c_in(EDM(), sigma), 1 / np.sqrt(sigma**2 + data**2))
+    np.testing.assert_allclose(p.c_noise(EDM(), sigma), np.log(sigma) / 4)
+    skip, out = convert(basis("x0", EDM(), sigma), p.basis(EDM(), sigma), np.ones(3), sigma)
+    np.testing.assert_allclose(skip, data**2 / (sigma**2 + data**2), rtol=1e-12)
+    np.testing.assert_allclose(out, sigma * data / np.sqrt(sigma**2 + data**2), rtol=1e-12)
+
+
+def test_labels():
+    t = np.array([0.25])
+    value = {k: Parametrization("eps", k).c_noise(VP(), t) for k in LABELS}
+    assert value["t"] == 0.25
+    assert value["999t"] == 249.75
+    np.testing.assert_allclose(value["sigma"], VP().sigma(t) / VP().alpha(t))
+    np.testing.assert_allclose(value["log_sigma/4"], -lam(VP(), t) / 4)
+
+
+@pytest.mark.parametrize("model", [VP(), EDM(1e-4, 200.0), Trig()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_a_network_sees_the_same_state_on_any_schedule(model, schedule):
+    t = np.array([v for v in T[type(schedule).__name__] if lam(schedule, v) > lam(model, model.T)])
+    there, scale = network_time(model, schedule, t)
+    np.testing.assert_allclose(scale * schedule.alpha(t), model.alpha(there), rtol=1e-10)
+    np.testing.assert_allclose(scale * schedule.sigma(t), model.sigma(there), rtol=1e-10)
+
+
+def test_pure_noise_is_the_same_everywhere():
+    there, scale = network_time(Trig(), Flow(), np.array([1.0]))
+    assert (there[0], scale[0]) == (Trig().T, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("epsilon",), "prediction = 'epsilon'"), (("eps", "time"), "label = 'time'"), (("edm", "t", 0.0), "sigma_data")],
+)
+def test_bad_parametrizations_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Parametrization(*arguments)
