@@ -24,7 +24,7 @@ import torch
 from fastscore.kernels import abi, noise, norms, quantize, update
 from fastscore.kernels.inspect import aot, sass
 from fastscore.ops.noise import NoiseKey
-from fastscore.ops.update import Known
+from fastscore.ops.update import KnownRow
 
 README = Path(__file__).parents[1] / "kernels" / "README.md"
 BEGIN, END = "<!-- static report: begin -->", "<!-- static report: end -->"
@@ -108,7 +108,7 @@ def variants() -> Iterator[Variant]:
             idx,
             key if use.get("noisy", True) else None,
             F2=network if use.get("guided") else None,
-            known=Known(x, x > 0, table, idx, key) if use.get("known") else None,
+            known=KnownRow(x, x > 0, table, idx, key) if use.get("known") else None,
             out_u=network if use.get("u", True) else None,
         )
         return Variant(name, start, size, (n, d))

@@ -15,19 +15,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastscore.engine.loop import Loop
+from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
+from fastscore.execution import Execution, Short
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import NoiseKey
-from fastscore.plan.passes import validate
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import EDM
+from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import AnnealedLangevin
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 METHODS = ("ula", "mala")
 ACCEPT_DRAW = 1 << 31  # plus the number of the step: the uniform that accepts; draws of plans stay below 2^24
@@ -57,10 +64,8 @@ def run(
     score: Callable[[Tensor], Tensor] | None = None,
     spread: float = 0.0,
     method: str = "mala",
-    batch: int = 1024,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    backend: str = "auto",
+    execution: Execution | None = None,
+    **short: Unpack[Short],
 ) -> Chains:
     """Run one chain for each id; a chain is a pure function of (density, start, step, steps, method, seed, id).
 
@@ -75,8 +80,8 @@ def run(
         score: grad ln p, [N, *shape] -> like it; differentiates ``log_density`` if left out.
         spread: adds spread z to the start, at least 0.
         method: "mala" or "ula".
-        batch: chains that run together. Both functions always see that many (the tail is padded).
-        device, dtype, backend: as for Sampler.
+        execution, short: as for Sampler; batch, 1024 if left out, is how many chains run together. Both functions
+            always see that many (the tail is padded).
 
     Raises:
         ValueError: an argument outside its range.
@@ -86,57 +91,57 @@ def run(
         ("step", step, 0.0 < step < math.inf),
         ("spread", spread, 0.0 <= spread < math.inf),
         ("steps", steps, 1 <= steps < 1 << 24),
-        ("batch", batch, batch >= 1),
         ("method", method, method in METHODS),
     ):
         if not good:
             raise ValueError(
-                f"mcmc: {name} = {value!r}; step must be positive, spread at least 0, steps and batch at least 1, "
-                f"steps below {1 << 24}, method {' or '.join(METHODS)}"
+                f"mcmc: {name} = {value!r}; step must be positive, spread at least 0, steps at least 1 and "
+                f"below {1 << 24}, method {' or '.join(METHODS)}"
             )
-    device = torch.device(device)
-    key = NoiseKey.of(seed, ids, device)
+    execution = Execution.of(execution or Execution(batch=1024), **short).on(log_density, score)
+    key = NoiseKey.of(seed, ids, execution.place)
     n = len(key.ids)
     if start.ndim < 2 or len(start) not in (1, n):
         raise ValueError(f"mcmc: start {tuple(start.shape)} must be [1, *shape] or [{n}, *shape], one state an id")
-    start = start.to(device, dtype).expand(n, *start.shape[1:])
-    ops = trusted(backend, device, dtype)
+    start = start.to(execution.place, execution.dtype).expand(n, *start.shape[1:])
     if log_density is None and (score is None or method == "mala"):
         raise ValueError("mcmc: MALA, or ULA without a score, needs log_density; a score alone takes method='ula'")
     if score is None:
         assert log_density is not None
         score = _gradient(log_density)
-    model = ScoreModel(lambda x, *_: score(x), tuple(start.shape[1:]), EDM())
-    loop = Loop(_plan(step, steps, spread), model, min(batch, max(n, 1)), device, dtype, ops)
+    model = ScoreModel(lambda x, *_: score(x), tuple(start.shape[1:]), EDM(), Parametrization("score"))
+    execution = replace(execution, batch=min(execution.batch, max(n, 1)))
+    loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
     x, acceptance = torch.empty_like(start, memory_format=torch.contiguous_format), start.new_empty(n)
-    for first in range(0, n, loop.batch):
-        part = slice(first, min(first + loop.batch, n))
-        loop.load(key.seed, key.ids[part], None)
-        count = part.stop - part.start
-        energy = log_density if method == "mala" else None
-        ends, taken = _chain(loop, energy, start[part].flatten(1), step)
-        bad = ~(torch.isfinite(ends) & torch.isfinite(taken)[:, None]).all(1)[:count]
-        if bool(bad.any()):
-            raise NonFiniteError(
-                f"mcmc: {int(bad.sum())} of {count} chains are NaN or Inf, or started where the density is zero, first "
-                f"id {int(key.ids[part][bad][0])}; use a smaller step than {step:g}, or another start"
-            )
-        x[part], acceptance[part] = ends[:count].view(count, *model.shape), taken[:count]
+
+    def compute(at: slice, part: Request) -> Tensor:
+        assert part.init is not None
+        loop.load(part)
+        return torch.cat(_chain(loop, log_density if method == "mala" else None, part.init, step), 1)
+
+    def not_finite(at: slice, part: Request, ends: Tensor) -> None:
+        raise NonFiniteError(
+            f"mcmc: {bad_samples(ends, part.ids)}, or started where the density is zero; use a smaller step than "
+            f"{step:g}, or another start"
+        )
+
+    request = Request(key, init=start.flatten(1))
+    for at, ends in micro_batches(request, execution.batch, Turn(log_density, score), compute, not_finite):
+        x[at], acceptance[at] = ends[:, :-1].view(-1, *model.shape), ends[:, -1]
     return Chains(x, acceptance)
 
 
 def _plan(step: float, steps: int, spread: float) -> Plan:
     """Return the rows of a chain: the spread of its start, then proposals made of a score that is handed in."""
-    first = Row(1.0, 1.0, a=1.0, b=0.0, c=spread, evaluate=False, p=0.0, q=0.0, draw=0)
-    proposal = replace(AnnealedLangevin().row(1.0, step), evaluate=False, p=0.0, q=1.0)
-    return validate(Plan(EDM(), (first, *(replace(proposal, draw=1 + k) for k in range(steps)))))
+    first = Row(1.0, 1.0, a=1.0, b=0.0, c=spread, evaluate=False, draw=0)
+    proposal = replace(AnnealedLangevin().row(1.0, step), evaluate=False)
+    return Plan(EDM(), (first, *(replace(proposal, draw=1 + k) for k in range(steps))))
 
 
-@torch.no_grad()
 def _chain(
     loop: Loop, log_density: Callable[[Tensor], Tensor] | None, start: Tensor, step: float
 ) -> tuple[Tensor, Tensor]:
-    """Run the loaded micro-batch; return the last states [batch, D] and the share of proposals taken [batch].
+    """Run the loaded micro-batch; return the last states [batch, D] and the share of proposals taken [batch, 1].
 
     Without ``log_density`` every proposal is taken.
     """
@@ -153,8 +158,7 @@ def _chain(
         return (y.double() - x.double() - step * s.double()).square().sum(1) / (4.0 * step)
 
     loop.reset()
-    loop.x[: len(start)].copy_(start)
-    loop.x[len(start) :].copy_(start[-1:].expand(loop.batch - len(start), -1))
+    loop.x.copy_(start)
     loop.advance(loop.kinds[0], (None, None))
     x = loop.x.clone()
     s, p = score(x), level(x)
@@ -174,7 +178,7 @@ def _chain(
         p, taken = torch.where(accept, p_y, p), taken + accept
     if p is not None:
         taken = taken + 0.0 * p  # NaN where the density never was positive
-    return loop.x.clone(), taken.to(x.dtype) / (len(loop.kinds) - 1)
+    return loop.x.clone(), (taken.to(x.dtype) / (len(loop.kinds) - 1))[:, None]
 
 
 def _gradient(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

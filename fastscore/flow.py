@@ -12,29 +12,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastscore.engine.adaptive.control import Rule
-from fastscore.engine.adaptive.cost import Effort
+from fastscore.engine.adaptive.control import StepRule
+from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
-from fastscore.engine.adaptive.levels import Levels, angle
-from fastscore.engine.adaptive.run import ScoreField
-from fastscore.engine.adaptive.slots import Field, Slots
-from fastscore.model.conditions import Labels, condition_of
+from fastscore.engine.adaptive.field import ScoreField
+from fastscore.engine.adaptive.lanes import Field, Lanes
+from fastscore.engine.adaptive.levels import NoiseLevels, angle
+from fastscore.engine.request import Request, Turn
+from fastscore.execution import GRAPHS, Execution, Short
+from fastscore.model.conditions import Labels
 from fastscore.model.score import ScoreModel
-from fastscore.network.jit import compiled
+from fastscore.network.prepare import prepare
 from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
 from fastscore.process.continuous import EDM
 from fastscore.process.grid import Grid, Span, Times, within
 from fastscore.process.schedule import Schedule, lam
-from fastscore.sampler import network_dtype
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
+from fastscore.solvers.names import named
 
-Solver = Dopri5 | BogackiShampine | Euler | Heun | RK2 | RK4
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+FlowSolver = Dopri5 | BogackiShampine | Euler | Heun | RK2 | RK4
 END = 1e-5  # of a continuous schedule's time; Song et al. 2021 end likelihoods there
 EXACT_DIMENSIONS = 16  # up to which "auto" takes the exact divergence
 
@@ -47,13 +54,13 @@ class LogLikelihood:
         nats: ln p, float64 [n]; the mean over the probes.
         stderr: standard error of ``nats`` over the probes, float64 [n]; 0 if exact, NaN for a single probe.
         latent: x_T, [n, *shape].
-        effort: what it cost.
+        cost: what it cost.
     """
 
     nats: Tensor
     stderr: Tensor
     latent: Tensor
-    effort: Effort
+    cost: Cost
 
     def bits_per_dim(self, step: float = 1.0) -> Tensor:
         """Return -log2 of the probability of a cell ``step`` wide, per dimension, float64 [n].
@@ -82,8 +89,7 @@ class ProbabilityFlow:
             step between in the angle phi.
         grid: a Span for an adaptive solver, a Grid or Times that ends at sigma > 0 for the others. Left out:
             from T to t = 1e-5, or to t_end where noise levels are discrete or bounded below.
-        batch: samples at once; the network always runs at this size.
-        device, dtype, compile: as for Sampler.
+        execution, short: as for Sampler; the network is differentiated, so it runs as it is or through torch.compile.
 
     Raises:
         ValueError: settings that do not fit each other.
@@ -94,40 +100,48 @@ class ProbabilityFlow:
         model: ScoreModel,
         *,
         schedule: Schedule | None = None,
-        solver: Solver | None = None,
+        solver: FlowSolver | str | None = None,
         grid: Grid | Times | Span | None = None,
-        batch: int = 64,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        compile: str = "off",
+        execution: Execution | None = None,
+        **short: Unpack[Short],
     ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch = {batch} must be at least 1")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
+        self.model, self.execution = model, Execution.of(execution, **short).on(model.net)
+        if self.execution.ahead_of_time or self.execution.graph in GRAPHS:
+            raise ValueError(
+                f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a likelihood differentiates "
+                "the network; use network='own' or 'compile', and graph='auto'"
+            )
+        self.net_dtype = self.execution.network_dtype(model.net)
         self.schedule = schedule if schedule is not None else model.schedule
-        self.solver = solver if solver is not None else Dopri5()
-        if not isinstance(self.solver, Solver):
-            raise ValueError(f"solver = {self.solver} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
+        chosen = named(solver) if isinstance(solver, str) else solver if solver is not None else Dopri5()
+        if not isinstance(chosen, FlowSolver):
+            raise ValueError(f"solver = {chosen} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
+        self.solver: FlowSolver = chosen
         adaptive = isinstance(self.solver, Dopri5 | BogackiShampine)
-        wanted = grid if grid is not None else Span(end=likelihood_end(self.schedule))
-        if isinstance(wanted, Span) != adaptive:
+        grid = grid if grid is not None else Span(end=likelihood_end(self.schedule))
+        if isinstance(grid, Span) != adaptive:
             need = "a Span" if adaptive else "a Grid or Times"
-            raise ValueError(f"{type(self.solver).__name__} needs {need} for a grid, not {wanted}")
-        self.grid = within(wanted, self.schedule, model.schedule)
-        self.batch, self.device, self.dtype = batch, torch.device(device), dtype
+            raise ValueError(f"{type(self.solver).__name__} needs {need} for a grid, not {grid}")
+        self.grid = within(grid, self.schedule, model.schedule)
         knots = self.grid(self.schedule)
         if not math.isfinite(float(lam(self.schedule, knots[-1]))):
             raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")
         self.angles = [angle(float(v)) for v in lam(self.schedule, knots)]
-        if isinstance(model.net, nn.Module):
-            model.net.to(self.device).eval()
-        self.net_dtype = network_dtype(model.net, dtype)
-        self.model = replace(model, net=compiled(model.net, compile, self.device))
-        self.levels = Levels(model, self.schedule, "v", float(knots[0]), float(knots[-1]), self.device)
+        ends, place = (float(knots[0]), float(knots[-1])), self.execution.place
+        self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
         self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
         top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
         self.prior_std = self.schedule.prior_std / top  # on the unit circle
+        self.turn = Turn(model.net)
+
+    @cached_property
+    def prepared(self) -> ScoreModel:
+        """The model as it runs."""
+        return prepare(self.model, self.execution.batch, self.execution.device, self.execution.network)
+
+    def _field(self) -> ScoreField:
+        model, batch, dtype = self.prepared, self.execution.batch, self.execution.dtype
+        return ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
 
     def log_likelihood(
         self,
@@ -164,19 +178,11 @@ class ProbabilityFlow:
             raise ValueError(f"probe = {probe!r} must be auto, {', '.join(PROBES)}")
         if not 1 <= probes <= 1 << 16 or (kind == "exact" and probes != 1):
             raise ValueError(f"probes = {probes} must lie in 1 .. 65536, and be 1 where the divergence is exact")
-        x, key = self._checked(x, ids, seed)
-        score = ScoreField(self.model, self.levels, self.batch, self.device, self.dtype, self.net_dtype)
-        field = DivergenceField(score, kind, probes, key, self.batch)
-        zeros = torch.zeros(len(x), field.parts[1], dtype=self.dtype, device=self.device)
-        y, effort = self._solve(
-            field,
-            score,
-            torch.cat([x / self.lengths[-1], zeros], 1),
-            key,
-            condition_of(self.model, key, labels, cond),
-            progress,
-            True,
-        )
+        x, request = self._request(x, ids, seed, labels, cond)
+        score = self._field()
+        field = DivergenceField(score, kind, probes, request.key, self.execution.batch)
+        zeros = torch.zeros(len(x), field.parts[1], dtype=x.dtype, device=x.device)
+        y, cost = self._solve(field, score, torch.cat([x / self.lengths[-1], zeros], 1), request, progress, True)
         latent, change = y[:, :d], y[:, d:].double()
         prior = -0.5 * (latent.double() / self.prior_std).square().sum(1)
         prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
@@ -185,7 +191,7 @@ class ProbabilityFlow:
             prior + d * change.mean(1),
             torch.zeros_like(prior) if kind == "exact" else spread,
             (latent * self.lengths[0]).reshape(-1, *self.model.shape),
-            effort,
+            cost,
         )
 
     def encode(self, x: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
@@ -197,56 +203,53 @@ class ProbabilityFlow:
         return self._transport(z, labels, cond, progress, up=False)
 
     def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
-        x, key = self._checked(x, None, 0)
-        field = ScoreField(self.model, self.levels, self.batch, self.device, self.dtype, self.net_dtype)
+        x, request = self._request(x, None, 0, labels, cond)
+        field = self._field()
         (here, there) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
-        y, _ = self._solve(field, field, x / here, key, condition_of(self.model, key, labels, cond), progress, up)
+        y, _ = self._solve(field, field, x / here, request, progress, up)
         return (y * there).reshape(-1, *self.model.shape)
 
     def _solve(
-        self,
-        field: Field,
-        score: ScoreField,
-        y: Tensor,
-        key: NoiseKey,
-        condition: Tensor | None,
-        progress: bool,
-        up: bool,
-    ) -> tuple[Tensor, Effort]:
+        self, field: Field, score: ScoreField, y: Tensor, request: Request, progress: bool, up: bool
+    ) -> tuple[Tensor, Cost]:
         """Integrate the states [n, width] from one end to the other."""
-        score.given = condition
-        angles = self.angles[::-1] if up else self.angles
+        angles, place = self.angles[::-1] if up else self.angles, self.execution.place
         if isinstance(self.solver, Dopri5 | BogackiShampine):
-            rule = Rule.of(self.solver)
+            rule = StepRule.of(self.solver)
         else:
-            rule = Rule(knots=torch.tensor(angles, dtype=torch.float64, device=self.device))
-        slots = Slots(
+            rule = StepRule(knots=torch.tensor(angles, dtype=torch.float64, device=place))
+        lanes = Lanes(
             field,
-            RungeKutta(self.solver.tableau, self.device),
+            RungeKutta(self.solver.tableau, place),
             self.levels,
             rule,
             angles[0],
             angles[-1],
-            slots=self.batch,
+            lanes=self.execution.batch,
             settle=False,
-            key=NoiseKey(key.seed, torch.zeros(self.batch, dtype=torch.int64, device=self.device)),
-            dtype=self.dtype,
+            key=NoiseKey(*(torch.zeros(n, dtype=torch.int64, device=place) for n in (1, self.execution.batch))),
+            dtype=self.execution.dtype,
         )
         out = torch.empty_like(y)
-        for at, arrived, _ in slots.run(len(y), lambda first, last: y[first:last], key.ids, progress):
-            out[at.to(out.device)] = arrived
-        return out, slots.effort
+        with self.turn:
+            score.begin(request)
+            for at, arrived, _ in lanes.run(len(y), lambda first, last: y[first:last], request.key, progress):
+                out[at.to(out.device)] = arrived
+        return out, lanes.cost
 
-    def _checked(self, x: Tensor, ids: Sequence[int] | None, seed: int) -> tuple[Tensor, NoiseKey]:
+    def _request(
+        self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Tensor | None
+    ) -> tuple[Tensor, Request]:
         if not isinstance(x, Tensor) or x.shape[1:] != self.model.shape or not x.is_floating_point():
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x: {shape} must be a floating-point tensor [n, {', '.join(map(str, self.model.shape))}]")
         if not bool(torch.isfinite(x).all()):
             raise ValueError("x holds NaN or Inf")
-        key = NoiseKey.of(seed, range(len(x)) if ids is None else ids, self.device)
-        if len(key.ids) != len(x):
-            raise ValueError(f"ids: {len(key.ids)} ids for {len(x)} samples")
-        return x.to(self.device, self.dtype).flatten(1), key
+        place = self.execution.place
+        request = Request.of(self.model, place, range(len(x)) if ids is None else ids, seed, labels=labels, cond=cond)
+        if len(request) != len(x):
+            raise ValueError(f"ids: {len(request)} ids for {len(x)} samples")
+        return x.to(place, self.execution.dtype).flatten(1), request
 
 
 def dequantize(levels: Tensor, key: NoiseKey, step: float, edge: float) -> Tensor:

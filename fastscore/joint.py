@@ -12,23 +12,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from fastscore import plan as plans
-from fastscore.engine.loop import Loop
+from fastscore.engine.loop import Kind, Loop, recorded
+from fastscore.engine.request import Asked, Request, Turn, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
-from fastscore.model.score import ScoreModel
-from fastscore.ops.noise import NoiseKey
+from fastscore.execution import GRAPHS, Execution, Short
+from fastscore.guidance.mixture import BoundPlan, Guidance
+from fastscore.model.conditions import condition_buffer
+from fastscore.model.score import ScoreModel, apart
+from fastscore.plan.passes import clip as clip_plan
+from fastscore.plan.passes import make_plan
 from fastscore.plan.rows import Plan, Solver
-from fastscore.process.grid import Grid, Times, default_grid
+from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Array, Schedule
-from fastscore.sampler import network_dtype
-from fastscore.solvers import DPMpp2M
+from fastscore.solvers.adaptive import Adaptive
+from fastscore.solvers.names import DEFAULT, default_grid, named
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Tensors = dict[str, Tensor]
 
@@ -53,12 +62,36 @@ class JointModel:
     """A network of several tensors.
 
     Attributes:
-        net: ``net(u, c_noise) -> F``, each a dict by part: u = c_in x [N, *shape], labels [N], F like u.
+        net: ``net(u, c_noise) -> F``, each a dict by part: u = c_in x [N, *shape], labels [N], F like u. Of a model
+            with classes or a condition ``net(u, c_noise, cond) -> F``, cond as for a ScoreModel.
         parts: by name, in the order that numbers their noise.
+        classes, cond_shape: as for a ScoreModel.
     """
 
-    net: Callable[[Tensors, Tensors], Mapping[str, Tensor]]
+    net: Callable[..., Mapping[str, Tensor]]
     parts: Mapping[str, Part]
+    classes: int = 0
+    cond_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("JointModel: 0 parts; there must be at least 1")
+        if self.classes and self.cond_shape is not None:
+            raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
+
+    @property
+    def shape(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each part of one sample."""
+        return {name: part.shape for name, part in self.parts.items()}
+
+    def evaluate(self, u: Tensors, c_noise: Tensors, cond: Tensor | None) -> list[Tensor]:
+        """Call the network; return F of each part, [N, D], in memory that is no input's."""
+        conditional = self.classes or self.cond_shape is not None
+        out = self.net(dict(u), c_noise, cond) if conditional else self.net(dict(u), c_noise)
+        shapes, expected = ({name: tuple(v.shape) for name, v in values.items()} for values in (out, u))
+        if shapes != expected:
+            raise ValueError(f"the network returned {shapes} for {expected}")
+        return [apart(out[name], *u.values()).reshape(len(u[name]), -1) for name in self.parts]
 
 
 class JointSampler:
@@ -68,11 +101,15 @@ class JointSampler:
 
     Args:
         model: the network and its parts.
-        solver: one for all parts. Its stages must fall on the same times for each of them, which those of
-            Euler, Heun, RK2, RK4, the multistep solvers and the SDE schemes do.
-        grid: knots, spaced by the rule on the first part's schedule and shared by all; 20 steps if left out.
-            If it ends clean, each part does, at its own clean end.
-        batch, device, dtype, backend: as for Sampler.
+        solver: one for all parts, or a name from solvers/names.py. Its stages must fall on the same times for each of
+            them, which those of Euler, Heun, RK2, RK4, the multistep solvers and the SDE schemes do.
+        grid: knots, spaced by the rule on the first part's schedule and shared by all. If it ends clean, each part
+            does, at its own clean end.
+        steps: of the grid that suits solver and schedule, in place of ``grid``; 20 if both are left out.
+        clip: bound on the x0 estimate of every part, or None.
+        guidance: as for Sampler; a second model is a JointModel of the same parts.
+        start: as for Sampler; ``init`` of a run is then a dict by part.
+        execution, short: as for Sampler; the network runs as it is, in the plain loop.
 
     Raises:
         ValueError: no parts, knots outside a part's schedule, or a solver whose stages differ by schedule.
@@ -82,86 +119,157 @@ class JointSampler:
         self,
         model: JointModel,
         *,
-        solver: Solver | None = None,
+        solver: Solver | str | None = None,
         grid: Grid | Times | None = None,
-        batch: int = 64,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        backend: str = "auto",
+        steps: int | None = None,
+        clip: float | None = None,
+        guidance: Guidance | None = None,
+        start: str = "prior",
+        execution: Execution | None = None,
+        **short: Unpack[Short],
     ) -> None:
-        if not model.parts or batch < 1:
-            raise ValueError(f"JointSampler: {len(model.parts)} parts and batch = {batch}; both must be at least 1")
-        self.model, self.batch, self.device = model, batch, torch.device(device)
-        ops = trusted(backend, self.device, dtype)
+        second = model if guidance is None or guidance.model is None else guidance.model
+        assert isinstance(second, JointModel)
+        self.model, self.second, self.guidance, self.start = model, second, guidance, start
+        self.execution = Execution.of(execution, **short).on(model.net, second.net)
+        if self.execution.network != "own" or self.execution.graph in GRAPHS:
+            raise ValueError(
+                f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a joint network runs as it is "
+                "in the plain loop; use network='own' and graph='auto'"
+            )
+        if guidance is not None:
+            guidance.check(model)
+        chosen = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
         first = next(iter(model.parts.values())).schedule
-        knots = (grid if grid is not None else default_grid(first))(first)
-        solver = solver if solver is not None else DPMpp2M()
-        self.plans = {
-            name: _plan(part, solver, _own(name, part.schedule, knots, first), k, len(model.parts))
+        if grid is not None and steps is not None:
+            raise ValueError(f"steps = {steps} chooses a grid; leave it or grid = {grid} out")
+        grid = grid if grid is not None else default_grid(chosen, first, first, steps)  # pyright: ignore
+        if isinstance(chosen, Adaptive) or isinstance(grid, Span):
+            raise ValueError(f"{type(chosen).__name__}: parts share the times of a grid, so no solver chooses its own")
+        self.solver, self.grid, knots = chosen, grid, grid(first)
+        self.bound = {
+            name: self._bind(name, _own(name, part.schedule, knots, first), k, clip)
             for k, (name, part) in enumerate(model.parts.items())
         }
-        _check_in_step(self.plans, solver)
-        if isinstance(model.net, nn.Module):
-            model.net.to(self.device).eval()
-        inner = network_dtype(model.net, dtype)
+        _check_in_step({name: bound.plan for name, bound in self.bound.items()}, chosen)
+        net_dtype, ops = self.execution.network_dtype(model.net, second.net), trusted(self.execution)
         self.loops = {
-            name: Loop(
-                self.plans[name], ScoreModel(_absent, part.shape, part.schedule), batch, self.device, dtype, ops, inner
-            )
-            for name, part in model.parts.items()
+            name: Loop(bound, bound.model, self.execution, ops, net_dtype) for name, bound in self.bound.items()
         }
+        batch, place = self.execution.batch, self.execution.place
+        self.cond = self.cond2 = condition_buffer(model, batch, self.execution.dtype, place)
+        if guidance is not None:
+            self.cond2 = guidance.null_condition(model, self.cond)
+        widths = [math.prod(part.shape) for part in model.parts.values()]
+        ends = np.cumsum([0, *widths]).tolist()
+        self.columns = {name: slice(*ends[k : k + 2]) for k, name in enumerate(model.parts)}
+        self.turn = Turn(model.net, second.net)
 
-    def run(self, ids: Sequence[int], seed: int = 0) -> Tensors:
-        """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
+    def _bind(self, name: str, knots: Array, k: int, clip: float | None) -> BoundPlan:
+        """Return the plan of one part, whose draws are every K-th."""
+        part, parts = self.model.parts[name], len(self.model.parts)
+        plan = make_plan(self.solver, part.schedule, knots, self.start)
+        if clip is not None:
+            plan = clip_plan(plan, clip)
+        rows = tuple(replace(row, draw=row.draw * parts + k) if row.noisy else row for row in plan.rows)
+        guidance = self.guidance
+        if guidance is not None:
+            # A condition is the joint network's and not a part's; a part only has its coefficients.
+            guidance = Guidance(guidance.weight, guidance.interval, _alone(self.second.parts[name]))
+        return BoundPlan(replace(plan, rows=rows), _alone(part), guidance)
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """The rows of each part."""
+        return {name: bound.plan for name, bound in self.bound.items()}
+
+    def request(
+        self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **asked: Unpack[Asked]
+    ) -> Request:
+        """Check what is asked for and return it, one line a sample; as for Sampler, but for ``init`` by part.
 
         Raises:
-            ValueError: bad ids or seed.
+            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit; known data or ``y``.
+        """
+        request = Request.of(self.model, self.execution.place, ids, seed, **asked)
+        if request.known is not None or request.y is not None:
+            raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
+        if (request.init is None) != (self.start == "prior"):
+            given = "None" if request.init is None else "given"
+            raise ValueError(f"init = {given} does not go with start = {self.start!r}")
+        draws = max(plan.draws for plan in self.plans.values())
+        if request.noise is not None and len(request.noise) < draws:
+            raise ValueError(f"recorded noise has {len(request.noise)} draws; these plans need {draws}")
+        return request
+
+    def run(
+        self,
+        ids: Sequence[int] | Tensor | Request,
+        seed: int | Sequence[int] | Tensor = 0,
+        *,
+        progress: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Tensors:
+        """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
+
+        Arguments as for Sampler.run: labels, cond, init (a dict by part).
+
+        Raises:
+            ValueError: bad ids, seed, labels or conditions.
             NonFiniteError: a sample became NaN or Inf.
         """
-        done = [x for _, x in self.stream(ids, seed)]
+        done = [x for _, x in self.stream(ids, seed, progress=progress, **asked)]
         empty = {name: loop.result()[:0] for name, loop in self.loops.items()}
         return {name: torch.cat([part[name] for part in [empty, *done]]) for name in self.loops}
 
-    def stream(self, ids: Sequence[int], seed: int = 0) -> Iterator[tuple[Tensor, Tensors]]:
+    def stream(
+        self,
+        ids: Sequence[int] | Tensor | Request,
+        seed: int | Sequence[int] | Tensor = 0,
+        *,
+        progress: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
-        key = NoiseKey.of(seed, ids, self.device)
-        for some in key.ids.split(self.batch) if len(key.ids) else ():
-            for loop in self.loops.values():
-                loop.load(key.seed, some, None)
-            x = {name: part[: len(some)] for name, part in self._run().items()}
-            for name, part in x.items():
-                bad = ~torch.isfinite(part.flatten(1)).all(1)
-                if bool(bad.any()):
-                    raise NonFiniteError(
-                        f"{name}: {int(bad.sum())} of {len(some)} samples are NaN or Inf, first id {int(some[bad][0])}"
-                    )
-            yield some, x
+        request = ids if isinstance(ids, Request) else self.request(ids, seed, **asked)
+        served = micro_batches(request, self.execution.batch, self.turn, self._run, self._report)
+        with tqdm(total=len(request), unit="sample", disable=not progress) as bar:
+            for at, x in served:
+                bar.update(len(x))
+                yield request.ids[at], {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
 
-    @torch.no_grad()
-    def _run(self) -> Tensors:
-        """Run all rows on what was loaded, every part's row k before row k + 1 of any."""
+    def _run(self, at: slice, part: Request) -> Tensor:
+        """Run all rows of a micro-batch, every part's row k before row k + 1 of any; [batch, D of all parts]."""
         loops = list(self.loops.values())
-        for loop in loops:
+        for name, loop in self.loops.items():
+            loop.load(part.columns(self.columns[name]))
             loop.reset()
-        F: list[Tensor | None] = [None] * len(loops)
+        if self.cond is not None and part.cond is not None:
+            self.cond.copy_(part.cond)
+        noise = [recorded(part.columns(c)) for c in self.columns.values()]
+        F = F2 = [None] * len(loops)
         for kinds in zip(*(loop.kinds for loop in loops), strict=True):
             if kinds[0].evaluate:
-                F = [*self._evaluate()]
+                F, F2 = self._evaluate(kinds)
             for k, (loop, kind) in enumerate(zip(loops, kinds, strict=True)):
-                loop.advance(replace(kind, evaluate=False), (F[k], None))
-        return {name: loop.result() for name, loop in self.loops.items()}
+                loop.advance(replace(kind, evaluate=False), (F[k], F2[k]), noise[k])
+        return torch.cat([loop.x for loop in loops], 1)
 
-    def _evaluate(self) -> list[Tensor]:
-        u = {name: loop.u.view(self.batch, *loop.model.shape) for name, loop in self.loops.items()}
-        label = {name: loop.labels.index_select(0, loop.row).expand(self.batch) for name, loop in self.loops.items()}
-        out = self.model.net(dict(u), label)
-        shapes = {name: tuple(F.shape) for name, F in out.items()}
-        if shapes != {name: tuple(v.shape) for name, v in u.items()}:
-            raise ValueError(f"the network returned {shapes} for { ({name: tuple(v.shape) for name, v in u.items()}) }")
-        inputs = {v.untyped_storage()._cdata for v in u.values()}  # the rows are about to overwrite them
-        made = [out[name] for name in self.loops]
-        made = [F.clone() if F.untyped_storage()._cdata in inputs else F for F in made]
-        return [F.reshape(self.batch, -1) for F in made]
+    def _evaluate(self, kinds: Sequence[Kind]) -> tuple[list[Tensor], list[Tensor] | list[None]]:
+        batch = self.execution.batch
+        u = {name: loop.input for name, loop in self.loops.items()}
+        label = {name: loop.labels.index_select(0, loop.row).expand(batch) for name, loop in self.loops.items()}
+        F = self.model.evaluate(u, label, self.cond)
+        if not any(kind.mixed for kind in kinds):
+            return F, [None] * len(F)
+        second = {name: loop.second_input() for name, loop in self.loops.items()}
+        u2, label2 = {k: v for k, (v, _) in second.items()}, {k: v.expand(batch) for k, (_, v) in second.items()}
+        return F, self.second.evaluate(u2, label2, self.cond2)
+
+    def _report(self, at: slice, part: Request, x: Tensor) -> None:
+        for name, columns in self.columns.items():
+            if not bool(torch.isfinite(x[:, columns]).all()):
+                raise NonFiniteError(f"{name}: {bad_samples(x[:, columns], part.ids)}")
 
 
 def _own(name: str, schedule: Schedule, knots: Array, first: Schedule) -> Array:
@@ -177,12 +285,6 @@ def _own(name: str, schedule: Schedule, knots: Array, first: Schedule) -> Array:
     return own
 
 
-def _plan(part: Part, solver: Solver, knots: Array, k: int, parts: int) -> Plan:
-    plan = plans.make_plan(solver, part.schedule, knots)
-    rows = tuple(replace(row, draw=row.draw * parts + k) if row.noisy else row for row in plan.rows)
-    return plans.validate(plans.fold(replace(plan, rows=rows), part.schedule, part.parametrization))
-
-
 def _check_in_step(made: Mapping[str, Plan], solver: Solver) -> None:
     """Raise ValueError unless all plans evaluate in the same rows, at the same times."""
     (name, first), *others = made.items()
@@ -196,5 +298,10 @@ def _check_in_step(made: Mapping[str, Plan], solver: Solver) -> None:
             )
 
 
-def _absent(u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
-    raise AssertionError("a part has no network of its own")
+def _alone(part: Part) -> ScoreModel:
+    """Return one part as a model of its own, for its coefficients; the network is the joint model's."""
+
+    def absent(u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+        raise AssertionError("a part has no network of its own")
+
+    return ScoreModel(absent, part.shape, part.schedule, part.parametrization)

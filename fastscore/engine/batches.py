@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -12,94 +11,75 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastscore.engine.capture import Graphed, capture
-from fastscore.engine.loop import Loop, Observer, Step
+from fastscore.engine.loop import Loop, Observer, Step, recorded
+from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
 from fastscore.errors import NonFiniteError
-from fastscore.model.conditions import Inputs
-from fastscore.ops.noise import NoiseKey, RecordedNoise
 
 Callback = Callable[[Step], None]
 
 
 class Batches:
-    """Cuts ids into micro-batches of the loop's fixed size and runs them.
+    """Runs a loop on a request, micro-batch by micro-batch.
 
     Args:
         loop: the plan bound to a network.
-        graph: "off", "step", "loop" or "auto"; see fastscore.engine.graph.
+        graph: "off", "step", "loop" or "auto"; see engine/capture.py.
     """
 
     def __init__(self, loop: Loop, graph: str) -> None:
         self.loop, self.graph = loop, graph
-        self._busy = False
+        self.turn = Turn(loop.model.net, loop.second.net)
 
     @cached_property
     def captured(self) -> tuple[Graphed | None, dict[str, float]]:
-        """The captured loop, if any, and what each way took, in seconds."""
+        """The captured loop, if any, and what each mode took, in seconds."""
         return (None, {}) if self.graph == "off" else capture(self.loop, self.graph)
 
     @property
-    def way(self) -> str:
-        """How batches run: "off" (the plain loop), or the captured "step" or "loop"; captures if it has not yet."""
+    def mode(self) -> str:
+        """How batches run: "off" (the plain loop), or captured as "step" or "loop"; "auto" before it was chosen."""
+        if self.graph == "off":
+            return "off"
+        if "captured" not in vars(self):
+            return self.graph
         graphed = self.captured[0]
         return "off" if graphed is None else graphed.mode
 
-    def prepare(self, key: NoiseKey, cond: Tensor | None) -> dict[str, float | str]:
+    def warm_up(self, request: Request) -> dict[str, float | str]:
         """Compile and capture now; return what it took, in seconds."""
-        self.loop.load(key.seed, key.ids, cond)
-        start = time.perf_counter()
-        self.loop.run().sum().item()  # waits for the device
-        first = time.perf_counter() - start
-        graphed, seconds = self.captured
+        with self.turn:
+            self.loop.load(request.padded(self.loop.batch))
+            start = time.perf_counter()
+            self.loop.run().sum().item()  # waits for the device
+            first = time.perf_counter() - start
+            graphed, seconds = self.captured
         times = {f"{name}_s": value for name, value in seconds.items()}
-        return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.way, **times}
+        return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.mode, **times}
 
     def stream(
-        self,
-        key: NoiseKey,
-        cond: Tensor | None,
-        noise: Tensor | None = None,
-        callback: Callback | None = None,
-        progress: bool = False,
-        inputs: Inputs | None = None,
+        self, request: Request, callback: Callback | None = None, progress: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (positions in ``key``, samples) a micro-batch at a time.
+        """Yield (positions in the request, samples) a micro-batch at a time.
 
         Args:
-            noise: recorded normals [draws, n, D], or None for the generated ones.
             callback: called with a Step after each row.
             progress: show a progress bar.
-            inputs: what else the samples are given.
 
         Raises:
             RuntimeError: this is in the middle of a micro-batch already.
             NonFiniteError: a sample became NaN or Inf.
         """
-        n, batch = len(key.ids), self.loop.batch
-        with tqdm(total=len(self.loop.plan.rows) * -(-n // batch), unit="row", disable=not progress) as bar:
-            for start in range(0, n, batch):
-                part = slice(start, min(start + batch, n))
-                if self._busy:
-                    raise RuntimeError(
-                        "this Sampler is in the middle of a run; use another one inside a callback or a thread"
-                    )
-                self._busy = True
-                try:
-                    given = None if inputs is None else inputs.part(part)
-                    self.loop.load(key.seed, key.ids[part], None if cond is None else cond[part], given)
-                    drawn = None if noise is None else noise[:, part]
-                    x = self._run(key.ids[part], drawn, callback, bar if progress else None)
-                finally:
-                    self._busy = False
-                yield part, x
+        rows = len(self.loop.plan.rows) * -(-len(request) // self.loop.batch)
+        with tqdm(total=rows, unit="row", disable=not progress) as bar:
 
-    def _run(self, ids: Tensor, drawn: Tensor | None, callback: Callback | None, bar: tqdm | None) -> Tensor:
-        loop, count = self.loop, len(ids)
-        noise = None
-        if drawn is not None:
-            noise = RecordedNoise(torch.cat([drawn, drawn[:, -1:].expand(-1, loop.batch - count, -1)], dim=1))
+            def compute(at: slice, part: Request) -> Tensor:
+                return self._run(part, callback, bar if progress else None)
 
-        def run(observer: Observer | None) -> Tensor:
-            return loop.run(noise, observer, callback is not None)[:count]
+            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report)
+
+    def _run(self, part: Request, callback: Callback | None, bar: tqdm | None) -> Tensor:
+        loop, count = self.loop, part.valid
+        loop.load(part)
 
         def observe(k: int, x0: Tensor | None) -> None:
             if bar is not None:
@@ -107,32 +87,30 @@ class Batches:
             if callback is not None:
                 row, shape = loop.plan.rows[k], (count, *loop.model.shape)
                 estimate = None if x0 is None else x0[:count].reshape(shape)
-                callback(Step(k, row.t, row.s, ids, loop.x[:count].clone().reshape(shape), estimate))
+                callback(Step(k, row.t, row.s, part.ids[:count], loop.x[:count].clone().reshape(shape), estimate))
 
-        graphed = self.captured[0] if callback is None and noise is None else None
+        graphed = self.captured[0] if callback is None and part.noise is None else None
         if graphed is None:
-            x = run(observe if callback or bar is not None else None)
-        else:
-            x = graphed.run()[:count]
-            if bar is not None:
-                bar.update(len(loop.plan.rows))
-        # A finite sum has finite terms, and costs a tenth of looking at each; it may also have overflowed.
-        if not math.isfinite(float(x.sum())) and not bool(torch.isfinite(x).all()):
-            self._report(run, ids)
+            watched = callback is not None or bar is not None
+            return loop.run(recorded(part), observe if watched else None, callback is not None)
+        x = graphed.run()
+        if bar is not None:
+            bar.update(len(loop.plan.rows))
         return x
 
-    def _report(self, run: Callable[[Observer], Tensor], ids: Tensor) -> None:
+    def _report(self, at: slice, part: Request, x: Tensor) -> None:
         """Run the micro-batch again, which gives the same values, to find the first bad row."""
         loop = self.loop
 
         def check(k: int, x0: Tensor | None) -> None:
-            bad = ~torch.isfinite(loop.x[: len(ids)]).all(dim=1)
-            if bool(bad.any()):
+            state = loop.x[: part.valid]
+            if not bool(torch.isfinite(state).all()):
                 row = loop.plan.rows[k]
                 raise NonFiniteError(
-                    f"{int(bad.sum())} of {len(ids)} samples are NaN or Inf, first id {int(ids[bad][0])} at row {k} "
+                    f"{bad_samples(state, part.ids)} at row {k} "
                     f"(t = {row.t:.6g}, {loop.x.dtype}); the network's output or the step is not finite there"
                 )
 
-        run(check)
+        observer: Observer = check
+        loop.run(recorded(part), observer)
         raise NonFiniteError("samples are NaN or Inf, and were finite when run again: the network is not deterministic")

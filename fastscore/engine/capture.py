@@ -20,17 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastscore.engine.loop import Kind, Loop, Outputs
+from fastscore.execution import GRAPHS
 
 Work = Callable[[], None]
-MODES = ("step", "loop")
 LONGEST_PERIOD = 32  # rows of one repeated group: a solver's stages and its corrector's rounds
 
 
 class Recorder(Protocol):
     """Records work that touches static buffers only."""
 
-    def record(self, prepare: Work, work: Work) -> Work:
-        """Return a call that does ``work`` again; ``prepare`` comes before each trial of it."""
+    def record(self, reset: Work, work: Work) -> Work:
+        """Return a call that does ``work`` again; ``reset`` comes before each trial of it."""
         ...
 
 
@@ -41,14 +41,14 @@ class CudaGraphs:
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(device)
 
-    def record(self, prepare: Work, work: Work) -> Work:
+    def record(self, reset: Work, work: Work) -> Work:
         """Warm up on a side stream, then capture."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             for _ in range(3):  # libraries choose kernels and workspaces before capture
-                prepare()
+                reset()
                 work()
-            prepare()
+            reset()
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
@@ -63,9 +63,9 @@ class Tape:
     but the static buffers and its own results shows.
     """
 
-    def record(self, prepare: Work, work: Work) -> Work:
+    def record(self, reset: Work, work: Work) -> Work:
         """Run the work once, listing its operations."""
-        prepare()
+        reset()
         calls = _Calls()
         with calls:
             work()
@@ -112,7 +112,7 @@ def segments(kinds: Sequence[Kind]) -> list[Segment]:
     A row that uses the network's last output again stays with the row that made it.
     """
     cuts = [k for k, kind in enumerate(kinds) if kind.evaluate or not kind.network] + [len(kinds)]
-    found, at = [], 0
+    result, at = [], 0
     while at < len(kinds):
         ends = [k for k in cuts if at < k <= at + LONGEST_PERIOD] or [next(k for k in cuts if k > at)]
         best = Segment(at, ends[0] - at, 1)
@@ -122,17 +122,17 @@ def segments(kinds: Sequence[Kind]) -> list[Segment]:
                 count += 1
             if count > 1 and count * period > best.count * best.length:
                 best = Segment(at, period, count)
-        found.append(best)
+        result.append(best)
         at += best.length * best.count
-    return found
+    return result
 
 
 class Graphed:
     """A loop whose rows were recorded: all in one graph ("loop"), or one graph a repeated group ("step")."""
 
     def __init__(self, loop: Loop, recorder: Recorder, mode: str) -> None:
-        if mode not in MODES:
-            raise ValueError(f"graph = {mode!r} must be one of {', '.join(MODES)}")
+        if mode not in GRAPHS:
+            raise ValueError(f"graph = {mode!r} must be one of {', '.join(GRAPHS)}")
         self.loop, self.mode = loop, mode
         self.segments = [Segment(0, len(loop.kinds), 1)] if mode == "loop" else segments(loop.kinds)
         start = time.perf_counter()
@@ -141,7 +141,7 @@ class Graphed:
         self.capture_s = time.perf_counter() - start
 
     def _work(self, segment: Segment) -> tuple[Work, Work]:
-        def prepare() -> None:
+        def reset() -> None:
             self.loop.row.fill_(segment.start)
 
         def work() -> None:
@@ -149,7 +149,7 @@ class Graphed:
             for kind in self.loop.kinds[segment.start : segment.start + segment.length]:
                 outputs = self.loop.advance(kind, outputs)
 
-        return prepare, work
+        return reset, work
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -174,7 +174,7 @@ def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
     device = loop.x.device
     seconds: dict[str, float] = {}
     made: dict[str, Graphed] = {}
-    for name in MODES if mode == "auto" else (mode,):
+    for name in GRAPHS if mode == "auto" else (mode,):
         try:
             made[name] = Graphed(loop, CudaGraphs(device), name)
         except RuntimeError as error:
@@ -187,12 +187,12 @@ def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
             return None, seconds
     if mode != "auto":
         return made[mode], seconds
-    ways: dict[str, Callable[[], Tensor]] = {"off": loop.run, **{name: graphed.run for name, graphed in made.items()}}
-    for name, way in ways.items():
-        way()
+    runs: dict[str, Callable[[], Tensor]] = {"off": loop.run, **{name: graphed.run for name, graphed in made.items()}}
+    for name, run in runs.items():
+        run()
         torch.cuda.synchronize(device)
         start = time.perf_counter()
-        way()
+        run()
         torch.cuda.synchronize(device)
         seconds[name] = time.perf_counter() - start
     return made.get(min(seconds, key=seconds.__getitem__)), seconds

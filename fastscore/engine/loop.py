@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscore.guidance.denoiser import Denoiser, Guide, output
-from fastscore.guidance.mixture import Guidance, fold, in_x0
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.guidance.denoiser import Denoiser, Guide, Level
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels import abi
-from fastscore.model.conditions import Inputs, condition_buffer
-from fastscore.model.score import ScoreModel
+from fastscore.model.conditions import condition_buffer
+from fastscore.model.score import ScoreModel, evaluate
 from fastscore.ops.backend import REFERENCE, Ops
-from fastscore.ops.noise import Noise, NoiseKey
-from fastscore.ops.update import Known
-from fastscore.plan.rows import Plan, Row, lower, lower_known
+from fastscore.ops.noise import Noise, NoiseKey, RecordedNoise
+from fastscore.ops.update import KnownRow
+from fastscore.plan.rows import Row, lower, lower_known
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the host must know of a row: which calls it makes, not with which numbers."""
+    """What the host must know of a row: which calls it makes, not with which numbers.
+
+    ``network``: whether it uses an output; ``mixed``: whether its evaluation has a second one.
+    """
 
     evaluate: bool
     network: bool
     noisy: bool
     norm: str | None
-    guided: bool = False
+    mixed: bool = False
 
     @classmethod
     def of(cls, row: Row) -> Kind:
@@ -71,32 +76,29 @@ class Loop:
     """A plan bound to a network and one micro-batch size; its buffers are allocated once.
 
     Args:
-        plan: folded and validated.
-        model: the score model; its network already lives on ``device``.
-        batch: samples of a micro-batch.
-        dtype: of the state; float32, or float64 for parity runs.
+        bound: the plan with its networks' coefficients.
+        model: the score model as it runs; ``second`` that of mixed rows, the same one if left out.
+        execution: its device, micro-batch and state dtype.
         ops: the backend.
-        net_dtype: of the network's input; the state's if left out.
-        guidance: of guided rows, whose plan was folded with it.
-        guide: what changes the denoiser of every row; the plan is then folded for a guided model.
-        known: whether runs give known data.
+        net_dtype: of the network's input.
+        guide: what changes the estimate of every row; the plan is then bound as a guided one.
+        known: whether requests give known data.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        bound: BoundPlan,
         model: ScoreModel,
-        batch: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        execution: Execution,
         ops: Ops = REFERENCE,
         net_dtype: torch.dtype | None = None,
-        guidance: Guidance | None = None,
+        second: ScoreModel | None = None,
         guide: Guide | None = None,
         known: bool = False,
     ) -> None:
-        self.guidance, self.guide = guidance, guide
-        self.plan, self.model, self.batch, self.ops = plan, model, batch, ops
+        plan, batch, device, dtype = bound.plan, execution.batch, execution.place, execution.dtype
+        self.bound, self.plan, self.model, self.batch, self.ops, self.guide = bound, plan, model, batch, ops, guide
+        self.second = second or model
         self.kinds = tuple(Kind.of(row) for row in plan.rows)
         d = int(np.prod(model.shape))
 
@@ -110,54 +112,49 @@ class Loop:
         self.c_in2 = torch.tensor([row.c_in2 for row in plan.rows], dtype=dtype, device=device)
         self.row = zeros(1, dtype=torch.int64)
         # Each sample's own row, for steps that depend on its norms.
-        self.scratch, self.own = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
+        self.scratch, self.scratch_row = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
         self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
         self.u = zeros(batch, d, dtype=net_dtype or dtype)
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
         self.key = NoiseKey(zeros(1, dtype=torch.int64), zeros(batch, dtype=torch.int64))
         self.update = ops.bind(self.x, self.hist, self.table, self.idx, self.key, self.u)
-        self.cond = condition_buffer(model, batch, dtype, device)
-        self.cond2 = self.cond if guidance is None or guidance.model else self._null(guidance.null)
-        if guidance is not None and guidance.model and not (guidance.model.classes or guidance.model.cond_shape):
-            self.cond2 = None
+        self.cond = self.cond2 = condition_buffer(model, batch, dtype, device)
+        if bound.guidance is not None:
+            self.cond2 = bound.guidance.null_condition(model, self.cond)
         self.init = zeros(batch, d) if plan.rows[0].a else None
-        self.known = self.mask = None
+        self.known = self.mask = self.known_table = None
         if known:
             self.known, self.mask = zeros(batch, d), zeros(batch, d, dtype=torch.bool)
-        self.known_table = torch.tensor(lower_known(plan), dtype=dtype, device=device)
+            self.known_table = torch.tensor(lower_known(plan), dtype=dtype, device=device)
         self.y: Tensor | None = None  # read by guides, which are never captured
         self.valid = zeros(batch)
         self.denoiser = None
         if guide is not None:
-            self.denoiser = Denoiser(in_x0(plan), model, guidance, self.u, dtype)
-            second = [row.q2 != 0.0 for row in self.denoiser.plan.rows]
-            self.kinds = tuple(replace(kind, guided=g) for kind, g in zip(self.kinds, second, strict=True))
+            self.denoiser = Denoiser(model, self.second, self.u.dtype)
+            self.levels = Level.table(bound, dtype, device)
+            mixed = [row.q2 != 0.0 for row in bound.x0]
+            self.kinds = tuple(replace(kind, mixed=m) for kind, m in zip(self.kinds, mixed, strict=True))
 
     @cached_property
     def x0_rows(self) -> tuple[Row, ...]:
-        """The same rows with m = x0: their p, q and q2 turn network outputs into the estimate of x0."""
-        return fold(in_x0(self.plan), self.model, self.guidance, self.guide is not None).rows
+        """The rows that turn what they read, outputs or a guide's estimate, into the estimate of x0."""
+        if self.guide is None:
+            return self.bound.x0
+        return tuple(replace(row, p=0.0, q=1.0, q2=0.0) if row.evaluate else row for row in self.bound.x0)
 
-    def _null(self, null: Tensor | None) -> Tensor | None:
-        """Return the null condition of the batch."""
-        if self.cond is None or self.model.classes:
-            return None if self.cond is None else torch.full_like(self.cond, self.model.classes)
-        return torch.zeros_like(self.cond) if null is None else null.to(self.cond).expand_as(self.cond).contiguous()
-
-    def load(self, seed: Tensor, ids: Tensor, cond: Tensor | None, inputs: Inputs | None = None) -> None:
-        """Put a micro-batch into the static inputs; a short one is padded with its last sample."""
-        n, inputs = len(ids), inputs or Inputs()
-        self.key.seed.copy_(seed)
-        pairs = [(self.key.ids, ids), (self.cond, cond), (self.init, inputs.init)]
-        for buffer, values in (*pairs, (self.known, inputs.known), (self.mask, inputs.mask)):
+    def load(self, part: Request) -> None:
+        """Put a micro-batch, padded to its size, into the static inputs."""
+        self.key.seed.copy_(part.key.seed)
+        for buffer, values in (
+            (self.key.ids, part.ids), (self.cond, part.cond), (self.init, part.init),
+            (self.known, part.known), (self.mask, part.mask),
+        ):  # fmt: skip
             if buffer is not None and values is not None:
-                buffer[:n].copy_(values)
-                buffer[n:].copy_(buffer[n - 1 : n].expand_as(buffer[n:]))
-        y = inputs.y
-        self.y = None if y is None else torch.cat([y, y[-1:].expand(self.batch - n, *y.shape[1:])])
-        self.valid[:n].fill_(1.0)
-        self.valid[n:].fill_(0.0)
+                buffer.copy_(values)
+        self.y = part.y
+        self.valid[: part.valid].fill_(1.0)
+        self.valid[part.valid :].fill_(0.0)
 
     def reset(self) -> None:
         """Return state and row counter to the start."""
@@ -181,9 +178,9 @@ class Loop:
             before = self.x.clone() if estimate else None
             outputs = self.advance(kind, outputs, noise)
             if observer:
-                row, x0 = self.x0_rows[k] if estimate else None, None
-                F, F2 = outputs
-                if row is not None and kind.evaluate and F is not None and before is not None:
+                x0, (F, F2) = None, outputs
+                if before is not None and kind.evaluate and F is not None:
+                    row = self.x0_rows[k]
                     x0 = row.p * before + row.q * F.to(before.dtype)
                     x0 = x0 if F2 is None else x0 + row.q2 * F2.to(before.dtype)
                     x0 = x0.clamp(-row.clip, row.clip) if row.clip else x0
@@ -207,7 +204,7 @@ class Loop:
         if kind.evaluate:
             outputs = self._evaluate(kind)
         F, F2 = outputs if kind.network else (None, None)
-        F2 = F2 if kind.guided else None
+        F2 = F2 if kind.mixed else None
         if noise is None and kind.norm is None and self.known is None:
             self.update(F, F2, kind.noisy)
         else:
@@ -220,27 +217,31 @@ class Loop:
         table, idx = self.table, self.idx
         if kind.norm is not None:
             ops.langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid, F2=F2)
-            table, idx = self.scratch, self.own
+            table, idx = self.scratch, self.scratch_row
         known = None
-        if self.known is not None and self.mask is not None:
-            known = Known(self.known, self.mask, self.known_table, self.idx, noise)
+        if self.known is not None and self.mask is not None and self.known_table is not None:
+            known = KnownRow(self.known, self.mask, self.known_table, self.idx, noise)
         own = noise if kind.noisy else None
         ops.update(self.x, F, self.hist, table, idx, own, F2=F2, known=known, out_u=self.u)
+
+    def level(self, at: Tensor) -> Level:
+        """Return the levels of rows ``at``, [N] or [1]; of a guided loop."""
+        return Level(*self.levels.index_select(1, at).unbind(0))
+
+    def second_input(self) -> tuple[Tensor, Tensor]:
+        """Return input and label of the second evaluation of the row that the counter points at."""
+        u = self.c_in2.index_select(0, self.row) * self.x  # the input again, or that of a second network
+        return u.to(self.u.dtype).view_as(self.input), self.labels2.index_select(0, self.row)
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
         if self.guide is not None and self.denoiser is not None:
-            denoise = self.denoiser.at(self.row, kind.guided, self.cond, self.cond2)
-            x = self.x.view_as(self.input)
-            D = self.guide(denoise, x, *denoise.scales(x), self.y)
-            if D.shape != x.shape:
-                raise ValueError(f"the guide returned {tuple(D.shape)} for a state of {tuple(x.shape)}")
-            return D.detach().reshape(self.batch, -1), None
-        F = output(self.model, self.input, self.labels.index_select(0, self.row), self.cond)
-        F2 = None
-        if kind.guided and self.guidance is not None:
-            second = self.guidance.model
-            u = self.c_in2.index_select(0, self.row) * self.x  # the input again, or that of a second network
-            u = u.to(self.u.dtype).view_as(self.input)
-            F2 = output(second or self.model, u, self.labels2.index_select(0, self.row), self.cond2)
-        return F, F2
+            denoise = self.denoiser.at(self.level(self.row), kind.mixed, self.cond, self.cond2)
+            return denoise.guided(self.guide, self.x.view_as(self.input), self.y), None
+        F = evaluate(self.model, self.input, self.labels.index_select(0, self.row), self.cond)
+        return F, evaluate(self.second, *self.second_input(), self.cond2) if kind.mixed else None
+
+
+def recorded(part: Request) -> RecordedNoise | None:
+    """Return the recorded noise of a micro-batch; None if its noise is generated."""
+    return None if part.noise is None else RecordedNoise(part.noise)

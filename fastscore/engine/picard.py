@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
+from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
 from fastscore.errors import NonFiniteError
 from fastscore.kernels import abi
-from fastscore.model.conditions import Inputs
-from fastscore.ops.noise import NoiseKey
+from fastscore.model.score import evaluate
 from fastscore.ops.norms import sum_of_squares
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.schedule import transition
@@ -68,13 +69,13 @@ class Parallel:
 
     Attributes:
         sweeps: of each sample of the last stream, [n]: how many network batches it had to wait for.
-        evaluations: of each sample of the last stream, [n]; a sequential run has plan.nfe.
+        evaluations: of each sample of the last stream, [n]; a sequential run has as many as there are evaluating rows.
 
     Raises:
-        ValueError: a row of the plan sets its step from norms.
+        ValueError: a row of the plan sets its step from norms, or known data follow every row.
     """
 
-    way = "picard"
+    mode = "picard"
 
     def __init__(self, loop: Loop, picard: Picard) -> None:
         if any(row.langevin is not None for row in loop.plan.rows):
@@ -82,12 +83,14 @@ class Parallel:
                 "parallel: Langevin's step depends on the norm of the score, which a window does not have yet; use "
                 "AnnealedLangevin, or leave parallel out"
             )
+        if loop.known is not None:
+            raise ValueError("parallel: known data follow the rows in order; leave parallel out")
         self.loop = loop
         starts = [k for k, row in enumerate(loop.plan.rows) if row.evaluate]
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
         self.window = min(picard.window, max(self.stages, 1))
         self.sweeps = self.evaluations = torch.zeros(0, dtype=torch.int64)
-        self._busy = False
+        self.turn = Turn(loop.model.net, loop.second.net)
 
         dtype, device = loop.x.dtype, loop.x.device
         idle = torch.zeros_like(loop.table[:1])
@@ -95,13 +98,15 @@ class Parallel:
         self.table = torch.cat([loop.table, idle])  # the last row keeps x: for samples at their end
         self.table[:, abi.DRAW].clamp_(min=0.0)
         self.noisy = any(row.noisy for row in loop.plan.rows[self.first :])
+        mixed = [kind.mixed for kind in loop.kinds]
+        self.mixed, self.mixed_rows = any(mixed), torch.tensor(mixed, device=device)
 
         def stagewise(values: list[Any], end: Any) -> Tensor:
             return torch.tensor([*values, end], dtype=dtype, device=device)
 
-        evaluating = [loop.plan.rows[k] for k in starts]
-        self.c_in = stagewise([row.c_in for row in evaluating], 0.0)
-        self.labels = stagewise([row.c_noise for row in evaluating], evaluating[-1].c_noise if starts else 0.0)
+        # The row that evaluates each stage; the end stands for itself with the last one, whose outputs are not used.
+        self.row_of = torch.tensor([*starts, starts[-1] if starts else 0], device=device)
+        self.c_in = stagewise([loop.plan.rows[k].c_in for k in starts], 0.0)
         self.limit = stagewise([(picard.tolerance * v) ** 2 for v in _scales(loop.plan, starts)], 0.0)
         # Rows of each stage: the one that evaluates and those up to the next, then idle ones.
         ends = [*starts[1:], len(loop.plan.rows)]
@@ -116,58 +121,42 @@ class Parallel:
         self.x = torch.zeros(places, loop.batch, d, dtype=dtype, device=device)
         self.hist = torch.zeros(places, *loop.hist.shape, dtype=dtype, device=device)
 
-    def prepare(self, key: NoiseKey, cond: Tensor | None) -> dict[str, float | str]:
+    def warm_up(self, request: Request) -> dict[str, float | str]:
         """Compile now; return what the first micro-batch took, in seconds."""
-        self.loop.load(key.seed, key.ids, cond)
-        start = time.perf_counter()
-        self._run()
-        return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.way}
+        with self.turn:
+            self.loop.load(request.padded(self.loop.batch))
+            start = time.perf_counter()
+            self._run()
+        return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.mode}
 
     def stream(
-        self,
-        key: NoiseKey,
-        cond: Tensor | None,
-        noise: Tensor | None = None,
-        callback: Callable[..., None] | None = None,
-        progress: bool = False,
-        inputs: Inputs | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (positions in ``key``, samples) a micro-batch at a time; arguments as for Batches.
+        self, request: Request, callback: Callback | None = None, progress: bool = False
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (positions in the request, samples) a micro-batch at a time.
 
         Raises:
             ValueError: recorded noise or a callback, which need rows in order.
             RuntimeError: this is in the middle of a micro-batch already.
             NonFiniteError: a sample became NaN or Inf.
         """
-        if noise is not None or callback is not None:
+        if request.noise is not None or callback is not None:
             raise ValueError("parallel: recorded noise and callbacks follow the rows in order; leave parallel out")
-        if self.loop.known is not None:
-            raise ValueError("parallel: known data follow the rows in order; leave parallel out")
-        n, batch = len(key.ids), self.loop.batch
+        n, batch = len(request), self.loop.batch
         self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
-        for start in tqdm(range(0, n, batch), unit="batch", disable=not progress):
-            part = slice(start, min(start + batch, n))
-            count = part.stop - part.start
-            if self._busy:
-                raise RuntimeError("this Sampler is in the middle of a run; use another one inside a thread")
-            self._busy = True
-            try:
-                given = None if inputs is None else inputs.part(part)
-                self.loop.load(key.seed, key.ids[part], None if cond is None else cond[part], given)
-                x, sweeps, evaluations = self._run()
-            finally:
-                self._busy = False
-            x, ids = x[:count], key.ids[part]
-            self.sweeps[part], self.evaluations[part] = sweeps[:count].cpu(), evaluations[:count].cpu()
-            bad = ~torch.isfinite(x.flatten(1)).all(1)
-            if bool(bad.any()):
-                raise NonFiniteError(
-                    f"{int(bad.sum())} of {count} samples are NaN or Inf, first id {int(ids[bad][0])}; a run without "
-                    "parallel names the row"
-                )
-            yield torch.arange(part.start, part.stop), x
+        with tqdm(total=-(-n // batch), unit="batch", disable=not progress) as bar:
 
-    @torch.no_grad()
+            def compute(at: slice, part: Request) -> Tensor:
+                self.loop.load(part)
+                x, sweeps, evaluations = self._run()
+                self.sweeps[at], self.evaluations[at] = sweeps[: part.valid].cpu(), evaluations[: part.valid].cpu()
+                bar.update()
+                return x
+
+            yield from micro_batches(request, batch, self.turn, compute, self._report)
+
+    def _report(self, at: slice, part: Request, x: Tensor) -> None:
+        raise NonFiniteError(f"{bad_samples(x, part.ids)}; a run without parallel names the row")
+
     def _run(self) -> tuple[Tensor, Tensor, Tensor]:
         """Run the loaded micro-batch; return samples, sweeps and evaluations of each."""
         loop = self.loop
@@ -197,25 +186,48 @@ class Parallel:
         """
         loop, window, batch = self.loop, self.window, self.loop.batch
         here = stage[:-1]
-        u = (self.c_in[here][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(window * batch, *loop.model.shape)
-        cond = None if loop.cond is None else loop.cond.repeat(window, *[1] * (loop.cond.ndim - 1))
-        F = loop.model.net(u, self.labels[here].flatten(), cond)
-        if F.shape != u.shape:
-            raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
-        # What the network says past the end is not used, and need not be finite.
-        F = F.reshape(window, batch, -1).masked_fill(~live[:-1, :, None], 0.0)
+        F, F2 = self._evaluate(here, live[:-1])
         before, rows, noise = self.x.clone(), self.rows[:, here], loop.key if self.noisy else None
         for k in range(window):
             self.x[k + 1].copy_(self.x[k])
             self.hist[k + 1].copy_(self.hist[k])
             for idx in rows[:, k]:
-                loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise)
+                second = None if F2 is None else F2[k]
+                loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise, F2=second)
         change = self.x[1:-1] - before[1:-1]
         square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.x.shape[2]
         limit = self.limit[stage[1:-1]]
         # Squares of tiny changes underflow to 0, so that no change is asked for by itself.
         settled = (change == 0.0).all(2) | ((limit > 0.0) & (square <= limit)) | ~live[1:-1]
         return 1 + settled.to(torch.int64).cumprod(0).sum(0)
+
+    def _evaluate(self, stage: Tensor, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs at all states of the window, [window, batch, D]: of a guide, or F and F2.
+
+        A window mixes rows with and without a second output; those without have a weight of 0 for it.
+        """
+        loop, shape, n = self.loop, self.loop.model.shape, self.window * self.loop.batch
+        rows = self.row_of[stage].flatten()
+        cond, cond2 = self._windowed(loop.cond), self._windowed(loop.cond2)
+
+        def settled(F: Tensor) -> Tensor:
+            # What the network says past the end is not used, and need not be finite.
+            return F.reshape(*stage.shape, -1).masked_fill(~live[:, :, None], 0.0)
+
+        if loop.guide is not None and loop.denoiser is not None:
+            denoise = loop.denoiser.at(loop.level(rows), self.mixed, cond, cond2)
+            return settled(denoise.guided(loop.guide, self.x[:-1].reshape(n, *shape), self._windowed(loop.y))), None
+        u = (self.c_in[stage][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
+        F = settled(evaluate(loop.model, u, loop.labels[rows], cond))
+        if not self.mixed:
+            return F, None
+        u2 = (loop.c_in2[rows].view(*stage.shape, 1) * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
+        F2 = settled(evaluate(loop.second, u2, loop.labels2[rows], cond2))
+        return F, F2.masked_fill(~self.mixed_rows[rows].view(*stage.shape, 1), 0.0)
+
+    def _windowed(self, values: Tensor | None) -> Tensor | None:
+        """Return what each sample has, once for every place of the window."""
+        return None if values is None else values.repeat(self.window, *[1] * (values.ndim - 1))
 
 
 def _scales(plan: Plan, starts: list[int]) -> list[float]:

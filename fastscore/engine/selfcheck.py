@@ -18,17 +18,21 @@ from pathlib import Path
 
 import torch
 
-from fastscore import plan as plans
 from fastscore._version import __version__
-from fastscore.engine.capture import MODES, CudaGraphs, Graphed, Tape
+from fastscore.engine.capture import CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
+from fastscore.engine.request import Request
 from fastscore.errors import SelfCheckError
+from fastscore.execution import GRAPHS, Execution
 from fastscore.files import cache_folder, write_text
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels.cpu import fused
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import REFERENCE, Ops, resolve
 from fastscore.ops.noise import VERSION, NoiseKey
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
+from fastscore.plan.passes import make_plan
+from fastscore.plan.rows import NORMS, Solver
 from fastscore.process.continuous import VP
 from fastscore.process.grid import karras
 from fastscore.process.parametrization import Parametrization
@@ -64,7 +68,7 @@ def checks(device: torch.device, ops: Ops, replay: bool = True) -> Iterator[str]
     for rounding in ROUNDINGS:
         _require(torch.equal(ops.quantize(images, rounding), quantize_ref(images, rounding)), f"quantize to {rounding}")
     yield f"quantize: {ops.name} equals the reference"
-    langevin = [PredictorCorrector(ReverseDiffusion(), Langevin(norm=norm)) for norm in plans.NORMS]
+    langevin = [PredictorCorrector(ReverseDiffusion(), Langevin(norm=norm)) for norm in NORMS]
     # 231 elements exercise single accesses and ragged ends, 768 the wide ones.
     for shape, solver in (((3, 7, 11), DPMpp2M()), *(((3, 16, 16), s) for s in (DPMpp2M(), *langevin))):
         name = f"{solver} on {'x'.join(map(str, shape))}"
@@ -74,7 +78,7 @@ def checks(device: torch.device, ops: Ops, replay: bool = True) -> Iterator[str]
         expected = plain.run()
         _require(torch.equal(fast.run(), expected), f"{name}: backend {ops.name} differs from the reference")
         yield f"{name}: {ops.name} equals the reference"
-        for mode in MODES if replay else ():
+        for mode in GRAPHS if replay else ():
             replayed = Graphed(taped, recorder, mode).run()
             _require(torch.equal(replayed, expected), f"{name}: the replayed {mode} differs from the plain loop")
         if replay:
@@ -102,15 +106,14 @@ def ensure(device: torch.device, ops: Ops) -> None:
         pass  # without a cache the check runs again next time
 
 
-def trusted(backend: str, device: torch.device, dtype: torch.dtype) -> Ops:
-    """Return the operations for a state of ``dtype``, which have passed the checks.
+def trusted(execution: Execution) -> Ops:
+    """Return the operations of an execution on its device, which have passed the checks.
 
     Raises:
-        ValueError: a dtype other than float32 and float64, or a backend that cannot run it on the device.
+        ValueError: a backend that cannot run the state's dtype on the device.
         SelfCheckError: a bit differs.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype = {dtype} must be torch.float32 or torch.float64")
+    backend, device, dtype = execution.backend, execution.place, execution.dtype
     # The kernels are float32; only the reference also runs float64.
     ops = resolve("reference" if dtype == torch.float64 and backend == "auto" else backend, device)
     if ops is not REFERENCE:
@@ -125,13 +128,13 @@ def cache_file() -> Path:
     return cache_folder() / "selfcheck.json"
 
 
-def _loop(solver: plans.Solver, shape: tuple[int, ...], device: torch.device, ops: Ops) -> Loop:
-    schedule, parametrization = VP(), Parametrization("eps")
-    model = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), shape, schedule, parametrization)
-    plan = plans.fold(plans.make_plan(solver, schedule, karras(4)(schedule)), schedule, parametrization)
-    loop = Loop(plans.validate(plan), model, 8, device, torch.float32, ops)
-    key = NoiseKey.of(11, [0, 1, 2**33, 5], device)
-    loop.load(key.seed, key.ids, None)
+def _loop(solver: Solver, shape: tuple[int, ...], device: torch.device, ops: Ops) -> Loop:
+    schedule = VP()
+    model = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), shape, schedule, Parametrization("eps"))
+    bound = BoundPlan(make_plan(solver, schedule, karras(4)(schedule)), model)
+    execution = Execution(device, batch=8)
+    loop = Loop(bound, model, execution, ops)
+    loop.load(Request(NoiseKey.of(11, [0, 1, 2**33, 5], device)).padded(execution.batch))
     return loop
 
 

@@ -1,101 +1,113 @@
-r"""The denoiser of a row as guides call it, and what a guide is.
+r"""The denoiser at a noise level as guides call it, and what a guide is.
 
-A guide changes the estimate E[x_0 | x_t] of every evaluation. The plan is folded for a model that predicts x0,
-so that what a guide returns is the row's network output: any solver on any schedule takes it, unchanged. Guides are
-Python that may differentiate: they run in the plain loop, which no CUDA graph captures.
+A guide changes the estimate E[x_0 | x_t] of every evaluation. A row then reads that estimate in place of the network's
+output, so any solver on any schedule takes any guide. Guides are Python that may differentiate: they run in the plain
+loop, which no CUDA graph captures.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastscore.guidance.mixture import Guidance, fold
-from fastscore.model.score import ScoreModel
-from fastscore.plan.rows import Plan
-
-_COLUMNS = ("p", "q", "q2", "c_in", "c_noise", "c_in2", "c_noise2")
+from fastscore.guidance.mixture import BoundPlan
+from fastscore.model.score import ScoreModel, evaluate
 
 
 class Guide(Protocol):
-    """Changes the estimate of x_0 at one noise level; see fastscore.guides."""
+    """Changes the estimate of x_0 at one noise level; see guidance/guides.py."""
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
         """Return D', [N, *shape] like x.
 
         Args:
-            denoise: x -> E[x_0 | x_t = x], any guidance included; differentiable in x.
-            x: state x_t = alpha x_0 + sigma z of the plan's schedule, [N, *shape].
+            denoise: x -> E[x_0 | x_t = x], any mixture included; differentiable in x.
+            x: state x_t = alpha x_0 + sigma z of the sampler's schedule, [N, *shape].
             alpha, sigma: of each sample, [N, 1, ..].
             y: what the run gave each sample for the guide, [N, ..], or None. Samples must not see each other.
         """
         ...
 
 
-class Denoiser:
-    r"""E[x_0 | x_t] at the time of a row: D = p x + q F(c_in x) + q2 F2(c_in2 x).
+@dataclass(frozen=True)
+class Level:
+    """What a plan, or a schedule, and its networks are at a noise level; each [N], or [1] for all samples.
 
-    Args:
-        plan: the loop's, with m = x0 in every row.
-        model, guidance: the networks.
-        u: the loop's input buffer, whose dtype and device the networks read.
-        dtype: of the state.
+    Attributes:
+        p, q, q2: D = p x + q F + q2 F2.
+        p1, q1: the estimate of the first network alone, p1 x + q1 F.
+        c_in, c_noise, c_in2, c_noise2: factor on x and label of each network.
+        alpha, sigma: of the schedule.
     """
 
-    def __init__(self, plan: Plan, model: ScoreModel, guidance: Guidance | None, u: Tensor, dtype: torch.dtype) -> None:
-        self.model, self.guidance, self.dtype = model, guidance, u.dtype
-        self.plan = fold(plan, model, guidance)
-        t = [row.t for row in plan.rows]
-        alone = fold(plan, model).rows
-        columns = [[getattr(row, name) for row in self.plan.rows] for name in _COLUMNS]
-        columns += [[row.p for row in alone], [row.q for row in alone]]
-        columns += [plan.schedule.alpha(t).tolist(), plan.schedule.sigma(t).tolist()]
-        self.table = torch.tensor(columns, dtype=dtype, device=u.device)
-        self.cond = self.cond2 = None
+    p: Tensor
+    q: Tensor
+    q2: Tensor
+    p1: Tensor
+    q1: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    c_in2: Tensor
+    c_noise2: Tensor
+    alpha: Tensor
+    sigma: Tensor
 
-    def at(self, row: Tensor, guided: bool, cond: Tensor | None, cond2: Tensor | None) -> Denoiser:
-        """Move to a row, whose number lies on the device; ``guided`` if it has a second output."""
-        self.row, self.guided, self.cond, self.cond2 = self.table.index_select(1, row), guided, cond, cond2
+    @classmethod
+    def table(cls, bound: BoundPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the levels of all rows, [fields, rows]."""
+        t, schedule = [row.t for row in bound.x0], bound.unfolded.schedule
+        own = {"p1": [row.p for row in bound.x0_of_first], "q1": [row.q for row in bound.x0_of_first]}
+        own |= {"alpha": schedule.alpha(t).tolist(), "sigma": schedule.sigma(t).tolist()}
+        columns = [own.get(f.name) or [getattr(row, f.name) for row in bound.x0] for f in fields(cls)]
+        return torch.tensor(columns, dtype=dtype, device=device)
+
+
+class Denoiser:
+    r"""E[x_0 | x_t] at a level: D = p x + q F(c_in x) + q2 F2(c_in2 x).
+
+    Args:
+        model, second: of F and F2.
+        dtype: that their networks read.
+    """
+
+    def __init__(self, model: ScoreModel, second: ScoreModel, dtype: torch.dtype) -> None:
+        self.model, self.second, self.dtype = model, second, dtype
+
+    def at(self, level: Level, mixed: bool, cond: Tensor | None, cond2: Tensor | None) -> Denoiser:
+        """Move to a level; ``mixed`` if there is a second output, whose condition is ``cond2``."""
+        self.level, self.mixed, self.cond, self.cond2 = level, mixed, cond, cond2
         return self
 
-    def scales(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma of each sample, [N, 1, ..]."""
-        alpha, sigma = self.row[-2:].reshape(2, 1).expand(2, len(x)).reshape(2, len(x), *[1] * (x.ndim - 1))
-        return alpha, sigma
+    def guided(self, guide: Guide, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return what a guide makes of the estimate at x [N, *shape]: [N, D].
+
+        Raises:
+            ValueError: the guide returned another shape.
+        """
+        alpha, sigma = (v.expand(len(x)).reshape(-1, *[1] * (x.ndim - 1)) for v in (self.level.alpha, self.level.sigma))
+        D = guide(self, x, alpha, sigma, y)
+        if D.shape != x.shape:
+            raise ValueError(f"the guide returned {tuple(D.shape)} for a state of {tuple(x.shape)}")
+        return D.detach().reshape(len(x), -1)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.both(x)[0]
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the guided estimate and the first network's own, of the same evaluations."""
-        p, q, q2, c_in, c_noise, c_in2, c_noise2, p1, q1 = self.row[:-2]
-        F = output(self.model, (c_in * x).to(self.dtype), c_noise, self.cond).view_as(x).to(x.dtype)
+        """Return the estimate with its mixture and the first network's own, of the same evaluations."""
+        v = {f.name: getattr(self.level, f.name) for f in fields(Level)}
+        c = {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in v.items()}
+        F = evaluate(self.model, (c["c_in"] * x).to(self.dtype), v["c_noise"], self.cond).view_as(x).to(x.dtype)
         if x.requires_grad and not F.requires_grad:
             raise ValueError(
                 "this guide differentiates the network, whose output has no gradient; use network='own' and no no_grad"
             )
-        own = p1 * x + q1 * F
-        if not self.guided or self.guidance is None:
+        own = c["p1"] * x + c["q1"] * F
+        if not self.mixed:
             return own, own
-        second = self.guidance.model or self.model
-        F2 = output(second, (c_in2 * x).to(self.dtype), c_noise2, self.cond2).view_as(x).to(x.dtype)
-        return p * x + q * F + q2 * F2, own
-
-
-def output(model: ScoreModel, u: Tensor, label: Tensor, cond: Tensor | None) -> Tensor:
-    """Return what a network makes of its input, [N, D], in memory that is not the input's.
-
-    Args:
-        u: c_in x, [N, *shape] in the network's dtype; label: c_noise, [1].
-
-    Raises:
-        ValueError: an output of another shape.
-    """
-    F = model.net(u, label.expand(len(u)), cond)
-    if F.shape != u.shape:
-        raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
-    # The row is about to overwrite u, which a network that works in place hands back.
-    reused = F.untyped_storage()._cdata == u.untyped_storage()._cdata
-    return (F.clone() if reused else F).reshape(len(u), -1)
+        u2 = (c["c_in2"] * x).to(self.dtype)
+        F2 = evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
+        return c["p"] * x + c["q"] * F + c["q2"] * F2, own

@@ -49,6 +49,20 @@ class _Chained:
 
 
 @dataclass(frozen=True)
+class StaticThreshold:
+    """Clip D to [-bound, bound], as Sampler's ``clip`` does in the rows of a plan. Source: Saharia et al. 2022, 2.3."""
+
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.bound < math.inf:
+            raise ValueError(f"clip = {self.bound} must be a positive number")
+
+    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        return denoise(x).clamp(-self.bound, self.bound)
+
+
+@dataclass(frozen=True)
 class DynamicThreshold:
     """Clip D to [-s, s] and scale that to [-bound, bound]; s is the ``share`` quantile of a sample's |D|, or bound.
 
@@ -93,8 +107,8 @@ class CFGRescale:
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
         D, own = denoise.both(x)
-        spread, wanted = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, own))
-        return D * (self.phi * (wanted / spread) + (1.0 - self.phi)).reshape(-1, *[1] * (x.ndim - 1))
+        spread, target = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, own))
+        return D * (self.phi * (target / spread) + (1.0 - self.phi)).reshape(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,23 @@
-r"""Guidance by a second evaluation: classifier-free guidance and autoguidance, folded into plan rows.
+r"""Mixtures of two outputs, folded into plan rows: classifier-free guidance and autoguidance.
 
     D = D_2 + w (D_1 - D_2),   m = w m_1 + (1 - w) m_2 = p x + q F + q2 F2
 
 D_1 is the model's own estimate, D_2 the same network's under the null condition (classifier-free) or a
 worse network's under the same condition (autoguidance). Every quantity that a row may be in is affine in
-the outputs, so the mixture of one is the mixture of all, and any solver guides with no code of its own.
+the outputs, so the mixture of one is the mixture of all, and any solver takes it with no code of its own.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
-from fastscore import plan as plans
-from fastscore.model.score import ScoreModel
-from fastscore.plan.rows import Plan
+from fastscore.model.score import Conditioned, ScoreModel
+from fastscore.plan.passes import Folding, inside, mix, validate
+from fastscore.plan.rows import Plan, Row
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Guidance:
         weight: w; 1 is the model itself, 0 the second model, above 1 leads away from the second.
         interval: (low, high), the noise-to-signal ratios sigma / alpha that are guided: low < sigma / alpha <= high.
             EDM's sigma, whatever the schedule.
-        model: the second model; None for the same network under the null condition.
+        model: the second model (a JointModel for a JointSampler); None for the same network under the null condition.
         null: the null condition of a model with ``cond_shape``, [*cond_shape]; zeros if left out. A
             class-conditional model has a null class.
 
@@ -44,7 +45,7 @@ class Guidance:
 
     weight: float
     interval: tuple[float, float] = (0.0, math.inf)
-    model: ScoreModel | None = None
+    model: Conditioned | None = None
     null: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Guidance:
         if not 0.0 <= low < high:
             raise ValueError(f"guidance interval = {self.interval} must be 0 <= low < high, in sigma / alpha")
 
-    def fits(self, model: ScoreModel) -> None:
+    def check(self, model: Conditioned) -> None:
         """Raise ValueError unless ``model`` can be guided so."""
         if self.model is None and not model.classes and model.cond_shape is None:
             raise ValueError(
@@ -75,27 +76,70 @@ class Guidance:
                 f"guidance: null has shape {tuple(self.null.shape)}; the condition's is {model.cond_shape}"
             )
 
+    def null_condition(self, model: Conditioned, cond: Tensor | None) -> Tensor | None:
+        """Return the second evaluation's conditions, given the buffer ``cond`` of the first one's."""
+        if self.model is not None:
+            return cond if self.model.classes or self.model.cond_shape else None
+        if cond is None or model.classes:
+            return None if cond is None else cond.new_full(cond.shape, model.classes)
+        if self.null is None:
+            return cond.new_zeros(cond.shape)
+        return self.null.to(cond).expand_as(cond).contiguous()
 
-def in_x0(plan: Plan) -> Plan:
-    """Return the plan with m = x0 in every row: folded, it says how network outputs become estimates of x0."""
-    return replace(plan, rows=tuple(replace(row, m="x0") for row in plan.rows))
 
-
-def fold(plan: Plan, model: ScoreModel, guidance: Guidance | None = None, guided: bool = False) -> Plan:
-    """Fold a plan for a model with its guidance.
+class BoundPlan:
+    """A plan bound to the networks that it calls: its rows in m, in x0 and unguided, each folded once.
 
     Args:
-        guided: whether a guide (see guidance/guides.py) runs the model: its output is an estimate of x0, which holds
-            the guidance already, whatever the network predicts.
+        plan: of a solver, not folded.
+        model: the first network.
+        guidance: brings in the second, or None.
+        guided: whether a guide (guidance/guides.py) stands between the networks and the rows: what a row then reads
+            is an estimate of x0, which holds the mixture already, whatever the network predicts.
+
+    Attributes:
+        plan: folded and checked; the rows that are run.
 
     Raises:
-        ValueError: guided, and the network's estimate of x0 is singular at a row, as that of eps at pure noise is.
+        ValueError: a coefficient is singular; or, with a guide, the network's estimate of x0 is, as that of eps at
+            pure noise.
     """
-    if guided:
-        plans.validate(fold(in_x0(plan), model, guidance))
-        return plans.fold(plan, model.schedule, replace(model.parametrization, prediction="x0"))
-    plan = plans.fold(plan, model.schedule, model.parametrization)
-    if guidance is None:
-        return plan
-    second = guidance.model or model
-    return plans.mix(plan, guidance.weight, guidance.interval, second.schedule, second.parametrization)
+
+    def __init__(self, plan: Plan, model: ScoreModel, guidance: Guidance | None = None, guided: bool = False) -> None:
+        self.unfolded, self.model, self.guidance = plan, model, guidance
+        self._first = Folding(plan, model.schedule, model.parametrization)
+        if guided:
+            validate(replace(plan, rows=self.x0))
+            rows = self._first.rows(output="x0")
+        else:
+            rows = self._mixed(None)
+        self.plan = validate(replace(plan, rows=rows))
+
+    @cached_property
+    def x0(self) -> tuple[Row, ...]:
+        """The rows with m = x0: p, q and q2 turn outputs into the estimate of x0."""
+        return self._mixed("x0")
+
+    @cached_property
+    def x0_of_first(self) -> tuple[Row, ...]:
+        """The rows with m = x0 of the first network alone."""
+        return self._first.rows("x0")
+
+    @cached_property
+    def _second(self) -> tuple[list[bool], Folding | None]:
+        """Which rows have a second output, and what its network is at these."""
+        guidance, plan = self.guidance, replace(self.unfolded, rows=self._first.rows())
+        where = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
+        if guidance is None or guidance.weight == 1.0 or not any(where):
+            return [False] * len(plan.rows), None
+        second = guidance.model or self.model
+        assert isinstance(second, ScoreModel)
+        chosen = tuple(row for row, at in zip(self.unfolded.rows, where, strict=True) if at)
+        return where, Folding(replace(plan, rows=chosen), second.schedule, second.parametrization)
+
+    def _mixed(self, m: str | None) -> tuple[Row, ...]:
+        rows, (where, folding) = self._first.rows(m), self._second
+        if folding is None or self.guidance is None:
+            return rows
+        other = iter(folding.rows(m))
+        return mix(rows, tuple(next(other) if at else None for at in where), self.guidance.weight)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastscore.model.score import ScoreModel
+from fastscore.model.score import Conditioned
 from fastscore.ops.noise import LABEL_DRAW, NoiseKey
 
 Labels = int | str | Sequence[int] | Tensor | None
@@ -18,8 +18,9 @@ Labels = int | str | Sequence[int] | Tensor | None
 class Known:
     """The known part of the data, for inpainting: after every row it is alpha y + sigma z at the row's noise level.
 
-    The z are draws of their own, after the plan's; the rest of the sample is drawn as ever. A replaced part steers
-    the rest through the network alone, which is an approximation: see RePaint and fastscore.guides.PiGDM.
+    The z are draws of their own, after the plan's; the rest of the sample is drawn as ever. An adaptive solver of the
+    ODE takes one z for the whole way, the sample's prior draw. A replaced part steers the rest through the network
+    alone, which is an approximation: see RePaint and fastscore.PiGDM.
 
     Attributes:
         y: clean data in the network's range, [*shape] for all samples or [n, *shape]; ignored where it is unknown.
@@ -31,29 +32,27 @@ class Known:
     y: Tensor
     mask: Tensor
 
+    def per_sample(self, shape: tuple[int, ...], key: NoiseKey) -> tuple[Tensor, Tensor]:
+        """Return data, 0 where it is unknown, and mask, [n, *shape] each.
 
-@dataclass(frozen=True)
-class Inputs:
-    """What else a run gives each of its samples, one line an id; None for what it does not.
-
-    Attributes:
-        init: where samples start from, [n, D]; see Sampler's ``start``.
-        known, mask: known data and where it is known, [n, D].
-        y: what a guide steers to, [n, ...].
-    """
-
-    init: Tensor | None = None
-    known: Tensor | None = None
-    mask: Tensor | None = None
-    y: Tensor | None = None
-
-    def part(self, at: slice) -> Inputs:
-        """Return the lines of some samples."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Inputs(**{name: None if v is None else v[at] for name, v in values.items()})
+        Raises:
+            ValueError: a tensor of another shape, a mask that is not bool, or known data that is not finite.
+        """
+        y, mask = per_sample("known.y", self.y, shape, key), torch.as_tensor(self.mask)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"known.mask is {mask.dtype}; it must be bool, True where y is known")
+        try:
+            mask = mask.expand((len(key.ids), *shape) if mask.ndim > len(shape) else shape)
+        except RuntimeError:
+            raise ValueError(f"known.mask has shape {tuple(mask.shape)}; it must broadcast to {shape}") from None
+        mask = per_sample("known.mask", mask, shape, key)
+        y = torch.where(mask, y, 0.0)
+        if not bool(y.isfinite().all()):
+            raise ValueError("known.y is not finite where the mask is True")
+        return y, mask
 
 
-def condition_of(model: ScoreModel, key: NoiseKey, labels: Labels, cond: Tensor | None) -> Tensor | None:
+def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Tensor | None) -> Tensor | None:
     """Return the condition of each sample of ``key`` as the network takes it: labels, a tensor, or None.
 
     Args:
@@ -65,7 +64,7 @@ def condition_of(model: ScoreModel, key: NoiseKey, labels: Labels, cond: Tensor 
     """
     if model.cond_shape is None:
         if cond is not None:
-            raise ValueError("cond: this model takes no conditioning tensor (ScoreModel.cond_shape is None)")
+            raise ValueError("cond: this model takes no conditioning tensor (its cond_shape is None)")
         return labels_of(model, key, labels)
     if labels is not None:
         raise ValueError("labels: this model takes a conditioning tensor, cond=, and no class")
@@ -74,41 +73,11 @@ def condition_of(model: ScoreModel, key: NoiseKey, labels: Labels, cond: Tensor 
     return per_sample("cond", cond, model.cond_shape, key)
 
 
-def condition_buffer(model: ScoreModel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+def condition_buffer(model: Conditioned, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """Return what holds the conditions of a micro-batch; None if the network takes none."""
     if model.cond_shape is not None:
         return torch.zeros(batch, *model.cond_shape, dtype=dtype, device=device)
     return torch.zeros(batch, dtype=torch.int64, device=device) if model.classes else None
-
-
-def inputs_of(model: ScoreModel, key: NoiseKey, init: Tensor | None, known: Known | None, y: object) -> Inputs:
-    """Return what a run gives its samples beside the network's condition, checked and on the device of ``key``.
-
-    Raises:
-        ValueError: a tensor of another shape, or known data that is not finite.
-    """
-    data = mask = None
-    if known is not None:
-        data = per_sample("known.y", known.y, model.shape, key).flatten(1)
-        mask = torch.as_tensor(known.mask)
-        if mask.dtype != torch.bool:
-            raise ValueError(f"known.mask is {mask.dtype}; it must be bool, True where y is known")
-        try:
-            mask = mask.expand((len(key.ids), *model.shape) if mask.ndim > len(model.shape) else model.shape)
-        except RuntimeError:
-            shape = tuple(mask.shape)
-            raise ValueError(f"known.mask has shape {shape}; it must broadcast to {model.shape}") from None
-        mask = per_sample("known.mask", mask, model.shape, key).flatten(1)
-        data = torch.where(mask, data, 0.0)
-        if not bool(data.isfinite().all()):
-            raise ValueError("known.y is not finite where the mask is True")
-    if init is not None:
-        init = per_sample("init", init, model.shape, key).flatten(1)
-    if y is not None:
-        y = torch.as_tensor(y, device=key.ids.device)
-        if y.ndim == 0 or len(y) != len(key.ids):
-            raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
-    return Inputs(init, data, mask, y)
 
 
 def per_sample(name: str, values: Tensor, shape: tuple[int, ...], key: NoiseKey) -> Tensor:
@@ -120,8 +89,8 @@ def per_sample(name: str, values: Tensor, shape: tuple[int, ...], key: NoiseKey)
     return values.to(key.ids.device).expand(n, *shape)
 
 
-def labels_of(model: ScoreModel, key: NoiseKey, labels: Labels) -> Tensor | None:
-    """Return the label of each sample of ``key``, int64 [N]; None if the model is unconditional.
+def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | None:
+    """Return the label of each sample of ``key``, int64 [n]; None if the model is unconditional.
 
     Args:
         labels: one label for all, one an id, "random" (uniform, a function of seed and id), or None

@@ -1,19 +1,26 @@
-"""Score models: a network, what it predicts, and the schedule it was trained on.
-
-A model directory holds ``config.json`` (a plain description) and ``model.safetensors``. Nothing in it
-is executed, and no pickle is ever read.
-"""
+"""A score model: a network, what it predicts, and the schedule it was trained on; and the one call of a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
+
+
+class Conditioned(Protocol):
+    """What a run must know of a model to give it labels or conditions; ScoreModel and JointModel have it."""
+
+    @property
+    def classes(self) -> int: ...
+    @property
+    def cond_shape(self) -> tuple[int, ...] | None: ...
+    @property
+    def shape(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -49,3 +56,25 @@ class ScoreModel:
             raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
         if not self.shape or not all(isinstance(k, int) and k > 0 for k in self.shape):
             raise ValueError(f"shape = {self.shape} must be positive integers, without the batch axis")
+
+
+def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+    """Call the network of a model: the one place where that happens; return F, [N, D], in memory that is not u's.
+
+    Args:
+        u: c_in x, [N, *shape] in the network's dtype.
+        c_noise: labels, [N] or [1] for all.
+
+    Raises:
+        ValueError: an output of another shape.
+    """
+    F = model.net(u, c_noise.expand(len(u)), cond)
+    if F.shape != u.shape:
+        raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
+    return apart(F, u).reshape(len(u), -1)
+
+
+def apart(F: Tensor, *inputs: Tensor) -> Tensor:
+    """Return F, copied if a network that works in place handed back the memory of an input: rows overwrite that."""
+    memory = F.untyped_storage()._cdata
+    return F.clone() if any(memory == u.untyped_storage()._cdata for u in inputs) else F

@@ -11,7 +11,6 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-COMPILE = ("off", "full", "regional")
 Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
@@ -26,26 +25,24 @@ def compiled(net: Net, how: str, device: torch.device | str = "cpu") -> Net:
 
     Args:
         net: the network; it is not changed.
-        how: "off"; "full" compiles it as one graph, which is fastest; "regional" compiles each class
-            of block that occurs more than once, so that equal blocks share one compilation.
+        how: "compile": as one graph, which is fastest; "regional": each class of block that occurs more than once,
+            so that equal blocks share one compilation.
 
     Raises:
-        ValueError: an unknown choice, no compiler, or nothing repeated to compile.
+        ValueError: no compiler, or nothing repeated to compile.
     """
-    if how not in COMPILE:
-        raise ValueError(f"compile = {how!r} must be one of {', '.join(COMPILE)}")
-    if how == "off":
-        return net
     if not has_compiler(device):
-        raise ValueError(f"compile = {how!r} needs a C++ compiler (g++ or clang++) on the CPU; use compile='off'")
-    if how == "full":
+        raise ValueError(f"network = {how!r} needs a C++ compiler (g++ or clang++) on the CPU; use network='own'")
+    if how == "compile":
         return torch.compile(net, fullgraph=True, dynamic=False)
     if not isinstance(net, nn.Module):
-        raise ValueError("compile = 'regional' needs an nn.Module; use compile='full'")
+        raise ValueError("network = 'regional' needs an nn.Module; use network='compile'")
     blocks = Counter(type(m) for m in net.modules() if type(m).__module__.split(".")[0] != "torch")
     repeated = {kind for kind, count in blocks.items() if count > 1}
     if not repeated:
-        raise ValueError(f"compile = 'regional': {type(net).__name__} repeats no block of its own; use compile='full'")
+        raise ValueError(
+            f"network = 'regional': {type(net).__name__} repeats no block of its own; use network='compile'"
+        )
     net = deepcopy(net)
     for m in net.modules():
         if type(m) in repeated:

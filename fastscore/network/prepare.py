@@ -1,7 +1,7 @@
 """The network path: a score network made as fast as the machine allows, at a checked cost in accuracy.
 
 Two numerics besides the network's own: "fp32" is the network compiled, whose roundings differ in the last
-digits; "bf16" also runs its heavy layers on bfloat16 operands (see fastscore.mixed).
+digits; "bf16" also runs its heavy layers on bfloat16 operands (see network/bf16.py).
 
 Neither is taken on trust. Before its first evaluation a prepared network is compared with the original on
 noisy inputs over the whole schedule, in every process that uses it, and is used only within LIMIT.
@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastscore.execution import Execution, evaluating
 from fastscore.model.score import ScoreModel
 from fastscore.network import package
 from fastscore.network.bf16 import Traced, native_bf16
 from fastscore.network.jit import Net, compiled, has_compiler
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.grid import default_grid
-from fastscore.process.parametrization import basis, convert
+from fastscore.process.parametrization import components, convert
 
-DTYPES = ("own", "auto", "fp32", "bf16")
 # The largest relative error over the schedule: of the network's output, and of the score made from it.
 LIMIT = {"fp32": (1e-4, math.inf), "bf16": (math.inf, 1e-2)}
 SMALL = 250_000  # parameters; compiling less costs more than it saves
@@ -41,7 +41,7 @@ class Numerics:
 
     Attributes:
         dtype: "own" (as the network is), "fp32" or "bf16".
-        compile: "off", "package" (AOTInductor, on a CPU) or "full" (torch.compile).
+        compile: "off", "package" (AOTInductor, on a CPU), "full" or "regional" (torch.compile).
         error: relative error of the score against the network itself, the largest over the schedule.
         threads: that the package was compiled for.
         key: of the package: weights, code, shapes, versions and processor.
@@ -78,57 +78,66 @@ class Prepared:
         return self.call(*(v.contiguous() for v in inputs))
 
 
-def numerics(net: Net) -> Numerics:
-    """Return how a network is evaluated."""
-    return net.numerics if isinstance(net, Prepared) else Numerics()
+def numerics(net: Net, network: str = "own") -> Numerics:
+    """Return how a network is evaluated, that ``prepare`` returned for this choice."""
+    if isinstance(net, Prepared):
+        return net.numerics
+    return Numerics(compile={"compile": "full", "regional": "regional"}.get(network, "off"))
 
 
 def prepare(
-    model: ScoreModel, batch: int = 64, device: torch.device | str = "cpu", dtype: str = "auto", say: Say | None = None
+    model: ScoreModel,
+    batch: int = 64,
+    device: torch.device | str | None = None,
+    network: str = "auto",
+    say: Say | None = None,
 ) -> ScoreModel:
     """Return the model with its network prepared for sampling at one micro-batch.
 
-    On a CPU the network is compiled ahead of time and the package kept (see fastscore.package), so that
+    On a CPU the network is compiled ahead of time and the package kept (see network/package.py), so that
     the next process needs neither a compiler nor the time. On CUDA it runs through torch.compile.
 
     Args:
-        model: its network must be an nn.Module with float32 weights; it is moved to the device and set to
-            eval mode, and not changed otherwise. Any other network stays as it is, and the reason is said.
-        batch: micro-batch; the prepared network takes no other.
-        device: that it runs on.
-        dtype: "own" does nothing; "fp32" compiles; "bf16" also runs heavy layers in bfloat16; "auto" is
-            bf16 on a CPU with bfloat16 arithmetic if its error is within LIMIT and fp32 otherwise, and
+        model: for "fp32" and "bf16" its network must be an nn.Module with float32 weights. It is neither moved nor
+            changed. Any other network stays as it is, and the reason is said.
+        batch: micro-batch; a network compiled ahead of time takes no other.
+        device: that it runs on; where its parameters live if left out.
+        network: "own" does nothing; "fp32" compiles ahead of time; "bf16" also runs heavy layers in bfloat16; "auto"
+            is bf16 on a CPU with bfloat16 arithmetic if its error is within LIMIT and fp32 otherwise, and
             own for networks under SMALL parameters, where there is no compiler, and on CUDA, where
-            nothing has been measured.
+            nothing has been measured; "compile" and "regional" are torch.compile's, without a check.
         say: called with one line when something takes long or does not work; warnings.warn if left out.
 
     Raises:
-        ValueError: an unknown dtype, or a network that is prepared already.
+        ValueError: an unknown choice, a network that is prepared already, or one on another device.
     """
-    device, say = torch.device(device), say or _warn
-    if dtype not in DTYPES:
-        raise ValueError(f"network = {dtype!r} must be one of {', '.join(DTYPES)}")
-    if dtype == "own":
-        return model
+    say, place = say or _warn, Execution(device, batch, network=network).on(model.net).place
+    if network in ("own", "compile", "regional"):
+        return model if network == "own" else replace(model, net=compiled(model.net, network, place))
     if isinstance(model.net, Prepared):
         raise ValueError("the network is prepared already; use network='own'")
     if model.cond_shape is not None:
-        return model if dtype == "auto" else _own(model, say, f"{dtype} does not know what conditioning tensors to try")
+        reason = f"{network} does not know what conditioning tensors to try"
+        return model if network == "auto" else _own(model, say, reason)
     net = model.net
     if not isinstance(net, nn.Module):
-        return model if dtype == "auto" else _own(model, say, f"{dtype} needs an nn.Module")
-    net.to(device).eval()
+        return model if network == "auto" else _own(model, say, f"{network} needs an nn.Module")
     kinds = sorted({str(p.dtype) for p in net.parameters() if p.is_floating_point()})
     small = sum(p.numel() for p in net.parameters()) < SMALL
-    if dtype == "auto" and (small or device.type == "cuda" or kinds != ["torch.float32"]):
+    if network == "auto" and (small or place.type == "cuda" or kinds != ["torch.float32"]):
         return model
     if kinds != ["torch.float32"]:
-        return _own(model, say, f"{dtype} needs float32 weights, not {' and '.join(kinds) or 'none'}")
-    trial = Trial(model, net, batch, device)
+        return _own(model, say, f"{network} needs float32 weights, not {' and '.join(kinds) or 'none'}")
+    with evaluating(net):
+        return _ahead_of_time(model, Trial(model, net, batch, place), network, say)
+
+
+def _ahead_of_time(model: ScoreModel, trial: Trial, network: str, say: Say) -> ScoreModel:
+    """Return the model with the first of the wanted numerics that its network can be compiled in, or as it is."""
     reason = ""
-    for kind in [dtype] if dtype != "auto" else ["bf16", "fp32"] if native_bf16() else ["fp32"]:
+    for kind in [network] if network != "auto" else ["bf16", "fp32"] if native_bf16() else ["fp32"]:
         try:
-            return replace(model, net=(_packaged if device.type == "cpu" else _jit)(trial, kind, say))
+            return replace(model, net=(_packaged if trial.device.type == "cpu" else _jit)(trial, kind, say))
         except Inexact as error:
             reason = str(error)
         except Unfit as error:
@@ -159,7 +168,9 @@ class Trial:
         knots = default_grid(schedule)(schedule)
         alpha, sigma = schedule.alpha(knots), schedule.sigma(knots)
         with np.errstate(divide="ignore", invalid="ignore"):
-            p, q = convert(basis("eps", schedule, knots), parametrization.basis(schedule, knots), alpha, sigma)
+            p, q = convert(
+                components("eps", schedule, knots), parametrization.components(schedule, knots), alpha, sigma
+            )
             inputs = parametrization.c_in(schedule, knots), parametrization.c_noise(schedule, knots)
             columns = np.stack([alpha, sigma, p, q, *inputs], axis=1)
         columns = columns[np.isfinite(columns).all(axis=1) & (sigma > 0)]
@@ -241,7 +252,7 @@ def _jit(trial: Trial, kind: str, say: Say) -> Prepared:
     """Return the network under torch.compile."""
     try:
         program = torch.export.export(Traced(trial.net, kind), trial.example, strict=False)
-        net = Prepared(compiled(program.module(), "full", trial.device), trial.example, Numerics(kind, "full"))
+        net = Prepared(compiled(program.module(), "compile", trial.device), trial.example, Numerics(kind, "full"))
         net.numerics = replace(net.numerics, error=trial.checked(net, kind))
     except Unfit:
         raise

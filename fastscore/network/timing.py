@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fastscore.execution import Execution, evaluating
 from fastscore.files import cache_folder, write_text
 from fastscore.model.score import ScoreModel
 from fastscore.network import package
@@ -40,7 +41,7 @@ class Choice:
 
 def choose_batch(
     model: ScoreModel,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     sizes: tuple[int, ...] = SIZES,
     threads: tuple[int, ...] | None = None,
 ) -> Choice:
@@ -52,20 +53,19 @@ def choose_batch(
 
     Args:
         model: its network is timed eagerly; a prepared one takes one micro-batch only.
-        device: that it runs on.
+        device: that it runs on; where its parameters live if left out.
         sizes: to try, rising.
         threads: to try; physical and logical cores if left out, or $OMP_NUM_THREADS alone where it is set.
 
     Raises:
         ValueError: no size or a thread count below 1.
     """
-    device = torch.device(device)
+    device = Execution(device).on(model.net).place
     counts = (threads or _counts()) if device.type == "cpu" else (torch.get_num_threads(),)
     if not sizes or min(sizes) < 1 or min(counts) < 1:
         raise ValueError(f"sizes = {sizes} and threads = {counts} must be positive")
     kept = None
     if isinstance(model.net, nn.Module):
-        model.net.to(device).eval()
         key = package.key_of(model.net, (*sizes, *counts), str(device))
         kept = cache_folder() / "batches" / f"{key}.json"
         try:
@@ -74,7 +74,7 @@ def choose_batch(
             pass
     rates, best = {}, (0.0, sizes[0], counts[0])
     for count in counts:
-        with _threads(count):
+        with _threads(count), evaluating(model.net):
             top = 0.0
             for size in sizes:
                 rate = size / _seconds(model, size, device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastscore.ops.noise import Noise, NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
-from fastscore.ops.update import Known, update_ref
+from fastscore.ops.update import KnownRow, update_ref
 
 _LIBRARY = torch.library.Library("fastscore", "DEF")
 _LIBRARY.define(
@@ -38,7 +38,7 @@ def update(
     noise: Noise | None,
     *,
     F2: Tensor | None = None,
-    known: Known | None = None,
+    known: KnownRow | None = None,
     out_u: Tensor | None = None,
 ) -> None:
     """Advance the state by one row; see update_ref. A known part has the row's own ``idx`` and ``noise``."""
@@ -98,7 +98,7 @@ def _update_on(run: Any) -> Any:
         noisy: bool = True,
     ) -> None:
         key = _noise(seed, ids)
-        known = None if y is None or key is None else Known(y, mask, known_table, idx, key)
+        known = None if y is None or key is None else KnownRow(y, mask, known_table, idx, key)
         run()(x, F, hist, table, idx, key if noisy else None, F2=F2, known=known, out_u=u)
 
     return update

@@ -13,7 +13,7 @@ from fastscore.ops.noise import Noise
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRow:
     """The known part of an image that is being inpainted: it follows a row of its own.
 
         x' <- a y + c z   where mask is 1, with a, c and the number of the draw z from ``table[idx]``
@@ -41,7 +41,7 @@ def update_ref(
     noise: Noise | None,
     *,
     F2: Tensor | None = None,
-    known: Known | None = None,
+    known: KnownRow | None = None,
     out_u: Tensor | None = None,
     out_mean: Tensor | None = None,
 ) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 
 from fastscore.kernels import abi
 from fastscore.plan.rows import NORMS, Plan, Row, Solver
-from fastscore.process.parametrization import Parametrization, basis, convert, network_time
+from fastscore.process.parametrization import Parametrization, components, convert, network_time
 from fastscore.process.schedule import Array, Schedule
+
+STARTS = ("prior", "data", "state")
 
 
 def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior") -> Plan:
@@ -28,14 +30,13 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     first = float(t[0])
     # A grid may start below T, where x has another length: that of data of variance one and its noise.
     here, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (first, schedule.T))
-    scales = {
+    if start not in STARTS:
+        raise ValueError(f"start = {start!r} must be one of {', '.join(STARTS)}")
+    a, c = {
         "prior": (0.0, schedule.prior_std * float(here / top)),
         "data": (float(schedule.alpha(first)), float(schedule.sigma(first))),
         "state": (1.0, 0.0),
-    }
-    if start not in scales:
-        raise ValueError(f"start = {start!r} must be one of {', '.join(scales)}")
-    a, c = scales[start]
+    }[start]
     prior = Row(first, first, a=a, b=0.0, c=c, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
         groups = solver.steps(schedule, t)
@@ -43,60 +44,85 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     return Plan(schedule, (replace(prior, draw=0 if c else -1), *rows))
 
 
+class Folding:
+    """What a network is at every row of a plan that uses its output: computed once, whatever m is asked for.
+
+    Args:
+        plan: not folded.
+        model, parametrization: the schedule that the network was trained on, and what it predicts.
+
+    Raises:
+        ValueError: the network was never trained at so much noise.
+    """
+
+    def __init__(self, plan: Plan, model: Schedule, parametrization: Parametrization) -> None:
+        self.plan = plan
+        self.reads_m = np.array([r.b != 0.0 or r.push is not None or r.langevin is not None for r in plan.rows])
+        self.t = np.array([r.t for r in plan.rows])[self.reads_m]
+        there, scale = network_time(model, plan.schedule, self.t)
+        self.output = parametrization.components(model, there)
+        self.c_in, self.c_noise = scale * parametrization.c_in(model, there), parametrization.c_noise(model, there)
+
+    def rows(self, m: str | None = None, output: str | None = None) -> tuple[Row, ...]:
+        """Return the rows with m = p x + q F.
+
+        Args:
+            m: the quantity of every row; each row's own if left out.
+            output: what F is, if not what the network predicts: "x0" of one whose output a guide has turned into that.
+        """
+        schedule, t = self.plan.schedule, self.t
+        source = self.output if output is None else components(output, schedule, t)
+        p, q = np.empty_like(t), np.empty_like(t)
+        kinds = np.array([m or r.m for r in self.plan.rows])[self.reads_m]
+        for kind in set(kinds):
+            at = kinds == kind
+            target = components(str(kind), schedule, t[at])
+            alpha, sigma = schedule.alpha(t[at]), schedule.sigma(t[at])
+            p[at], q[at] = convert(target, (source[0][at], source[1][at]), alpha, sigma)
+        columns = iter(zip(p.tolist(), q.tolist(), self.c_in.tolist(), self.c_noise.tolist(), strict=True))
+        rows = []
+        for row, reads in zip(self.plan.rows, self.reads_m, strict=True):
+            pk, qk, ck, label = next(columns) if reads else (0.0, 0.0, 1.0, 0.0)
+            evaluate = row.evaluate and bool(reads)
+            rows.append(replace(row, m=m or row.m, p=pk, q=qk, c_in=ck, c_noise=label, evaluate=evaluate))
+        return tuple(rows)
+
+
 def fold(plan: Plan, model: Schedule, parametrization: Parametrization) -> Plan:
     """Write every m as p x + q F for a network trained on ``model``; set its input and label."""
-    reads_m = np.array([r.b != 0.0 or r.push is not None or r.langevin is not None for r in plan.rows])
-    t = np.array([r.t for r in plan.rows])[reads_m]
-    there, scale = network_time(model, plan.schedule, t)
-    source = parametrization.basis(model, there)
-    c_in, c_noise = scale * parametrization.c_in(model, there), parametrization.c_noise(model, there)
-    p, q = np.empty_like(t), np.empty_like(t)
-    kinds = np.array([r.m for r in plan.rows])[reads_m]
-    for kind in set(kinds):
-        at = kinds == kind
-        target = basis(str(kind), plan.schedule, t[at])
-        alpha, sigma = plan.schedule.alpha(t[at]), plan.schedule.sigma(t[at])
-        p[at], q[at] = convert(target, (source[0][at], source[1][at]), alpha, sigma)
-    columns = iter(zip(p.tolist(), q.tolist(), c_in.tolist(), c_noise.tolist(), strict=True))
-    rows = []
-    for row, reads in zip(plan.rows, reads_m, strict=True):
-        pk, qk, ck, label = next(columns) if reads else (0.0, 0.0, 1.0, 0.0)
-        rows.append(replace(row, p=pk, q=qk, c_in=ck, c_noise=label, evaluate=row.evaluate and bool(reads)))
-    return replace(plan, rows=tuple(rows))
+    return replace(plan, rows=Folding(plan, model, parametrization).rows())
 
 
-def mix(
-    plan: Plan, weight: float, interval: tuple[float, float], model: Schedule, parametrization: Parametrization
-) -> Plan:
-    r"""Mix a second output into every m of a folded plan: m = w m_1 + (1 - w) m_2, which stays affine.
+def inside(plan: Plan, interval: tuple[float, float]) -> list[bool]:
+    """Return which rows of a folded plan use an output that was evaluated at low < sigma / alpha <= high."""
+    low, high = interval
+    with np.errstate(divide="ignore"):  # pure noise
+        levels = [float(np.divide(plan.schedule.sigma(row.t), plan.schedule.alpha(row.t))) for row in plan.rows]
+    result, now = [], False
+    for row, level in zip(plan.rows, levels, strict=True):
+        now = low < level <= high if row.evaluate else now  # an output that is used again is mixed again
+        result.append(now)
+    return result
+
+
+def mix(first: tuple[Row, ...], second: tuple[Row | None, ...], weight: float) -> tuple[Row, ...]:
+    r"""Mix a second output into the m of rows: m = w m_1 + (1 - w) m_2, which stays affine.
 
         p = w p_1 + (1 - w) p_2,   q = w q_1,   q2 = (1 - w) q_2
 
     Args:
-        weight: w; at 1 the plan is returned as it is.
-        interval: (low, high) in sigma / alpha; a row is guided if its evaluation lies in low < sigma / alpha <= high.
-        model, parametrization: of the second network.
+        first, second: the folded rows of both networks; None where there is no second output.
+        weight: w; 1 is the first alone.
 
-    Source: Ho & Salimans 2022, eq. 6, with w = 1 + their w; Kynkaanniemi et al. 2024 for the interval.
+    Source: Ho & Salimans 2022, eq. 6, with w = 1 + their w.
     """
-    with np.errstate(divide="ignore"):  # pure noise
-        levels = [float(np.divide(plan.schedule.sigma(row.t), plan.schedule.alpha(row.t))) for row in plan.rows]
-    guided, now = [], False
-    for row, level in zip(plan.rows, levels, strict=True):
-        now = interval[0] < level <= interval[1] if row.evaluate else now  # an output used again is guided again
-        guided.append(now)
-    if weight == 1.0 or not any(guided):
-        return plan
-    chosen = tuple(row for row, inside in zip(plan.rows, guided, strict=True) if inside)
-    second = iter(fold(replace(plan, rows=chosen), model, parametrization).rows)
-    rows = []
-    for row, inside in zip(plan.rows, guided, strict=True):
-        if inside:
-            other, w = next(second), weight
+    w, rows = weight, []
+    for row, other in zip(first, second, strict=True):
+        if other is not None:
             p, q, q2 = w * row.p + (1.0 - w) * other.p, w * row.q, (1.0 - w) * other.q
             row = replace(row, p=p, q=q, q2=q2, c_in2=other.c_in, c_noise2=other.c_noise)
         rows.append(row)
-    return replace(plan, rows=tuple(rows))
+    return tuple(rows)
 
 
 def clip(plan: Plan, bound: float) -> Plan:
@@ -119,8 +145,8 @@ def clip(plan: Plan, bound: float) -> Plan:
             if row.push is not None:
                 raise ValueError(f"clip: this solver keeps a history of {row.m!r}, not of x0; use DDIM or DPMpp2M")
             t = np.float64(row.t)
-            x0 = basis("x0", plan.schedule, t)
-            p, q = convert(basis(row.m, plan.schedule, t), x0, plan.schedule.alpha(t), plan.schedule.sigma(t))
+            x0 = components("x0", plan.schedule, t)
+            p, q = convert(components(row.m, plan.schedule, t), x0, plan.schedule.alpha(t), plan.schedule.sigma(t))
             row = replace(row, a=float(row.a + row.b * p), b=float(row.b * q), m="x0")
         rows.append(replace(row, clip=bound))
     return replace(plan, rows=tuple(rows))

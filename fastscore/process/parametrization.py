@@ -76,16 +76,16 @@ class Parametrization:
             return schedule.sigma(t) / schedule.alpha(t)
         return -0.25 * lam(schedule, t)
 
-    def basis(self, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
+    def components(self, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
         """Return (A, B) with F = A D + B eps."""
         if self.prediction != "edm":
-            return basis(self.prediction, schedule, t)
+            return components(self.prediction, schedule, t)
         ratio = schedule.sigma(t) / schedule.alpha(t)
         norm = np.hypot(ratio, self.sigma_data)
         return ratio / (self.sigma_data * norm), -self.sigma_data / norm
 
 
-def basis(prediction: str, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
+def components(prediction: str, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
     """Return (A, B) of a prediction other than "edm": the quantity is A D + B eps."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscore.process.parametrization import Parametrization, basis, convert
+from fastscore.process.parametrization import Parametrization, components, convert
 from fastscore.process.schedule import Array, Schedule, g2, t_of_lam
 
 WEIGHTINGS = ("simple", "sigma2", "likelihood")
@@ -45,8 +45,8 @@ def denoising_score_matching(
         weighting: one of WEIGHTINGS.
     """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    a, b = parametrization.basis(schedule, t)
-    _, q = convert(basis("eps", schedule, t), (a, b), alpha, sigma)
+    a, b = parametrization.components(schedule, t)
+    _, q = convert(components("eps", schedule, t), (a, b), alpha, sigma)
     if weighting == "simple":
         weight = np.ones_like(q)
     elif weighting == "sigma2":
@@ -105,7 +105,7 @@ def score_at(
     like: Tensor,
 ) -> Callable[[Tensor], Tensor]:
     """Return the score x_t -> s(x_t, t) that a network predicts, for batches like ``like``, [N, ...]."""
-    target, source = basis("score", schedule, t), parametrization.basis(schedule, t)
+    target, source = components("score", schedule, t), parametrization.components(schedule, t)
     p, q = convert(target, source, schedule.alpha(t), schedule.sigma(t))
     numbers = (p, q, parametrization.c_in(schedule, t), parametrization.c_noise(schedule, t))
     p, q, c_in, label = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in numbers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastscore.kernels import abi
 from fastscore.ops.noise import NoiseKey
-from fastscore.ops.update import Known
+from fastscore.ops.update import KnownRow
 
 IDS = (0, 5, 1 << 40, (1 << 63) - 1, 77, 78, 3)
 SEED = 0x9234567890ABCDEF
@@ -69,7 +69,7 @@ def inputs(case: Case, device: str, *, row: int = 2) -> tuple[list, dict]:
     known = None
     if case.known:
         mask = normal(n, d, seed=6, device=device) > 0
-        known = Known(normal(n, d, seed=5, device=device), mask, table(0.0, device), idx.flip(0).contiguous(), noise)
+        known = KnownRow(normal(n, d, seed=5, device=device), mask, table(0.0, device), idx.flip(0).contiguous(), noise)
     poison = torch.full((n, d), torch.nan, device=device)
     return [
         normal(n, d, seed=2, device=device), F, normal(case.slots, n, d, seed=7, device=device), rows, idx,

@@ -21,7 +21,7 @@ from fastscore.ops.backend import REFERENCE, resolve
 from fastscore.ops.noise import LABEL_DRAW, NoiseKey, RecordedNoise
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
-from fastscore.ops.update import Known, update_ref
+from fastscore.ops.update import KnownRow, update_ref
 from fastscore.process.parametrization import Parametrization
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def inputs(n, d, slots=0, F=F32, F2=None, u=F32, noisy=True, own=False, known=Fa
     each = (torch.arange(n) % ROWS).to(whole)
     idx = each if own else torch.tensor([2], dtype=whole).expand(n)
     noise, poison = key(n), torch.full((n, d), torch.nan)
-    inside = Known(normal(n, d, seed=5), normal(n, d, seed=6) > 0, rows(), each.flip(0) if own else idx, noise)
+    inside = KnownRow(normal(n, d, seed=5), normal(n, d, seed=6) > 0, rows(), each.flip(0) if own else idx, noise)
     return [
         normal(n, d, seed=2), None if F is None else normal(n, d, seed=3).to(F), normal(slots, n, d, seed=7),
         rows(clip), idx, noise if noisy else None,

@@ -20,7 +20,7 @@ from cases import CASES, SETTINGS, knots_of
 from torch import Tensor
 
 import fastscore as fs
-from fastscore import chains as mcmc
+from fastscore import chains
 from fastscore.guidance import measurements as operators
 from fastscore.kernels.cpu import fused
 from fastscore.model.analytic import gaussian, mixture
@@ -104,7 +104,7 @@ def portable() -> Iterator[tuple[str, Draw]]:
     yield from _known()
     for part in ("image", "vector"):
         yield f"joint/{part}", _joint(part)
-    yield "mcmc/ula", lambda backend: mcmc.run(
+    yield "mcmc/ula", lambda backend: chains.run(
         None, torch.ones(1, *SHAPE), 0.01, 5, IDS, SEED,
         score=lambda x: -x / (1.0 + x * x), spread=0.5, method="ula", batch=BATCH, backend=backend,
     ).x  # fmt: skip
@@ -218,7 +218,7 @@ def local() -> Iterator[tuple[str, Draw]]:
         yield (
             f"mcmc/{method}",
             lambda backend, method=method: (
-                mcmc.run(
+                chains.run(
                     target.log_density,
                     torch.zeros(1, 2),
                     5e-3,

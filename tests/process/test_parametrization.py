@@ -5,7 +5,7 @@ import pytest
 
 from fastscore.process.continuous import EDM, VE, VP, Flow, SubVP, Trig
 from fastscore.process.discrete import discrete_vp
-from fastscore.process.parametrization import LABELS, PREDICTIONS, Parametrization, basis, convert, network_time
+from fastscore.process.parametrization import LABELS, PREDICTIONS, Parametrization, components, convert, network_time
 from fastscore.process.schedule import lam
 
 SCHEDULES = [VP(), SubVP(), VE(), EDM(), Flow(), discrete_vp()]
@@ -23,9 +23,9 @@ def test_every_prediction_gives_every_other(schedule, source, target):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x = alpha * x0 + sigma * eps
     p = Parametrization(source, sigma_data=0.7)
-    a, b = p.basis(schedule, t)
+    a, b = p.components(schedule, t)
     out = a * x0 + b * eps
-    wanted_a, wanted_b = basis(target, schedule, t)
+    wanted_a, wanted_b = components(target, schedule, t)
     wanted = wanted_a * x0 + wanted_b * eps
     gain, weight = convert((wanted_a, wanted_b), (a, b), alpha, sigma)
     scale = np.abs(gain * x) + np.abs(weight * out) + 1.0
@@ -40,7 +40,7 @@ def test_the_named_formulas():
     alpha, sigma = VP().alpha(t), VP().sigma(t)
     x0, eps = 0.7, -1.3
     x = alpha * x0 + sigma * eps
-    value = {k: basis(k, VP(), t)[0] * x0 + basis(k, VP(), t)[1] * eps for k in ("score", "v", "flow")}
+    value = {k: components(k, VP(), t)[0] * x0 + components(k, VP(), t)[1] * eps for k in ("score", "v", "flow")}
     np.testing.assert_allclose(value["score"], -(x - alpha * x0) / sigma**2)
     np.testing.assert_allclose(value["v"], alpha * eps - sigma * x0)
     beta = 0.1 + 19.9 * t
@@ -52,7 +52,7 @@ def test_edm_is_karras_table_1():
     p = Parametrization("edm", "log_sigma/4", data)
     np.testing.assert_allclose(p.c_in(EDM(), sigma), 1 / np.sqrt(sigma**2 + data**2))
     np.testing.assert_allclose(p.c_noise(EDM(), sigma), np.log(sigma) / 4)
-    skip, out = convert(basis("x0", EDM(), sigma), p.basis(EDM(), sigma), np.ones(3), sigma)
+    skip, out = convert(components("x0", EDM(), sigma), p.components(EDM(), sigma), np.ones(3), sigma)
     np.testing.assert_allclose(skip, data**2 / (sigma**2 + data**2), rtol=1e-12)
     np.testing.assert_allclose(out, sigma * data / np.sqrt(sigma**2 + data**2), rtol=1e-12)
 

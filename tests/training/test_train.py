@@ -16,7 +16,7 @@ from fastscore.model.folder import load_model
 from fastscore.model.nets import build
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.continuous import EDM, VP, SubVP, TutorialVE
-from fastscore.process.parametrization import PREDICTIONS, Parametrization, basis, convert
+from fastscore.process.parametrization import PREDICTIONS, Parametrization, components, convert
 from fastscore.process.schedule import g2
 from fastscore.sampler import Sampler
 from fastscore.training import losses
@@ -45,7 +45,7 @@ def test_the_exact_denoiser_minimises_every_loss(prediction, weighting):
     alpha, sigma = schedule.alpha(t[:1])[0], schedule.sigma(t[:1])[0]
     key = NoiseKey.of(0, range(n))
     x0, z = 0.5 + 0.5 * key.normal(0, 2, torch.float64), key.normal(1, 2, torch.float64)
-    gain, weight = convert(p.basis(schedule, t[:1]), basis("x0", schedule, t[:1]), np.array([alpha]), np.array([sigma]))
+    gain, weight = convert(p.components(schedule, t[:1]), components("x0", schedule, t[:1]), np.array([alpha]), np.array([sigma]))
     c_in = float(p.c_in(schedule, t[:1])[0])
 
     def net(u, label, cond, shift=0.0):

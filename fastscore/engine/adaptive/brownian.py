@@ -23,37 +23,37 @@ EXACT = 3  # bits that a rounded step keeps below its leading one
 
 
 class Path:
-    """The paths of the samples in the slots.
+    """The paths of the samples in the lanes.
 
     Args:
         key: whose ids are the samples'; a buffer that the engine refills.
         span: S > 0.
         width: elements of a sample.
-        lanes: at least as many as slots.
+        padded: at least as many as lanes.
         dtype: of the path.
         ops: the backend that makes the normals.
     """
 
-    def __init__(self, key: NoiseKey, span: float, width: int, lanes: int, dtype: torch.dtype, ops: Ops) -> None:
-        slots, device = len(key.ids), key.ids.device
-        self.key, self.span, self.slots = key, span, slots
+    def __init__(self, key: NoiseKey, span: float, width: int, padded: int, dtype: torch.dtype, ops: Ops) -> None:
+        lanes, device = len(key.ids), key.ids.device
+        self.key, self.span, self.lanes = key, span, lanes
         self.ops = ops if dtype == torch.float32 else REFERENCE
-        self.lane = torch.arange(slots, device=device)
-        self.table = torch.zeros(slots, abi.WIDTH, dtype=dtype, device=device)
+        self.index = torch.arange(lanes, device=device)
+        self.table = torch.zeros(lanes, abi.WIDTH, dtype=dtype, device=device)
         self.table[:, abi.A] = 1.0
         self.table[:, abi.PUSH] = -1.0
-        self.none = torch.zeros(0, slots, width, dtype=dtype, device=device)
+        self.none = torch.zeros(0, lanes, width, dtype=dtype, device=device)
         # W at the step's start and at its end; whole units from 0 of the same.
-        self.here, self.there = (torch.zeros(slots, width, dtype=dtype, device=device) for _ in range(2))
-        self.at, self.to = (torch.zeros(lanes, dtype=torch.int64, device=device) for _ in range(2))
+        self.here, self.there = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(2))
+        self.at, self.to = (torch.zeros(padded, dtype=torch.int64, device=device) for _ in range(2))
 
-    def reset(self, slots: Tensor) -> None:
+    def reset(self, lanes: Tensor) -> None:
         """Begin the paths of new samples: W(0) = 0."""
-        self.here[slots] = 0.0
-        self.at[slots] = 0
+        self.here[lanes] = 0.0
+        self.at[lanes] = 0
 
     def aim(self, h: Tensor, last: Tensor) -> Tensor:
-        """Round steps down to whole units with few bits, which few levels reach; return them, float64 [lanes].
+        """Round steps down to whole units with few bits, which few levels reach; return them, float64 [padded].
 
         A ``last`` one (bool) leads to S. A step below one unit becomes 0.
         """
@@ -65,8 +65,8 @@ class Path:
         return (self.to - self.at) * (self.span / UNITS)
 
     def increment(self, wanted: Tensor) -> Tensor:
-        """Return W(end) - W(start) of the lanes that are ``wanted`` (bool); [slots, width], others undefined."""
-        s, used = self.to[: self.slots], wanted[: self.slots]
+        """Return W(end) - W(start) of the lanes that are ``wanted`` (bool); [lanes, width], others undefined."""
+        s, used = self.to[: self.lanes], wanted[: self.lanes]
         x = torch.zeros_like(self.here)
         self._add(x, torch.ones_like(s), s * (self.span**0.5 / UNITS), used)
         for level in range(LEVELS):
@@ -84,9 +84,9 @@ class Path:
     def accept(self, lanes: Tensor) -> None:
         """Move the start of the lanes that are set (bool) to the end of their step."""
         self.at = torch.where(lanes, self.to, self.at)
-        self.here = torch.where(lanes[: self.slots, None], self.there, self.here)
+        self.here = torch.where(lanes[: self.lanes, None], self.there, self.here)
 
     def _add(self, x: Tensor, draw: Tensor, weight: Tensor, used: Tensor) -> None:
         self.table[:, abi.DRAW] = draw.to(x.dtype)
         self.table[:, abi.C] = (weight * used).to(x.dtype)
-        self.ops.update(x, None, self.none, self.table, self.lane, self.key)
+        self.ops.update(x, None, self.none, self.table, self.index, self.key)

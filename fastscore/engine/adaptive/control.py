@@ -11,7 +11,7 @@ from fastscore.solvers.adaptive import Adaptive, Control
 
 
 @dataclass(frozen=True)
-class Rule:
+class StepRule:
     """When a step is good and what comes next.
 
     Attributes:
@@ -33,7 +33,7 @@ class Rule:
     knots: Tensor | None = None
 
     @classmethod
-    def of(cls, s: Adaptive) -> Rule:
+    def of(cls, s: Adaptive) -> StepRule:
         """Return the rule of an adaptive solver."""
         return cls(s.control, s.order, s.rtol, s.atol, s.first, s.attempts, s.norm == "batch")
 
@@ -41,17 +41,17 @@ class Rule:
 class Controller:
     """The memory of the controller, one a lane."""
 
-    def __init__(self, rule: Rule, lanes: int, device: torch.device) -> None:
+    def __init__(self, rule: StepRule, padded: int, device: torch.device) -> None:
         self.rule = rule
         # 1/e of the last two accepted steps; of a fresh sample, that of its first.
-        self.before = [torch.zeros(lanes, dtype=torch.float64, device=device) for _ in range(2)]
-        self.fresh = torch.ones(lanes, dtype=torch.bool, device=device)
+        self.before = [torch.zeros(padded, dtype=torch.float64, device=device) for _ in range(2)]
+        self.fresh = torch.ones(padded, dtype=torch.bool, device=device)
 
     def __call__(self, squared: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factor on the step and whether it is accepted, [lanes]; see solvers/adaptive.py.
+        """Return the factor on the step and whether it is accepted, [padded]; see solvers/adaptive.py.
 
         Args:
-            squared: e^2, float64 [lanes].
+            squared: e^2, float64 [padded].
             ended: the lanes that it counts for, bool.
         """
         rule, control = self.rule, self.rule.control

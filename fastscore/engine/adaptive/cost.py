@@ -8,32 +8,32 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Effort:
+class Cost:
     """What a run cost.
 
     Attributes:
         nfe: evaluations of each sample, int64 [n].
         steps, rejected: attempted steps of each sample, and those that were rejected; int64 [n].
-        ticks: evaluations of the network on all slots.
-        slots: how many there are.
+        ticks: evaluations of the network on all lanes.
+        lanes: how many there are.
     """
 
     nfe: Tensor
     steps: Tensor
     rejected: Tensor
     ticks: int
-    slots: int
+    lanes: int
 
     @classmethod
-    def of(cls, counts: Tensor, ticks: int, slots: int) -> Effort:
-        """Return the effort of counted evaluations, steps and rejections, [3, n]."""
+    def of(cls, counts: Tensor, ticks: int, lanes: int) -> Cost:
+        """Return the cost of counted evaluations, steps and rejections, [3, n]."""
         nfe, steps, rejected = counts
-        return cls(nfe, steps, rejected, ticks, slots)
+        return cls(nfe, steps, rejected, ticks, lanes)
 
     @property
     def utilisation(self) -> float:
-        """Share of the slots' evaluations that served a sample; 1 for an empty run."""
-        return float(self.nfe.sum()) / (self.ticks * self.slots) if self.ticks else 1.0
+        """Share of the lanes' evaluations that served a sample; 1 for an empty run."""
+        return float(self.nfe.sum()) / (self.ticks * self.lanes) if self.ticks else 1.0
 
     @property
     def rejected_share(self) -> float:
@@ -43,7 +43,7 @@ class Effort:
     @property
     def without_refill(self) -> int:
         """Ticks that batches would take if each waited for its slowest sample: the sum of the largest nfe of each."""
-        return sum(int(part.max()) for part in self.nfe.split(self.slots)) if len(self.nfe) else 0
+        return sum(int(part.max()) for part in self.nfe.split(self.lanes)) if len(self.nfe) else 0
 
     def __str__(self) -> str:
         mean = float(self.nfe.double().mean()) if len(self.nfe) else 0.0

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.engine.adaptive.run import ScoreField
+from fastscore.engine.adaptive.field import ScoreField
 from fastscore.ops.noise import PROBE_DRAW, NoiseKey
 from fastscore.ops.norms import dot
 
@@ -23,35 +23,35 @@ PROBES = ("rademacher", "gaussian", "exact")
 
 
 class DivergenceField:
-    """The augmented field of the samples in the slots.
+    """The augmented field of the samples in the lanes.
 
     Args:
         score: evaluates the network; its quantity is v.
         kind: one of PROBES; "exact" takes D backward passes an evaluation.
         probes: P.
         key: of all samples of the run; their probes are functions of its seed and ids.
-        slots: how many.
+        lanes: how many.
     """
 
-    def __init__(self, score: ScoreField, kind: str, probes: int, key: NoiseKey, slots: int) -> None:
+    def __init__(self, score: ScoreField, kind: str, probes: int, key: NoiseKey, lanes: int) -> None:
         self.score, self.kind, self.key = score, kind, key
         self.d = score.parts[0]
         self.parts = (self.d, 1 if kind == "exact" else probes)
         # One direction at a time is made of the exact ones.
         count = 0 if kind == "exact" else probes
-        self.probes = torch.zeros(count, slots, self.d, dtype=score.dtype, device=key.ids.device)
+        self.probes = torch.zeros(count, lanes, self.d, dtype=score.dtype, device=key.ids.device)
 
-    def load(self, slots: Tensor, positions: Tensor) -> None:
-        """Draw the probes of the samples that enter slots."""
-        self.score.load(slots, positions)
+    def load(self, lanes: Tensor, positions: Tensor) -> None:
+        """Draw the probes of the samples that enter lanes."""
+        self.score.load(lanes, positions)
         key = NoiseKey(self.key.seed, self.key.ids[positions])
         draw: Callable[..., Tensor] = key.sign if self.kind == "rademacher" else key.normal
         for j in range(len(self.probes)):
-            self.probes[j, slots] = draw(PROBE_DRAW + j, self.d, self.score.dtype)
+            self.probes[j, lanes] = draw(PROBE_DRAW + j, self.d, self.score.dtype)
 
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
-        """Return the right-hand side, [slots, D + P]."""
-        level = self.score.levels.at(lam)
+        """Return the right-hand side, [lanes, D + P]."""
+        level = self.score.levels.at(lam).first
         p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
         with torch.enable_grad():
             x = y[:, : self.d].detach().requires_grad_()
@@ -69,7 +69,7 @@ class DivergenceField:
         return torch.cat([v, torch.stack(rates, 1)], 1)
 
     def _product(self, F: Tensor, x: Tensor, e: Tensor, last: bool) -> Tensor:
-        """Return e^T dF/dx, [slots, D]; ``last``: the graph is not needed again."""
+        """Return e^T dF/dx, [lanes, D]; ``last``: the graph is not needed again."""
         if not F.requires_grad:
             raise ValueError("the network's output does not depend on its input in a way that can be differentiated")
         return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=not last)[0]

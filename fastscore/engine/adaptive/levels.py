@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.guidance.mixture import Guidance
 from fastscore.model.score import ScoreModel
-from fastscore.plan.passes import fold
+from fastscore.plan.passes import Folding
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import Trig
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
@@ -28,56 +29,89 @@ QUANTITIES = ("v", "eps", "drift")  # of GottaGoFast
 
 
 @dataclass(frozen=True)
-class Level:
-    """What a network and a schedule are at some noise levels; each float64 [lanes].
+class Coefficients:
+    """What a network is at some noise levels; each float64 [padded].
 
     Attributes:
         p, q: the quantity is p x + q F, x on the unit circle.
         c_in, c_noise: factor on x that makes the network's input; time label.
-        length: hypot(alpha, sigma) of the chosen schedule, whose state is length x.
+        a, b: the estimate of x_0 is a x + b F.
     """
 
     p: Tensor
     q: Tensor
     c_in: Tensor
     c_noise: Tensor
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class AtLevel:
+    """What the networks and the chosen schedule are at some noise levels.
+
+    Attributes:
+        length: hypot(alpha, sigma) of the chosen schedule, whose state is length x; float64 [padded].
+        first, second: the networks; the second is None where nothing is mixed.
+        mixed: where the second counts, bool [padded].
+    """
+
     length: Tensor
+    first: Coefficients
+    second: Coefficients | None
+    mixed: Tensor | None
 
 
-class Levels:
-    """The table, on the device.
+class NoiseLevels:
+    """The table of all levels, on the device.
 
     Args:
         model: gives schedule and parametrization.
         schedule: the chosen one.
         quantity: what p x + q F shall be: "v", "eps", or the "drift" sigma^2 x - 2 sigma eps.
         start, end: times of ``schedule``, in any order.
+        guidance: brings in a second network, mixed within its interval.
+        guided: whether the estimate of x_0 must exist at every level, for a guide.
 
     Raises:
-        ValueError: the network was never trained at so much noise, or is singular at one of the levels.
+        ValueError: a network was never trained at so much noise, or is singular at one of the levels.
     """
 
     def __init__(
-        self, model: ScoreModel, schedule: Schedule, quantity: str, start: float, end: float, device: torch.device
+        self,
+        model: ScoreModel,
+        schedule: Schedule,
+        quantity: str,
+        start: float,
+        end: float,
+        device: torch.device,
+        guidance: Guidance | None = None,
+        guided: bool = False,
     ) -> None:
         low, high = sorted(max(float(lam(schedule, t)), PURE) for t in (start, end))
         if not low < high < math.inf:
             raise ValueError(f"from t = {start} to {end} there is nothing to integrate, or lam is infinite")
         count = max(FEWEST, int((high - low) / SPACING)) + 1
         nodes = np.linspace(low, high, count)
-        columns = np.stack([*_folded(model, quantity, nodes), _length(schedule, nodes, start, end)], 1)
-        if not np.all(np.isfinite(columns)):
-            bad = nodes[~np.isfinite(columns).all(1)][0]
-            raise ValueError(
-                f"the network's coefficients are not finite at lam = {bad:.6g} of {low:.6g} .. {high:.6g}: "
-                f"prediction {model.parametrization.prediction!r} with label {model.parametrization.label!r} is "
-                "singular there; start later or end earlier"
-            )
-        self.table = torch.tensor(columns, device=device)
+        self.guidance = None if guidance is None or guidance.weight == 1.0 else guidance
+        models = [model] if self.guidance is None else [model, self.guidance.model or model]
+        columns = [_length(schedule, nodes, start, end)[:, None]]
+        for each in models:
+            assert isinstance(each, ScoreModel)
+            folded = _folded(each, quantity, nodes)
+            if not np.all(np.isfinite(folded if guided else folded[:, :4])):
+                bad = nodes[~np.isfinite(folded if guided else folded[:, :4]).all(1)][0]
+                raise ValueError(
+                    f"the network's coefficients are not finite at lam = {bad:.6g} of {low:.6g} .. {high:.6g}: "
+                    f"prediction {each.parametrization.prediction!r} with label {each.parametrization.label!r} is "
+                    "singular there; start later or end earlier"
+                )
+            columns.append(folded)
+        self.table = torch.tensor(np.concatenate(columns, 1), device=device)
         self.low, self.spacing, self.count = low, (high - low) / (count - 1), count
 
-    def at(self, lam: Tensor) -> Level:
-        """Return the columns at ``lam``, float64 [lanes], by cubic Lagrange interpolation."""
+    def at(self, lam: Tensor) -> AtLevel:
+        """Return the columns at ``lam``, float64 [padded], by cubic Lagrange interpolation."""
         u = ((lam - self.low) / self.spacing).clamp(0.0, self.count - 1.0)
         k = u.floor().clamp(1.0, self.count - 3.0)
         f, first = u - k, k.to(torch.int64) - 1
@@ -91,7 +125,13 @@ class Levels:
         total = weights[0][:, None] * self.table[first]
         for j in range(1, 4):
             total = total + weights[j][:, None] * self.table[first + j]
-        return Level(*total.unbind(1))
+        columns = total.unbind(1)
+        if self.guidance is None:
+            return AtLevel(columns[0], Coefficients(*columns[1:7]), None, None)
+        ratio, (least, most) = torch.exp(-lam), self.guidance.interval
+        return AtLevel(
+            columns[0], Coefficients(*columns[1:7]), Coefficients(*columns[7:]), (least < ratio) & (ratio <= most)
+        )
 
 
 def angle(lam: float) -> float:
@@ -99,20 +139,21 @@ def angle(lam: float) -> float:
     return math.atan2(1.0, math.exp(lam))
 
 
-def _folded(model: ScoreModel, quantity: str, nodes: Array) -> tuple[Array, Array, Array, Array]:
-    """Return p, q, c_in and c_noise at the nodes: those of a plan on the unit circle."""
+def _folded(model: ScoreModel, quantity: str, nodes: Array) -> Array:
+    """Return p, q, c_in, c_noise, a and b at the nodes, [nodes, 6]: those of a plan on the unit circle."""
     phi = np.arctan2(1.0, np.exp(nodes))
     bottom = float(lam(model.schedule, model.schedule.T))
     # Rounding of phi must not lead beyond the network's own noise.
     phi = np.where(lam(Trig(), phi) < bottom, phi * (1.0 - 4e-16), phi)
     m = "v" if quantity == "v" else "eps"
-    rows = tuple(Row(t, t, 1.0, 1.0, m=m) for t in phi.tolist())
-    folded = fold(Plan(Trig(), rows), model.schedule, model.parametrization).rows
-    p, q, c_in, c_noise = np.array([(r.p, r.q, r.c_in, r.c_noise) for r in folded]).T
+    plan = Plan(Trig(), tuple(Row(t, t, 1.0, 1.0, m=m) for t in phi.tolist()))
+    folding = Folding(plan, model.schedule, model.parametrization)
+    p, q, c_in, c_noise = np.array([(r.p, r.q, r.c_in, r.c_noise) for r in folding.rows()]).T
+    a, b = np.array([(r.p, r.q) for r in folding.rows("x0")]).T
     if quantity == "drift":
         sigma = np.sin(phi)
         p, q = sigma**2 - 2.0 * sigma * p, -2.0 * sigma * q
-    return p, q, c_in, c_noise
+    return np.stack([p, q, c_in, c_noise, a, b], 1)
 
 
 def _length(schedule: Schedule, nodes: Array, start: float, end: float) -> Array:

@@ -1,21 +1,25 @@
-"""Runs of an adaptive solver: what engine/batches.py is for plans, with slots in place of micro-batches."""
+"""Runs of an adaptive solver: what engine/batches.py is for plans, with lanes in place of micro-batches."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fastscore.engine.adaptive.brownian import Path
-from fastscore.engine.adaptive.control import Rule
-from fastscore.engine.adaptive.cost import Effort
-from fastscore.engine.adaptive.levels import Level, Levels, angle
-from fastscore.engine.adaptive.slots import Slots, lanes_of
-from fastscore.engine.loop import Step
-from fastscore.model.conditions import Inputs, condition_buffer
+from fastscore.engine.adaptive.control import StepRule
+from fastscore.engine.adaptive.cost import Cost
+from fastscore.engine.adaptive.field import ScoreField, prior_draw
+from fastscore.engine.adaptive.lanes import Lanes, padded_lanes
+from fastscore.engine.adaptive.levels import NoiseLevels, angle
+from fastscore.engine.batches import Callback
+from fastscore.engine.request import Request, Turn
+from fastscore.execution import Execution
+from fastscore.guidance.denoiser import Guide
+from fastscore.guidance.mixture import Guidance
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import Ops
 from fastscore.ops.noise import NoiseKey
@@ -25,61 +29,22 @@ from fastscore.solvers.adaptive import Adaptive, GottaGoFast
 from fastscore.solvers.adaptive_steps import method_of
 
 
-class ScoreField:
-    """p x + q F of a network, for the sample in each slot.
-
-    Args:
-        net_dtype: of the network's input.
-    """
-
-    def __init__(
-        self,
-        model: ScoreModel,
-        levels: Levels,
-        slots: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        net_dtype: torch.dtype,
-    ) -> None:
-        self.model, self.levels, self.dtype, self.net_dtype = model, levels, dtype, net_dtype
-        self.parts: tuple[int, int] = (math.prod(model.shape), 0)
-        self.cond = condition_buffer(model, slots, dtype, device)
-        self.given: Tensor | None = None  # the conditions of the run's samples
-
-    def load(self, slots: Tensor, positions: Tensor) -> None:
-        """Give slots the conditions of their new samples."""
-        if self.cond is not None and self.given is not None:
-            self.cond[slots] = self.given[positions]
-
-    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
-        """Return the quantity of ``levels``, [slots, D]; lam is float64 [lanes]."""
-        level = self.levels.at(lam)
-        p, q = (column[: len(y), None].to(self.dtype) for column in (level.p, level.q))
-        return p * y + q * self.network(y, level).to(self.dtype)
-
-    def network(self, y: Tensor, level: Level) -> Tensor:
-        """Return F, [slots, D] in the network's dtype."""
-        u = (level.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *self.model.shape)
-        F = self.model.net(u, level.c_noise[: len(y)].to(self.dtype), self.cond)
-        if F.shape != u.shape:
-            raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
-        return F.reshape(len(y), -1)
-
-
 class AdaptiveBatches:
     """Draws samples with an adaptive solver.
 
     Args:
-        model: its network already lives on ``device``.
+        model: as it runs; ``second`` that of a mixture, the same one if left out.
         schedule: the tolerances and the undenoised state are meant on it.
         solver: see solvers/adaptive.py.
         span: times of ``schedule``, and what is returned at the end.
-        slots: samples at once.
-        dtype: of the state; net_dtype: of the network's input.
+        execution: its device, batch (lanes) and state dtype.
         ops: the backend that makes normals.
+        net_dtype: of the networks' inputs.
+        guidance, guide: as for a Loop.
+        start: as for make_plan: "prior", "data" or "state".
     """
 
-    way = "off"
+    mode = "off"
 
     def __init__(
         self,
@@ -87,102 +52,107 @@ class AdaptiveBatches:
         schedule: Schedule,
         solver: Adaptive,
         span: Span,
-        slots: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        execution: Execution,
         ops: Ops,
         net_dtype: torch.dtype,
+        second: ScoreModel | None = None,
+        guidance: Guidance | None = None,
+        guide: Guide | None = None,
+        start: str = "prior",
     ) -> None:
-        start, end = span(schedule).tolist()
-        self.model, self.solver, self.noisy = model, solver, isinstance(solver, GottaGoFast)
-        method = method_of(solver, device)
-        levels = Levels(model, schedule, method.quantity, start, end, device)
-        ends = [max(float(lam(schedule, t)), solver.earliest) for t in (start, end)]
-        if solver.clock == "angle":
-            ends = [angle(v) for v in ends]
-        self.key = NoiseKey(*(torch.zeros(n, dtype=torch.int64, device=device) for n in (1, slots)))
-        width = math.prod(model.shape)
+        device, dtype, lanes, second = execution.place, execution.dtype, execution.batch, second or model
+        first, last = span(schedule).tolist()
+        self.model, self.solver, self.start, self.noisy = model, solver, start, isinstance(solver, GottaGoFast)
+        self.method = method_of(solver, device)
+        levels = NoiseLevels(
+            model, schedule, self.method.quantity, first, last, device, guidance, guided=guide is not None
+        )
+        self.ends = [max(float(lam(schedule, t)), solver.earliest) for t in (first, last)]
+        clock = [angle(v) for v in self.ends] if solver.clock == "angle" else self.ends
+        self.key = NoiseKey(*(torch.zeros(n, dtype=torch.int64, device=device) for n in (1, lanes)))
         path = None
         if self.noisy:
-            path = Path(self.key, ends[1] - ends[0], width, lanes_of(slots), dtype, ops)
-        self.field = ScoreField(model, levels, slots, device, dtype, net_dtype)
-        self.slots = Slots(
+            path = Path(self.key, clock[1] - clock[0], math.prod(model.shape), padded_lanes(lanes), dtype, ops)
+        self.field = ScoreField(model, second, levels, self.method.quantity, guide, lanes, dtype, net_dtype)
+        self.lanes = Lanes(
             self.field,
-            method,
+            self.method,
             levels,
-            Rule.of(solver),
-            *ends,
-            slots=slots,
+            StepRule.of(solver),
+            *clock,
+            lanes=lanes,
             settle=span.clean,
             key=self.key,
             dtype=dtype,
             path=path,
         )
+        self.alpha, self.sigma = float(schedule.alpha(first)), float(schedule.sigma(first))
         top = float(torch.hypot(*(torch.as_tensor(v(schedule.T)) for v in (schedule.alpha, schedule.sigma))))
         self.std = schedule.prior_std / top
-        last = ends[1] if solver.clock == "angle" else angle(ends[1])
-        self.output = _output(method.quantity, last, span.clean, schedule, end)
-        self._busy = False
+        self.output = _output(self.method.quantity, angle(self.ends[1]), span.clean, schedule, last)
+        self.turn = Turn(model.net, second.net)
 
     @property
-    def effort(self) -> Effort:
+    def cost(self) -> Cost:
         """What the last run cost."""
-        return self.slots.effort
+        return self.lanes.cost
 
-    def prepare(self, key: NoiseKey, cond: Tensor | None) -> dict[str, float | str]:
+    def warm_up(self, request: Request) -> dict[str, float | str]:
         """Compile now; return what it took, in seconds."""
-        self.field.given = cond
-        start = time.perf_counter()
-        y = self.slots.buffer[0]
-        with torch.no_grad():
-            self.field(y, self.slots.method.lam(self.slots.tau)).sum().item()  # waits for the device
-        return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.way}
+        with self.turn:
+            self.field.begin(request.padded(self.field.lanes))
+            everyone = torch.arange(self.field.lanes, device=request.ids.device)
+            self.field.load(everyone, everyone)
+            start = time.perf_counter()
+            y = self.lanes.buffer[0]
+            self.field(y, self.method.lam(self.lanes.tau)).sum().item()  # waits for the device
+        return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.mode}
 
     def stream(
-        self,
-        key: NoiseKey,
-        cond: Tensor | None,
-        noise: Tensor | None = None,
-        callback: Callable[[Step], None] | None = None,
-        progress: bool = False,
-        inputs: Inputs | None = None,
+        self, request: Request, callback: Callback | None = None, progress: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (positions in ``key``, samples) as they arrive, about as many at a time as there are slots.
+        """Yield (positions in the request, samples) as they arrive, about as many at a time as there are lanes.
 
         Args:
-            noise: recorded normals of the prior [1, n, D], or None for the generated ones.
             progress: show a progress bar.
-            inputs: not used; they belong to the rows of a plan.
 
         Raises:
-            ValueError: a callback, or recorded noise for a stochastic solver.
+            ValueError: a callback; or recorded noise or known data for a stochastic solver.
             RuntimeError: this is in the middle of a run already.
             NonFiniteError: a sample became NaN or Inf.
             StepSizeError: the tolerance cannot be reached.
         """
         if callback is not None:
             raise ValueError("callback: an adaptive solver has no rows; leave it out, or use a solver with a grid")
-        if noise is not None and self.noisy:
+        if request.noise is not None and self.noisy:
             raise ValueError("noise: an adaptive SDE solver draws as many normals as it needs; leave recorded ones out")
-        if self._busy:
-            raise RuntimeError("this Sampler is in the middle of a run; use another one inside a thread")
-        self._busy = True
-        try:
-            dtype, d = self.slots.buffer.dtype, math.prod(self.model.shape)
-            self.key.seed.copy_(key.seed)
-            self.field.given = cond
-
-            def begin(first: int, last: int) -> Tensor:
-                if noise is not None:
-                    return noise[0, first:last].to(dtype) * self.std
-                return NoiseKey(key.seed, key.ids[first:last]).normal(0, d, dtype) * self.std
-
-            for at, y, k in self.slots.run(len(key.ids), begin, key.ids, progress):
+        if request.known is not None and self.noisy:
+            raise ValueError(
+                f"known: {type(self.solver).__name__} integrates the SDE, whose noise known data would need along the "
+                "way; use an adaptive solver of the ODE (Dopri5, DPMAdaptive), or a solver with a grid"
+            )
+        with self.turn:
+            self.field.begin(request)
+            for at, y, k in self.lanes.run(len(request), self._begin, request.key, progress):
                 state, change = self.output
                 x = state * y + change * k if change else state * y
                 yield at, x.view(-1, *self.model.shape)
-        finally:
-            self._busy = False
+
+    def _begin(self, first: int, last: int) -> Tensor:
+        """Return the states that samples first .. last - 1 start from, on the unit circle."""
+        request, d, dtype = self.field.request, self.field.parts[0], self.lanes.buffer.dtype
+        assert request is not None
+        at = slice(first, last)
+        if self.start == "prior":
+            y = prior_draw(request, at, d, dtype) * self.std
+        else:
+            assert request.init is not None
+            y = request.init[at].to(dtype)
+            if self.start == "data":
+                y = self.alpha * y + self.sigma * prior_draw(request, at, d, dtype)
+            y = y / math.hypot(self.alpha, self.sigma)
+        lam_first = torch.full((last - first,), self.ends[0], dtype=torch.float64, device=y.device)
+        return self.field.on_path(y, lam_first, torch.arange(first, last, device=y.device))
 
 
 def _output(quantity: str, phi: float, clean: bool, schedule: Schedule, end: float) -> tuple[float, float]:

@@ -1,9 +1,9 @@
-"""Continuous batching: samples in slots, each at its own noise level, with its own step and at its own stage.
+"""Continuous batching: samples in lanes, each at its own noise level, with its own step and at its own stage.
 
-One tick evaluates the network once for all slots, each at the point that its sample needs next. A sample whose step
-is complete accepts or rejects it there and then; one that has arrived leaves its slot, and the next takes it. All of
+One tick evaluates the network once for all lanes, each at the point that its sample needs next. A sample whose step
+is complete accepts or rejects it there and then; one that has arrived leaves its lane, and the next takes it. All of
 that is masked arithmetic on the device: the host looks at a flag every POLL ticks, which only says who has arrived, so
-no value depends on it. A sample's numbers never depend on the slots around it, nor on which slot it is in.
+no value depends on it. A sample's numbers never depend on the lanes around it, nor on which lane it is in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastscore.engine.adaptive.brownian import UNITS, Path
-from fastscore.engine.adaptive.control import Controller, Rule
-from fastscore.engine.adaptive.cost import Effort
-from fastscore.engine.adaptive.levels import Levels
+from fastscore.engine.adaptive.control import Controller, StepRule
+from fastscore.engine.adaptive.cost import Cost
+from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.errors import NonFiniteError, StepSizeError
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import sum_of_squares
@@ -27,7 +27,7 @@ from fastscore.solvers.adaptive_steps import Method
 
 POLL = 4
 SHORTEST = 1e-10  # of the way, below which a step is given up
-# The scalars of the slots fill whole vectors, and one thread's share: the last elements of a tensor go through other
+# The scalars of the lanes fill whole vectors, and one thread's share: the last elements of a tensor go through other
 # code than the rest, whose exp and log may differ in the last bit.
 VECTOR, MOST = 16, 1 << 15
 
@@ -41,17 +41,17 @@ class Field(Protocol):
 
     parts: tuple[int, int]
 
-    def load(self, slots: Tensor, positions: Tensor) -> None:
-        """Take notice of the samples that enter slots."""
+    def load(self, lanes: Tensor, positions: Tensor) -> None:
+        """Take notice of the samples that enter lanes."""
         ...
 
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
-        """Return k, [slots, width] like y; lam is float64 [lanes]."""
+        """Return k, [lanes, width] like y; lam is float64 [padded]."""
         ...
 
 
-class Slots:
-    """The slots of one integration, from clock ``start`` to ``end``; buffers are allocated once.
+class Lanes:
+    """The lanes of one integration, from clock ``start`` to ``end``; buffers are allocated once.
 
     Args:
         field: what is integrated.
@@ -59,58 +59,58 @@ class Slots:
         levels: of the schedule that the tolerances are meant on.
         rule: acceptance and step size.
         start, end: of the clock, in either direction.
-        slots: how many samples at once.
+        lanes: how many samples at once.
         settle: whether the evaluation at the end is wanted too; it is there already with ``method.fsal``.
-        key: its ids belong to the slots.
+        key: its ids belong to the lanes.
         dtype: of the state.
-        path: Brownian paths of the slots, for a method with noise.
+        path: Brownian paths of the lanes, for a method with noise.
     """
 
     def __init__(
         self,
         field: Field,
         method: Method,
-        levels: Levels,
-        rule: Rule,
+        levels: NoiseLevels,
+        rule: StepRule,
         start: float,
         end: float,
         *,
-        slots: int,
+        lanes: int,
         settle: bool,
         key: NoiseKey,
         dtype: torch.dtype,
         path: Path | None = None,
     ) -> None:
         self.field, self.method, self.levels, self.rule = field, method, levels, rule
-        self.start, self.end, self.slots, self.settle = start, end, slots, settle
+        self.start, self.end, self.lanes, self.settle = start, end, lanes, settle
         self.key, self.path = key, path
         device, width = key.ids.device, sum(field.parts)
-        self.lanes = lanes_of(slots)
-        self.lane = torch.arange(slots, device=device)
+        self.padded = padded_lanes(lanes)
+        self.index = torch.arange(lanes, device=device)
 
         def scalar(value: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
-            return torch.full((self.lanes,), value, dtype=dtype, device=device)
+            return torch.full((self.padded,), value, dtype=dtype, device=device)
 
         # y, k_0, k_1, ..; rows are added up with weights.
-        self.buffer = torch.zeros(method.width, slots, width, dtype=dtype, device=device)
-        self.spare, self.low = (torch.zeros(slots, width, dtype=dtype, device=device) for _ in range(2))
+        self.buffer = torch.zeros(method.width, lanes, width, dtype=dtype, device=device)
+        self.spare, self.low = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(2))
         self.tau, self.h = scalar(start), scalar(rule.first)
         self.stage, self.nfe, self.steps, self.rejected, self.fault, self.id = (
             scalar(0, torch.int64) for _ in range(6)
         )
         self.live = scalar(0, torch.bool)
-        self.effort = Effort.of(torch.zeros(3, 0, dtype=torch.int64), 0, slots)
-        self.controller = Controller(rule, self.lanes, device)
+        self.cost = Cost.of(torch.zeros(3, 0, dtype=torch.int64), 0, lanes)
+        self.controller = Controller(rule, self.padded, device)
         self.shortest = abs(end - start) * (SHORTEST if path is None else 1.0 / UNITS)
 
     def run(
-        self, n: int, begin: Callable[[int, int], Tensor], ids: Tensor, progress: bool = False
+        self, n: int, begin: Callable[[int, int], Tensor], key: NoiseKey, progress: bool = False
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Integrate samples 0 .. n-1; yield (positions, y, k) of those that arrived, k being their last evaluation 0.
 
         Args:
             begin: begin(first, last) returns the initial states, [last - first, width].
-            ids: of the samples, [n], for noise and messages.
+            key: of the samples, for noise and messages.
             progress: show a progress bar.
 
         Raises:
@@ -118,45 +118,49 @@ class Slots:
             StepSizeError: a step fell below what can be resolved, or a sample took too many.
         """
         counts = torch.zeros(3, n, dtype=torch.int64)
-        self.effort = Effort.of(counts, 0, self.slots)
+        self.cost = Cost.of(counts, 0, self.lanes)
         self.live.fill_(False)
-        held = torch.full((self.slots,), -1, dtype=torch.int64)  # position of the sample in each slot, on the host
-        loaded, ticks, arrived, ahead = 0, 0, [], _Ahead(begin, n, self.slots)
+        if len(key.seed) == 1:
+            self.key.seed.copy_(key.seed)
+        held = torch.full((self.lanes,), -1, dtype=torch.int64)  # position of the sample in each lane, on the host
+        loaded, ticks, arrived, ahead = 0, 0, [], _Ahead(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
-            free = torch.arange(self.slots)
+            free = torch.arange(self.lanes)
             while True:
                 if loaded < n and len(free):
                     free = free[: n - loaded]
                     held[free] = torch.arange(loaded, loaded + len(free))
-                    self._enter(free, held[free], ahead(len(free)), ids)
+                    self._enter(free, held[free], ahead(len(free)), key)
                     loaded += len(free)
                 if not bool((held >= 0).any()):
                     break
                 for _ in range(POLL):
                     self._tick()
                 ticks += POLL
-                gone = (held >= 0) & ~self.live[: self.slots].cpu()
+                gone = (held >= 0) & ~self.live[: self.lanes].cpu()
                 if not bool(gone.any()):
                     free = free[:0]
                     continue
                 free = gone.nonzero()[:, 0]
-                at, where = free.to(self.lane.device), held[free]
+                at, where = free.to(self.index.device), held[free]
                 self._raise_faults(at)
                 counts[:, where] = torch.stack([self.nfe[at], self.steps[at], self.rejected[at]]).cpu()
-                self.effort = Effort.of(counts, ticks, self.slots)
+                self.cost = Cost.of(counts, ticks, self.lanes)
                 arrived.append((where, self.buffer[0][at], self.buffer[1][at]))
                 held[free] = -1
                 bar.update(len(free))
-                if sum(len(part[0]) for part in arrived) >= self.slots:
+                if sum(len(part[0]) for part in arrived) >= self.lanes:
                     yield _joined(arrived)
                     arrived = []
         if arrived:
             yield _joined(arrived)
 
-    def _enter(self, slots: Tensor, positions: Tensor, y: Tensor, ids: Tensor) -> None:
-        """Put new samples into slots."""
-        at, positions = slots.to(self.lane.device), positions.to(self.lane.device)
-        self.key.ids[at] = self.id[at] = ids[positions]
+    def _enter(self, lanes: Tensor, positions: Tensor, y: Tensor, key: NoiseKey) -> None:
+        """Put new samples into lanes."""
+        at, positions = lanes.to(self.index.device), positions.to(self.index.device)
+        self.key.ids[at] = self.id[at] = key.ids[positions]
+        if len(key.seed) > 1:
+            self.key.seed[at] = key.seed[positions]
         self.field.load(at, positions)
         self.buffer[0][at] = y
         for scalar, value in ((self.tau, self.start), (self.h, self.rule.first)):
@@ -170,7 +174,7 @@ class Slots:
 
     @torch.no_grad()
     def _tick(self) -> None:
-        """Evaluate every slot once, at its own point, and end the steps that are complete."""
+        """Evaluate every lane once, at its own point, and end the steps that are complete."""
         method, rule = self.method, self.rule
         h, reach = self._aim()
         place, weights = method.point(self.stage, self.tau, h)
@@ -178,7 +182,7 @@ class Slots:
             self.buffer[-1] = self.path.increment(self.live & (self.stage == 1))
         point = self._combine(weights)
         k = self.field(point, method.lam(self.tau + place * (reach - self.tau)))
-        self.buffer[1 + self.stage[: self.slots], self.lane] = k
+        self.buffer[1 + self.stage[: self.lanes], self.index] = k
         self.stage += self.live
         self.nfe += self.live
 
@@ -194,7 +198,7 @@ class Slots:
         self.steps += ended
         self.rejected += ended & ~accepted
         self.tau = torch.where(accepted, reach, self.tau)
-        mine = accepted[: self.slots, None]
+        mine = accepted[: self.lanes, None]
         self.buffer[0] = torch.where(mine, result, self.buffer[0])
         if low is not None:
             self.low = torch.where(mine, low, self.low)
@@ -210,8 +214,8 @@ class Slots:
             short = (self.tau != self.end) & (self.h < self.shortest)
             self.fault.masked_fill_(self.live & short, 2)
             self.fault.masked_fill_(self.live & ~arrived & (self.steps >= rule.attempts), 3)
-        bad = self.live[: self.slots] & ~torch.isfinite(k).all(1)
-        self.fault[: self.slots].masked_fill_(bad, 1)
+        bad = self.live[: self.lanes] & ~torch.isfinite(k).all(1)
+        self.fault[: self.lanes].masked_fill_(bad, 1)
         self.live = self.live & ~arrived & (self.fault == 0)
 
     def _aim(self) -> tuple[Tensor, Tensor]:
@@ -227,8 +231,8 @@ class Slots:
         return h, (self.tau + h).masked_fill(last, self.end)
 
     def _combine(self, weights: Tensor) -> Tensor:
-        """Return sum_j weights[:, j] buffer[j], each product and each sum rounded on its own, [slots, width]."""
-        columns = weights[: self.slots].to(self.buffer.dtype)
+        """Return sum_j weights[:, j] buffer[j], each product and each sum rounded on its own, [lanes, width]."""
+        columns = weights[: self.lanes].to(self.buffer.dtype)
         total = columns[:, 0:1] * self.buffer[0]
         for j in range(1, weights.shape[1]):
             torch.mul(columns[:, j : j + 1], self.buffer[j], out=self.spare)
@@ -236,19 +240,19 @@ class Slots:
         return total
 
     def _judge(self, result: Tensor, error: Tensor, reach: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return factor and acceptance of the steps [lanes], and |x_low| of the chosen schedule [slots, width]."""
-        scale = self._scale(reach)[: self.slots]
+        """Return factor and acceptance of the steps [padded], and |x_low| of the chosen schedule [lanes, width]."""
+        scale = self._scale(reach)[: self.lanes]
         low = (result - error).abs_().mul_(scale)
         bound = torch.maximum(low, self.low).mul_(self.rule.rtol).clamp_min_(self.rule.atol)
         ratio = error.mul_(scale).div_(bound)
-        squared = self.h.new_zeros(self.lanes)
+        squared = self.h.new_zeros(self.padded)
         for part in ratio.split(self.field.parts, 1):
             if part.shape[1]:
-                squared[: self.slots] += sum_of_squares(part).double() / part.shape[1]
+                squared[: self.lanes] += sum_of_squares(part).double() / part.shape[1]
         return *self.controller(squared, ended), low
 
     def _scale(self, tau: Tensor) -> Tensor:
-        """Return the factor from the state to x of the chosen schedule, [lanes, width]; 1 for the further columns."""
+        """Return the factor from the state to x of the chosen schedule, [padded, width]; 1 for the further columns."""
         length = self.levels.at(self.method.lam(tau)).length[:, None].to(self.buffer.dtype)
         state, further = self.field.parts
         if not further:
@@ -261,9 +265,9 @@ class Slots:
         bad = next((k for k, code in enumerate(fault) if code), None)
         if bad is None:
             return
-        slot = at[bad]
-        sample, lam = int(self.id[slot]), float(self.method.lam(self.tau)[slot])
-        where = f"id {sample} at sigma/alpha = {math.exp(-lam):.4g} after {int(self.nfe[slot])} evaluations"
+        lane = at[bad]
+        sample, lam = int(self.id[lane]), float(self.method.lam(self.tau)[lane])
+        where = f"id {sample} at sigma/alpha = {math.exp(-lam):.4g} after {int(self.nfe[lane])} evaluations"
         dtype, tolerance = self.buffer.dtype, f"rtol = {self.rule.rtol:g} and atol = {self.rule.atol:g}"
         if fault[bad] == 1:
             raise NonFiniteError(f"{where} ({dtype}) is NaN or Inf; the network's output is not finite there")
@@ -273,24 +277,24 @@ class Slots:
                 "end the integration earlier"
             )
         raise StepSizeError(
-            f"{where} has taken {int(self.steps[slot])} steps, the most that the solver allows, for {tolerance}; raise "
+            f"{where} has taken {int(self.steps[lane])} steps, the most that the solver allows, for {tolerance}; raise "
             "them, or the solver's attempts"
         )
 
 
-def lanes_of(slots: int) -> int:
-    """Return how many scalars ``slots`` samples take.
+def padded_lanes(lanes: int) -> int:
+    """Return how many scalars ``lanes`` samples take.
 
     Raises:
         ValueError: more than one thread's share.
     """
-    if slots > MOST:
-        raise ValueError(f"batch = {slots}: an adaptive solver holds at most {MOST} samples at once")
-    return -(-slots // VECTOR) * VECTOR
+    if lanes > MOST:
+        raise ValueError(f"batch = {lanes}: an adaptive solver holds at most {MOST} samples at once")
+    return -(-lanes // VECTOR) * VECTOR
 
 
 class _Ahead:
-    """Initial states, made for as many samples at once as there are slots."""
+    """Initial states, made for as many samples at once as there are lanes."""
 
     def __init__(self, begin: Callable[[int, int], Tensor], n: int, some: int) -> None:
         self.begin, self.n, self.some, self.made = begin, n, some, 0

@@ -1,0 +1,149 @@
+r"""The right-hand side of an adaptive solver: a network's quantity at each sample's own noise level.
+
+    m = p y + q F,   or w m_1 + (1 - w) m_2 within the interval of a mixture,   or made of a guide's estimate D:
+
+    eps = (y - cos phi D) / sin phi,   v = (cos phi y - D) / sin phi,   drift = sin^2 phi y - 2 sin phi eps
+
+with y on the unit circle. Known data follow the path cos phi y_0 + sin phi z of their own, whose eps is z and whose v
+is cos phi z - sin phi y_0: both exactly, so that no error estimate sees them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastscore.engine.adaptive.levels import AtLevel, Coefficients, NoiseLevels
+from fastscore.engine.request import Request
+from fastscore.guidance.denoiser import Denoiser, Guide, Level
+from fastscore.model.conditions import condition_buffer
+from fastscore.model.score import ScoreModel, evaluate
+from fastscore.ops.noise import NoiseKey
+
+
+class ScoreField:
+    """The quantity of ``levels`` for the sample in each lane.
+
+    Args:
+        model, second: the networks as they run.
+        levels: their coefficients.
+        quantity: what those make; see levels.py.
+        guide: what changes the estimate of x_0, or None.
+        lanes: how many samples at once.
+        dtype: of the state; net_dtype: of the networks' inputs.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        second: ScoreModel,
+        levels: NoiseLevels,
+        quantity: str,
+        guide: Guide | None,
+        lanes: int,
+        dtype: torch.dtype,
+        net_dtype: torch.dtype,
+    ) -> None:
+        self.model, self.second, self.levels, self.quantity, self.guide = model, second, levels, quantity, guide
+        self.lanes, self.dtype, self.net_dtype, device = lanes, dtype, net_dtype, levels.table.device
+        self.parts: tuple[int, int] = (math.prod(model.shape), 0)
+        self.cond = self.cond2 = condition_buffer(model, lanes, dtype, device)
+        if levels.guidance is not None:
+            self.cond2 = levels.guidance.null_condition(model, self.cond)
+        self.denoiser = Denoiser(model, second, net_dtype)
+
+    def begin(self, request: Request) -> None:
+        """Take the request whose samples are about to enter the lanes."""
+
+        def lines(v: Tensor | None) -> Tensor | None:
+            return None if v is None else v.new_zeros(self.lanes, *v.shape[1:])
+
+        self.request, self.y, self.mask = request, lines(request.y), lines(request.mask)
+        known = lines(request.known)
+        self.known = None if known is None else known.to(self.dtype)
+        self.z = None if self.known is None else torch.zeros_like(self.known)
+
+    def load(self, lanes: Tensor, positions: Tensor) -> None:
+        """Give lanes what was asked for their new samples."""
+        request = self.request
+        assert request is not None
+        for buffer, values in (
+            (self.cond, request.cond), (self.y, request.y), (self.known, request.known), (self.mask, request.mask),
+        ):  # fmt: skip
+            if buffer is not None and values is not None:
+                buffer[lanes] = values[positions].to(buffer.dtype)
+        if self.z is not None:
+            self.z[lanes] = prior_draw(request, positions, self.parts[0], self.dtype)
+
+    def on_path(self, y: Tensor, lam: Tensor, positions: Tensor) -> Tensor:
+        """Return states [n, D] at ``lam`` [n] with their known part on its own path."""
+        request = self.request
+        assert request is not None
+        if request.known is None or request.mask is None:
+            return y
+        cos, sin = (v[:, None].to(self.dtype) for v in _circle(lam))
+        z = prior_draw(request, positions, self.parts[0], self.dtype)
+        return torch.where(request.mask[positions], cos * request.known[positions].to(self.dtype) + sin * z, y)
+
+    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Return the quantity of ``levels``, [lanes, D]; lam is float64 [padded]."""
+        level = self.levels.at(lam)
+        m = self._mixture(y, level) if self.guide is None else self._guided(self.guide, y, lam, level)
+        if self.mask is None or self.known is None or self.z is None:
+            return m
+        cos, sin = (v[: len(y), None].to(self.dtype) for v in _circle(lam))
+        path = self.z if self.quantity == "eps" else cos * self.z - sin * self.known
+        return torch.where(self.mask, path, m)
+
+    def network(self, y: Tensor, network: Coefficients) -> Tensor:
+        """Return F of the first network, [lanes, D] in its dtype."""
+        return self._network(self.model, y, network, self.cond)
+
+    def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Tensor | None) -> Tensor:
+        u = (network.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *model.shape)
+        return evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
+
+    def _mixture(self, y: Tensor, level: AtLevel) -> Tensor:
+        def quantity(model: ScoreModel, network: Coefficients, cond: Tensor | None) -> Tensor:
+            p, q = (column[: len(y), None].to(self.dtype) for column in (network.p, network.q))
+            return p * y + q * self._network(model, y, network, cond).to(self.dtype)
+
+        m = quantity(self.model, level.first, self.cond)
+        if level.second is None or level.mixed is None or self.levels.guidance is None:
+            return m
+        w, other = self.levels.guidance.weight, quantity(self.second, level.second, self.cond2)
+        return torch.where(level.mixed[: len(y), None], w * m + (1.0 - w) * other, m)
+
+    def _guided(self, guide: Guide, y: Tensor, lam: Tensor, level: AtLevel) -> Tensor:
+        n, (cos, sin), length = len(y), _circle(lam), level.length
+        first, second = level.first, level.second or level.first
+        w = torch.ones_like(lam)
+        if level.mixed is not None and self.levels.guidance is not None:
+            w = torch.where(level.mixed, self.levels.guidance.weight, w)
+        columns = {
+            "p": (w * first.a + (1.0 - w) * second.a) / length, "q": w * first.b, "q2": (1.0 - w) * second.b,
+            "p1": first.a / length, "q1": first.b, "c_in": first.c_in / length, "c_noise": first.c_noise,
+            "c_in2": second.c_in / length, "c_noise2": second.c_noise, "alpha": cos * length, "sigma": sin * length,
+        }  # fmt: skip
+        at = Level(**{name: column[:n].to(self.dtype) for name, column in columns.items()})
+        x = (length[:n, None].to(self.dtype) * y).view(n, *self.model.shape)
+        D = self.denoiser.at(at, level.second is not None, self.cond, self.cond2).guided(guide, x, self.y)
+        cos, sin = (v[:n, None].to(self.dtype) for v in (cos, sin))
+        if self.quantity == "v":
+            return (cos * y - D) / sin
+        return (y - cos * D) / sin if self.quantity == "eps" else sin * sin * y - 2.0 * (y - cos * D)
+
+
+def prior_draw(request: Request, positions: Tensor | slice, d: int, dtype: torch.dtype) -> Tensor:
+    """Return the normals of draw 0 of some samples, [n, d]: recorded, or of their seed and id."""
+    if request.noise is not None:
+        return request.noise[0, positions].to(dtype)
+    seed = request.key.seed if len(request.key.seed) == 1 else request.key.seed[positions]
+    return NoiseKey(seed, request.ids[positions]).normal(0, d, dtype)
+
+
+def _circle(lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos phi and sin phi, tan phi = e^-lam."""
+    return 1.0 / torch.sqrt(1.0 + torch.exp(-2.0 * lam)), 1.0 / torch.sqrt(1.0 + torch.exp(2.0 * lam))

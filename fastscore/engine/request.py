@@ -1,0 +1,253 @@
+"""What is asked for, one line a sample, and the one way to serve it a micro-batch at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from fastscore.execution import evaluating
+from fastscore.model.conditions import Known, Labels, condition_of, per_sample
+from fastscore.model.score import Conditioned
+from fastscore.ops.noise import NoiseKey
+
+Shape = tuple[int, ...]
+
+
+class Asked(TypedDict, total=False):
+    """What a run may give its samples beside seed and ids; see Request.of."""
+
+    labels: Labels
+    cond: Tensor | None
+    init: Any
+    known: Any
+    y: Tensor | None
+    noise: Tensor | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which samples are wanted and what each of them is given: everything that a sampler's settings are not.
+
+    Shards, processes and retries cut a request and never change a line of it: sample k of it is the same however it is
+    cut. Made by ``Sampler.request`` and its likes.
+
+    Attributes:
+        key: seed, int64 [1] or one a sample [n], and ids, int64 [n].
+        cond: labels, int64 [n], or conditioning tensors [n, *cond_shape]; None for what the network does not take.
+        init: where samples start from, [n, D].
+        known, mask: known data and where it is known, [n, D].
+        y: what a guide steers to, [n, ..].
+        noise: recorded normals in place of generated ones, [draws, n, D].
+        valid: how many lines are samples; the rest pads a micro-batch.
+    """
+
+    key: NoiseKey
+    cond: Tensor | None = None
+    init: Tensor | None = None
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    y: Tensor | None = None
+    noise: Tensor | None = None
+    valid: int = -1
+
+    def __post_init__(self) -> None:
+        if self.valid < 0:
+            object.__setattr__(self, "valid", len(self.key.ids))
+
+    @classmethod
+    def of(
+        cls,
+        model: Conditioned,
+        device: torch.device,
+        ids: Sequence[int] | Tensor,
+        seed: int | Sequence[int] | Tensor = 0,
+        *,
+        labels: Labels = None,
+        cond: Tensor | None = None,
+        init: Any = None,
+        known: Any = None,
+        y: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Request:
+        """Check what is asked of a model, and resolve its labels.
+
+        Args:
+            ids: 0 .. 2^63-1, in any order; sample k is the same whatever else is drawn.
+            seed: 0 .. 2^64-1, one for all or one an id.
+            labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
+                a function of seed and id), or None for the null class.
+            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
+            init: where samples start from, [n, *shape] or [*shape]; of a joint model a dict by part.
+            known: Known, the part of the data that the samples fill in; of a joint model a dict by part.
+            y: what the guide steers to, [n, ..].
+            noise: recorded normals [draws, n, *shape] or [draws, n, D].
+
+        Raises:
+            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
+        """
+        key = NoiseKey.of(seed, ids, device)
+        shapes: dict[str, Shape] = model.shape if isinstance(model.shape, Mapping) else {"": model.shape}
+        y = None if y is None else torch.as_tensor(y, device=device)
+        if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
+            raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
+        data, mask = _known(known, shapes, key)
+        return cls(
+            key,
+            condition_of(model, key, labels, cond),
+            _init(init, shapes, key),
+            data,
+            mask,
+            y,
+            _recorded(noise, shapes, key),
+        )
+
+    def __len__(self) -> int:
+        return len(self.key.ids)
+
+    @property
+    def ids(self) -> Tensor:
+        """Sample ids, int64 [n]."""
+        return self.key.ids
+
+    def part(self, at: slice) -> Request:
+        """Return the lines of some samples."""
+        return self._each(lambda v, axis: v[at] if axis == 0 else v[:, at])
+
+    def padded(self, batch: int) -> Request:
+        """Return it with copies of its last line up to ``batch``."""
+        more = batch - len(self)
+        if more == 0:
+            return self
+
+        def pad(v: Tensor, axis: int) -> Tensor:
+            last = v.narrow(axis, v.shape[axis] - 1, 1)
+            return torch.cat([v, last.expand(*v.shape[:axis], more, *v.shape[axis + 1 :])], axis)
+
+        return self._each(pad)
+
+    def columns(self, at: slice) -> Request:
+        """Return it with some of the D columns of the state: those of one part of a joint model."""
+        cut = {name: getattr(self, name) for name in ("init", "known", "mask", "noise")}
+        return replace(self, **{name: None if v is None else v[..., at] for name, v in cut.items()})
+
+    def _each(self, change: Callable[[Tensor, int], Tensor]) -> Request:
+        """Return it with every tensor changed along its axis of samples."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("key", "valid")}
+        new = {name: None if v is None else change(v, int(name == "noise")) for name, v in values.items()}
+        seed = self.key.seed if len(self.key.seed) == 1 else change(self.key.seed, 0)
+        ids = change(self.key.ids, 0)
+        return Request(NoiseKey(seed, ids), **new, valid=min(self.valid, len(ids)))
+
+
+class Turn:
+    """One run at a time, without gradients, its networks in eval mode until it ends."""
+
+    def __init__(self, *networks: object) -> None:
+        self.networks, self.busy = networks, False
+
+    def __enter__(self) -> None:
+        if self.busy:
+            raise RuntimeError("this sampler is in the middle of a run; use another one inside a callback or a thread")
+        self.busy, self.exits = True, ExitStack()
+        self.exits.enter_context(torch.no_grad())
+        self.exits.enter_context(evaluating(*self.networks))
+
+    def __exit__(self, *error: object) -> None:
+        self.busy = False
+        self.exits.close()
+
+
+def micro_batches(
+    request: Request,
+    batch: int,
+    turn: Turn,
+    compute: Callable[[slice, Request], Tensor],
+    not_finite: Callable[[slice, Request, Tensor], None],
+) -> Iterator[tuple[slice, Tensor]]:
+    """Serve a request a micro-batch at a time: cut, padded to one size, computed, checked, cut back.
+
+    Args:
+        batch: of the network.
+        turn: taken for each micro-batch, and free while a caller holds its samples.
+        compute: (positions in the request, their lines padded to ``batch``) -> samples [batch, ..].
+        not_finite: raises for samples of which some are NaN or Inf; called within the turn.
+
+    Yields:
+        positions in the request, their samples.
+
+    Raises:
+        RuntimeError: the turn is taken.
+    """
+    n = len(request)
+    for start in range(0, n, batch):
+        at = slice(start, min(start + batch, n))
+        with turn:
+            part = request.part(at).padded(batch)
+            x = compute(at, part)[: part.valid]
+            if not finite(x):
+                not_finite(at, part, x)
+        yield at, x
+
+
+def finite(x: Tensor) -> bool:
+    """Return whether all is finite: a finite sum has finite terms, and costs a tenth of looking at each."""
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())  # the sum may have overflowed
+
+
+def bad_samples(x: Tensor, ids: Tensor) -> str:
+    """Return how many of the samples are NaN or Inf, and the first of their ids, in words."""
+    bad = ~torch.isfinite(x.flatten(1)).all(1)
+    return f"{int(bad.sum())} of {len(x)} samples are NaN or Inf, first id {int(ids[: len(x)][bad][0])}"
+
+
+def _by_part(name: str, values: Any, shapes: dict[str, Shape]) -> dict[str, Any]:
+    """Return what was given for each part; a plain model has one part without a name."""
+    if list(shapes) == [""]:
+        return {"": values}
+    if not isinstance(values, Mapping) or not set(values) <= set(shapes):
+        raise ValueError(f"{name} must be a dict by part, with keys among {', '.join(shapes)}")
+    return dict(values)
+
+
+def _init(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> Tensor | None:
+    if values is None:
+        return None
+    given = _by_part("init", values, shapes)
+    if set(given) != set(shapes):
+        raise ValueError(f"init lacks {', '.join(sorted(set(shapes) - set(given)))}; every part starts from something")
+    lines = [per_sample(f"init{_at(p)}", given[p], shape, key).flatten(1) for p, shape in shapes.items()]
+    return lines[0] if len(lines) == 1 else torch.cat(lines, 1)
+
+
+def _known(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> tuple[Tensor | None, Tensor | None]:
+    if values is None:
+        return None, None
+    data, masks, n = [], [], len(key.ids)
+    given = _by_part("known", values, shapes)
+    for part, shape in shapes.items():
+        known = given.get(part) or Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        y, mask = known.per_sample(shape, key)
+        data.append(y.reshape(n, -1))
+        masks.append(mask.reshape(n, -1))
+    return (data[0], masks[0]) if len(data) == 1 else (torch.cat([v.float() for v in data], 1), torch.cat(masks, 1))
+
+
+def _recorded(noise: Tensor | None, shapes: dict[str, Shape], key: NoiseKey) -> Tensor | None:
+    if noise is None:
+        return None
+    n, d = len(key.ids), sum(math.prod(shape) for shape in shapes.values())
+    allowed = [(n, d), *((n, *shape) for shape in shapes.values() if len(shapes) == 1)]
+    if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) not in allowed:
+        got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        raise ValueError(f"recorded noise is {got}; it must be a tensor [draws, {', '.join(map(str, allowed[-1]))}]")
+    return noise.reshape(len(noise), n, d).to(key.ids.device)
+
+
+def _at(part: str) -> str:
+    return f"[{part!r}]" if part else ""

@@ -1,0 +1,182 @@
+"""How a run is computed, and nothing about what: device, micro-batch, state dtype, network path, backend, graphs.
+
+One frozen object, taken by every sampler, written to run.json, and small enough to travel to another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import nn
+
+from fastscore.ops.backend import BACKENDS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+NETWORKS = ("own", "auto", "fp32", "bf16", "compile", "regional")
+GRAPHS = ("step", "loop")
+
+
+class Short(TypedDict, total=False):
+    """The fields of Execution as keywords of a sampler: ``Sampler(model, batch=8)``."""
+
+    device: torch.device | str | None
+    batch: int
+    dtype: torch.dtype
+    network: str
+    backend: str
+    graph: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is computed.
+
+    Attributes:
+        device: of the state; None is where the network's parameters live, or the CPU if it has none. Nobody's module
+            is moved: a network elsewhere is refused.
+        batch: micro-batch, or lanes of an adaptive solver. The network always runs at this size (a short tail is
+            padded with dummy samples that are dropped), so that a sample does not depend on how many are drawn.
+        dtype: of the state: torch.float32, or torch.float64 for parity runs.
+        network: "own" evaluates the network as it is; "auto", "fp32" and "bf16" compile it ahead of time on first use
+            and check it against itself (fastscore.prepare); "compile" runs it through torch.compile as one graph,
+            "regional" block by block.
+        backend: of the fused row: "auto", "reference", "cpp" or "triton"; see ops/backend.py.
+        graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or "auto", which times
+            them on the first batch and keeps the fastest. There are none on a CPU.
+
+    Raises:
+        ValueError: a value outside these ranges, or two that exclude each other.
+    """
+
+    device: torch.device | str | None = None
+    batch: int = 64
+    dtype: torch.dtype = torch.float32
+    network: str = "own"
+    backend: str = "auto"
+    graph: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            object.__setattr__(self, "device", _device(self.device))
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise ValueError(f"batch = {self.batch!r} must be a whole number, at least 1")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype = {self.dtype} must be torch.float32 or torch.float64")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network = {self.network!r} must be one of {', '.join(NETWORKS)}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend = {self.backend!r} must be one of {', '.join(BACKENDS)}")
+        if self.graph not in ("auto", "off", *GRAPHS):
+            raise ValueError(f"graph = {self.graph!r} must be auto, off, {' or '.join(GRAPHS)}")
+        if self.ahead_of_time and self.dtype != torch.float32:
+            raise ValueError(f"network = {self.network!r} computes for a float32 state; use network='own'")
+
+    @classmethod
+    def of(cls, execution: Execution | None = None, **short: Unpack[Short]) -> Execution:
+        """Return an execution with some of its fields given by keyword.
+
+        Raises:
+            ValueError: a value out of range.
+            TypeError: a keyword that is no field.
+        """
+        unknown = sorted(set(short) - set(Short.__annotations__))
+        if unknown:
+            raise TypeError(
+                f"unexpected keyword {', '.join(unknown)}; an execution has {', '.join(Short.__annotations__)}"
+            )
+        return replace(execution or cls(), **short)
+
+    def on(self, *networks: object) -> Execution:
+        """Return it with the device of these networks, which must agree, and with what that device rules out checked.
+
+        Raises:
+            ValueError: networks on several devices, on another one than ``device``, or graphs without CUDA.
+        """
+        homes = {p.device for net in modules(networks) for p in [*net.parameters(), *net.buffers()]}
+        if len(homes) > 1:
+            places = ", ".join(sorted(map(str, homes)))
+            raise ValueError(f"the network lies on {places}; move all of it to one device, e.g. net.to('cuda')")
+        home = next(iter(homes), None)
+        device = home or _device(self.device or "cpu")
+        if self.device is not None and _device(self.device) != device:
+            raise ValueError(
+                f"device = {self.device} but the network is on {device}, and a sampler moves nobody's network: "
+                f"net.to({str(self.device)!r}) first, or leave device out"
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device = {device} must be cpu or cuda: rows are computed in float64 tables there")
+        if device.type != "cuda" and self.graph in GRAPHS:
+            raise ValueError(f"graph = {self.graph!r} needs a CUDA device, not {device}; use graph='auto'")
+        return replace(self, device=device)
+
+    @property
+    def place(self) -> torch.device:
+        """The device, of an execution that ``on`` returned."""
+        return _device(self.device or "cpu")
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether the network is compiled before a run and checked against itself."""
+        return self.network in ("auto", "fp32", "bf16")
+
+    def network_dtype(self, *networks: object) -> torch.dtype:
+        """Return the dtype that networks read: that of their parameters, or the state's if they have none.
+
+        Raises:
+            ValueError: networks that read different dtypes, or one of float64 and the state not.
+        """
+        first = [
+            next((p.dtype for p in net.parameters() if p.is_floating_point()), self.dtype) for net in modules(networks)
+        ]
+        dtypes = set(first) or {self.dtype}
+        if len(dtypes) > 1:
+            raise ValueError(f"networks read {' and '.join(sorted(map(str, dtypes)))}; convert one with net.to(..)")
+        dtype = dtypes.pop()
+        if dtype != self.dtype and torch.float64 in (dtype, self.dtype):
+            raise ValueError(f"the network is in {dtype} and the state in {self.dtype}; use net.to({self.dtype})")
+        return dtype
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {k: v if isinstance(v, int) else None if v is None else str(v).removeprefix("torch.")
+                for k, v in asdict(self).items()}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Execution:
+        """Return the execution that ``to_dict`` described."""
+        return cls(**{k: getattr(torch, v) if k == "dtype" else v for k, v in values.items()})
+
+
+def modules(networks: Iterable[object]) -> Iterator[nn.Module]:
+    """Yield the networks that are modules; a plain function has no parameters that anyone could see."""
+    return (net for net in networks if isinstance(net, nn.Module))
+
+
+@contextmanager
+def evaluating(*networks: object) -> Iterator[None]:
+    """Run networks in eval mode, and leave each of their modules in the mode that it had."""
+    training = [m for net in modules(networks) for m in net.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """Return a device with its index: "cuda" is the current CUDA device."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device = {device!r} must be cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and found.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
