@@ -139,7 +139,9 @@ class Execution:
             raise ValueError(f"networks read {' and '.join(sorted(map(str, dtypes)))}; convert one with net.to(..)")
         dtype = dtypes.pop()
         if dtype != self.dtype and torch.float64 in (dtype, self.dtype):
-            raise ValueError(f"the network is in {dtype} and the state in {self.dtype}; use net.to({self.dtype})")
+            raise ValueError(
+                f"the network is in {dtype} and the state in {self.dtype}; convert it with net.to({self.dtype})"
+            )
         return dtype
 
     def to_dict(self) -> dict[str, Any]:

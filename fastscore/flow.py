@@ -22,8 +22,8 @@ from torch import Tensor
 from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
-from fastscore.engine.adaptive.field import ScoreField
-from fastscore.engine.adaptive.lanes import Field, Lanes
+from fastscore.engine.adaptive.field import Field, ScoreField
+from fastscore.engine.adaptive.lanes import Lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.request import Request, Turn
 from fastscore.execution import GRAPHS, Execution, Short

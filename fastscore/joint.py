@@ -134,8 +134,8 @@ class JointSampler:
         self.execution = Execution.of(execution, **short).on(model.net, second.net)
         if self.execution.network != "own" or self.execution.graph in GRAPHS:
             raise ValueError(
-                f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a joint network runs as it is "
-                "in the plain loop; use network='own' and graph='auto'"
+                f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a joint network runs "
+                "as it is, in the plain loop; use network='own' and graph='auto'"
             )
         if guidance is not None:
             guidance.check(model)
@@ -186,17 +186,11 @@ class JointSampler:
     def request(
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **asked: Unpack[Asked]
     ) -> Request:
-        """Check what is asked for and return it, one line a sample; as for Sampler, but for ``init`` by part.
-
-        Raises:
-            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit; known data or ``y``.
-        """
+        """Check what is asked for and return it, one line a sample; as Sampler's, without known data and ``y``."""
         request = Request.of(self.model, self.execution.place, ids, seed, **asked)
         if request.known is not None or request.y is not None:
             raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
-        if (request.init is None) != (self.start == "prior"):
-            given = "None" if request.init is None else "given"
-            raise ValueError(f"init = {given} does not go with start = {self.start!r}")
+        request.check_start(self.start)
         draws = max(plan.draws for plan in self.plans.values())
         if request.noise is not None and len(request.noise) < draws:
             raise ValueError(f"recorded noise has {len(request.noise)} draws; these plans need {draws}")
@@ -212,11 +206,7 @@ class JointSampler:
     ) -> Tensors:
         """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
 
-        Arguments as for Sampler.run: labels, cond, init (a dict by part).
-
-        Raises:
-            ValueError: bad ids, seed, labels or conditions.
-            NonFiniteError: a sample became NaN or Inf.
+        Arguments and errors as for Sampler.run: labels, cond, noise [draws, n, D of all parts], init (a dict by part).
         """
         done = [x for _, x in self.stream(ids, seed, progress=progress, **asked)]
         empty = {name: loop.result()[:0] for name, loop in self.loops.items()}

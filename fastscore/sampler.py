@@ -51,8 +51,7 @@ class Sampler:
         schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
             without a start begins where the model's noise ends, if that is earlier.
         solver: see fastscore.solvers, or a name from solvers/names.py; DPM-Solver++(2M) if left out.
-        grid: knots, see process/grid.py. A Span for an adaptive solver, from T to t_end and then to the estimate of
-            x0 if left out.
+        grid: knots, see process/grid.py; a Span for an adaptive solver, from T to t_end and the estimate of x0.
         steps: of the grid that suits solver and schedule, in place of ``grid``; 20 if both are left out.
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
         parallel: Picard sweeps over a window of steps in place of one step after the other; see
@@ -62,8 +61,7 @@ class Sampler:
             guidance/guides.py. It is Python and may differentiate, so nothing is captured: graph is off.
         start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
             (SDEdit: start the grid at an intermediate time); "state", ``init`` as it is (decoding a latent).
-        execution: how it is computed: device, micro-batch, dtype, network path, backend, graphs.
-        short: fields of the execution as keywords, ``batch=8``.
+        execution, short: how it is computed (see Execution); fields of it as keywords, as in ``batch=8``.
 
     Raises:
         ValueError: a solver, grid, model and execution that do not fit each other.
@@ -136,17 +134,22 @@ class Sampler:
     @cached_property
     def prepared(self) -> ScoreModel:
         """The model as it runs, its network prepared as the execution says."""
-        rows = 0 if self.bound is None else sum(row.evaluate for row in self.bound.plan.rows)
-        together = 1 if self.parallel is None else min(self.parallel.window, max(rows, 1))
-        return self._prepare(self.model, self.execution.batch * together)
+        return self._prepare(self.model)
 
-    def _prepare(self, model: ScoreModel, batch: int) -> ScoreModel:
-        return prepare(model, batch, self.execution.device, self.execution.network)
+    def _prepare(self, model: ScoreModel) -> ScoreModel:
+        stages = 1 if self.plan is None else max(1, sum(row.evaluate for row in self.plan.rows))
+        together = 1 if self.parallel is None else min(self.parallel.window, stages)
+        return prepare(model, self.execution.batch * together, self.execution.device, self.execution.network)
 
     @property
     def numerics(self) -> Numerics:
         """How the network is evaluated; prepares it if it has not yet been."""
         return numerics(self.prepared.net, self.execution.network)
+
+    @cached_property
+    def second_prepared(self) -> ScoreModel:
+        """The second model of a mixture as it runs; the first one where there is no other."""
+        return self.prepared if self.second is self.model else self._prepare(self.second)
 
     @cached_property
     def engine(self) -> Engine:
@@ -158,14 +161,11 @@ class Sampler:
         """What runs the plan around known data."""
         return self._engine(known=True)
 
-    @cached_property
-    def _second_prepared(self) -> ScoreModel:
-        if self.second is self.model:
-            return self.prepared
-        return self._prepare(self.second, self.execution.batch)
+    def _engine_of(self, request: Request) -> Engine:
+        return self.engine if request.known is None or self.plan is None else self.inpainting
 
     def _engine(self, known: bool) -> Engine:
-        model, second, execution, ops = self.prepared, self._second_prepared, self.execution, self.ops
+        model, second, execution, ops = self.prepared, self.second_prepared, self.execution, self.ops
         if isinstance(self.solver, Adaptive):
             assert isinstance(self.grid, Span)
             return AdaptiveBatches(
@@ -174,32 +174,26 @@ class Sampler:
             )  # fmt: skip
         assert self.bound is not None
         loop = Loop(self.bound, model, execution, ops, self.net_dtype, second, self.guide, known)
-        captured = execution.place.type == "cuda" and self.guide is None
         if self.parallel is not None:
             return Parallel(loop, self.parallel)
-        return Batches(loop, execution.graph if captured else "off")
+        return Batches(loop, execution.graph if execution.place.type == "cuda" and self.guide is None else "off")
 
-    def warm_up(self, seed: int = 0) -> dict[str, float | str]:
+    def warm_up(self, **asked: Unpack[Asked]) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
 
-        Keys: ``first_s``, the first run of the plain loop with any compilation in it; ``capture_s``;
-        ``graph``, the mode that will run; and ``off_s``, ``step_s``, ``loop_s`` where they were timed.
+        Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s``, ``graph`` (the mode that will run),
+        and ``off_s``, ``step_s``, ``loop_s`` where they were timed. Arguments as for ``run``, where a guide needs them.
         """
-        init = None if self.start == "prior" else torch.zeros(self.model.shape)
-        return self.engine.warm_up(self.request(range(self.execution.batch), seed, init=init))
+        if self.start != "prior":
+            asked.setdefault("init", torch.zeros(self.model.shape))
+        return self.engine.warm_up(self.request(range(self.execution.batch), **asked))
 
     def request(
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **asked: Unpack[Asked]
     ) -> Request:
-        """Check what is asked for and return it, one line a sample; arguments as for ``run``.
-
-        Raises:
-            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
-        """
+        """Check what is asked for and return it, one line a sample; arguments and errors as for ``run``."""
         request = Request.of(self.model, self.execution.place, ids, seed, **asked)
-        if (request.init is None) != (self.start == "prior"):
-            given = "None" if request.init is None else "a tensor"
-            raise ValueError(f"init = {given} does not go with start = {self.start!r}")
+        request.check_start(self.start)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
         if request.noise is not None:
@@ -229,13 +223,11 @@ class Sampler:
                 a function of seed and id), or None for the null class.
             cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
-            known: the known part of the data (Known), which the samples fill in.
+            known: Known, the part of the data that the samples fill in.
             y: what the guide steers to, [n, ..].
-            noise: recorded normals [plan.draws, n, *shape] in place of generated ones; with ``known``, one
-                more for each row of the plan.
+            noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
 
-        Returns:
-            [n, *shape] in the state's dtype, in the order of ``ids``.
+        Returns: [n, *shape] in the state's dtype, in the order of ``ids``.
 
         Raises:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
@@ -243,7 +235,7 @@ class Sampler:
         """
         request = ids if isinstance(ids, Request) else self.request(ids, seed, **asked)
         out = torch.empty((len(request), *self.model.shape), dtype=self.execution.dtype, device=self.execution.place)
-        for at, x in self._stream(request, callback, progress):
+        for at, x in self._engine_of(request).stream(request, callback, progress):
             out[at] = x
         return out
 
@@ -261,21 +253,12 @@ class Sampler:
         An adaptive solver yields samples as they are done, in no order.
         """
         request = ids if isinstance(ids, Request) else self.request(ids, seed, **asked)
-        return ((request.ids[at], x) for at, x in self._stream(request, callback, progress))
-
-    def _stream(
-        self, request: Request, callback: Callable[[Step], None] | None, progress: bool
-    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        engine = self.engine if request.known is None or self.plan is None else self.inpainting
-        return engine.stream(request, callback, progress)
+        served = self._engine_of(request).stream(request, callback, progress)
+        return ((request.ids[at], x) for at, x in served)
 
     @property
     def cost(self) -> Cost:
-        """What the last run of an adaptive solver cost.
-
-        Raises:
-            ValueError: a solver with a plan, whose cost is ``plan.nfe`` for every sample.
-        """
+        """What the last run of an adaptive solver cost; ValueError for one with a plan, which costs ``plan.nfe``."""
         if not isinstance(self.engine, AdaptiveBatches):
             raise ValueError(f"cost: {type(self.solver).__name__} has a plan; its cost is plan.nfe")
         return self.engine.cost
@@ -283,17 +266,16 @@ class Sampler:
     def record(self) -> dict[str, Any]:
         """Return what samples are a function of beside seed, id and what a request gives, as plain values.
 
-        It runs nothing: a graph mode of "auto" and an adaptive solver's cost are those of the last run.
+        It draws nothing: a graph mode of "auto" and an adaptive solver's cost are those of the last run.
         """
-        adaptive = {"adaptive": self.cost.summary()} if self.plan is None else {}
-        rows = {} if self.plan is None else {"nfe": self.plan.nfe, "plan_sha256": self.plan.hash}
+        plan = self.plan
+        cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": self.cost.summary()}
         ran = [vars(self)[name] for name in ("engine", "inpainting") if name in vars(self)]
         return {
             "schedule": repr(self.schedule) if len(repr(self.schedule)) < 500 else type(self.schedule).__name__,
             "solver": repr(self.solver),
             "grid": repr(self.grid),
-            **rows,
-            **adaptive,
+            **cost,
             "execution": self.execution.to_dict(),
             "backend": self.ops.name,
             "graph": ran[-1].mode if ran else "off",

@@ -137,8 +137,8 @@ def test_one_forward_pass_serves_value_and_divergence():
 
     m = ScoreModel(Net(), (20,), EDM(), Parametrization("edm", "log_sigma/4"))
     found = ProbabilityFlow(m, batch=4, solver=BogackiShampine()).log_likelihood(normals(4, 20).float())
-    assert calls == [True] * found.effort.ticks
-    assert len(backward) == found.effort.ticks
+    assert calls == [True] * found.cost.ticks
+    assert len(backward) == found.cost.ticks
 
 
 @pytest.mark.parametrize("solver", [Dopri5(1e-8, 1e-8), RK4()], ids=["dopri5", "rk4"])
@@ -179,12 +179,12 @@ def test_fixed_grids_have_their_order(solver, order):
     ("edge", "step"), [(-1.0, 2 / 256), (0.0, 1 / 256), (-1.0 - 0.5 / 127.5, 1 / 127.5), (0.0, 1.0)]
 )
 def test_uniform_bytes_have_8_bits_in_any_scaling(edge, step):
-    from fastscore.engine.adaptive.cost import Effort
+    from fastscore.engine.adaptive.cost import Cost
     from fastscore.flow import LogLikelihood
 
     none = torch.zeros(1, dtype=torch.int64)
     uniform_density = torch.full((1,), -5 * math.log(256 * step), dtype=torch.float64)
-    result = LogLikelihood(uniform_density, none.double(), torch.zeros(1, 5), Effort(none, none, none, 0, 1))
+    result = LogLikelihood(uniform_density, none.double(), torch.zeros(1, 5), Cost(none, none, none, 0, 1))
     assert float(result.bits_per_dim(step)) == pytest.approx(8.0, abs=1e-12)
     levels = torch.arange(256, dtype=torch.uint8).repeat(40, 1)
     x = dequantize(levels, NoiseKey.of(5, range(40)), step, edge)

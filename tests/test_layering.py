@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "_version errors files testing kernels process data",
     "ops plan output",
-    "solvers model",
+    "solvers model execution",
     "guidance network report",
     "engine training",
     "sampler joint flow chains",

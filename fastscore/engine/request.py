@@ -77,16 +77,7 @@ class Request:
     ) -> Request:
         """Check what is asked of a model, and resolve its labels.
 
-        Args:
-            ids: 0 .. 2^63-1, in any order; sample k is the same whatever else is drawn.
-            seed: 0 .. 2^64-1, one for all or one an id.
-            labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
-                a function of seed and id), or None for the null class.
-            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
-            init: where samples start from, [n, *shape] or [*shape]; of a joint model a dict by part.
-            known: Known, the part of the data that the samples fill in; of a joint model a dict by part.
-            y: what the guide steers to, [n, ..].
-            noise: recorded normals [draws, n, *shape] or [draws, n, D].
+        Arguments are those of ``Sampler.run``; of a joint model ``init`` and ``known`` are dicts by part.
 
         Raises:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
@@ -114,6 +105,12 @@ class Request:
     def ids(self) -> Tensor:
         """Sample ids, int64 [n]."""
         return self.key.ids
+
+    def check_start(self, start: str) -> None:
+        """Raise ValueError unless there is an ``init`` exactly where samples start from one."""
+        if (self.init is None) != (start == "prior"):
+            given = "None" if self.init is None else "a tensor"
+            raise ValueError(f"init = {given} does not go with start = {start!r}")
 
     def part(self, at: slice) -> Request:
         """Return the lines of some samples."""

@@ -1,4 +1,4 @@
-"""Adaptive solvers: error against tolerance, independence of the slots around, what refilling them saves."""
+"""Adaptive solvers: error against tolerance, independence of the lanes around, what refilling them saves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastscore.engine.adaptive.brownian import UNITS, Path
-from fastscore.engine.adaptive.levels import Levels
+from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.errors import NonFiniteError, StepSizeError
 from fastscore.kernels import abi
 from fastscore.model import analytic
@@ -55,14 +55,14 @@ def model(classes: int = 0) -> ScoreModel:
 
 @pytest.mark.parametrize("name", ["dopri5", "ggf", *(pytest.param(n, marks=SLOW) for n in ("bs32", "dpm12", "dpm23"))])
 def test_a_sample_does_not_depend_on_the_slots_around_it(name):
-    def run(slots, ids=range(12), dtype=torch.float32):
-        return Sampler(model(), solver=SOLVERS[name], batch=slots, dtype=dtype).run(ids, seed=5)
+    def run(lanes, ids=range(12), dtype=torch.float32):
+        return Sampler(model(), solver=SOLVERS[name], batch=lanes, dtype=dtype).run(ids, seed=5)
 
     whole = run(64)
     assert whole.isfinite().all()
     assert whole.std() > 0.01
-    for slots in (1, 7):
-        assert torch.equal(run(slots), whole)
+    for lanes in (1, 7):
+        assert torch.equal(run(lanes), whole)
     assert torch.equal(run(7, [11, 2, 7]), whole[[11, 2, 7]])
     assert not torch.equal(run(7, [11, 2, 7], torch.float64).float(), whole[[11, 2, 7]])
 
@@ -70,7 +70,7 @@ def test_a_sample_does_not_depend_on_the_slots_around_it(name):
 def test_labels_stay_with_their_samples():
     s = Sampler(model(4), solver=Dopri5(1e-3, 1e-3), batch=5)
     whole = s.run(range(30), labels="random")
-    labels = s.label_of(range(30), 0, "random")
+    labels = s.request(range(30), 0, labels="random").cond
     for k in (0, 7, 29):
         assert torch.equal(s.run([k], labels=int(labels[k]))[0], whole[k])
 
@@ -78,27 +78,27 @@ def test_labels_stay_with_their_samples():
 def test_a_batch_norm_couples_a_micro_batch_and_no_more():
     solver = replace(SOLVERS["dpm12"], norm="batch")
 
-    def run(ids, slots=4):
-        s = Sampler(model(), solver=solver, batch=slots)
-        return s.run(ids), s.effort
+    def run(ids, lanes=4):
+        s = Sampler(model(), solver=solver, batch=lanes)
+        return s.run(ids), s.cost
 
-    (whole, effort), (part, _) = run(range(10)), run(range(4, 8))
+    (whole, cost), (part, _) = run(range(10)), run(range(4, 8))
     assert torch.equal(part, whole[4:8])  # the second of three
-    assert all(len(set(nfe.tolist())) == 1 for nfe in effort.nfe.split(4))
-    assert torch.equal(run(range(3), 3)[0], run(range(3), 16)[0])  # empty slots do not count
+    assert all(len(set(nfe.tolist())) == 1 for nfe in cost.nfe.split(4))
+    assert torch.equal(run(range(3), 3)[0], run(range(3), 16)[0])  # empty lanes do not count
     assert not torch.equal(run(range(3))[0], run(range(4))[0][:3])
 
 
 def test_stream_yields_every_sample_once():
     s = Sampler(model(), solver=BogackiShampine(), batch=4)
-    assert len(s.effort.nfe) == 0  # before any run
+    assert len(s.cost.nfe) == 0  # before any run
     whole, seen = s.run(range(11), seed=2), []
     for ids, x in s.stream(range(11), seed=2):
         seen += ids.tolist()
         assert torch.equal(x, whole[ids])
     assert sorted(seen) == list(range(11))
     assert s.run([]).shape == (0, *SHAPE)
-    assert s.effort.utilisation == 1.0
+    assert s.cost.utilisation == 1.0
 
 
 # --- what it costs -----------------------------------------------------------------------------
@@ -114,17 +114,17 @@ def uneven() -> ScoreModel:
 def test_refilled_slots_save_a_quarter_of_the_evaluations():
     s = Sampler(uneven(), schedule=VP(), solver=Dopri5(), batch=32, dtype=torch.float64)
     s.run(range(640))
-    effort = s.effort
-    assert effort.ticks <= 0.75 * effort.without_refill
-    assert effort.utilisation > 0.85
-    print(effort, effort.summary())
+    cost = s.cost
+    assert cost.ticks <= 0.75 * cost.without_refill
+    assert cost.utilisation > 0.85
+    print(cost, cost.summary())
     # The claim of what it would cost otherwise, run by run.
     apart = 0
     for k in range(0, 64, 32):
         s.run(range(k, k + 32))
-        assert torch.equal(s.effort.nfe, effort.nfe[k : k + 32])
-        apart += s.effort.ticks
-    longest = sum(int(part.max()) for part in effort.nfe[:64].split(32))
+        assert torch.equal(s.cost.nfe, cost.nfe[k : k + 32])
+        apart += s.cost.ticks
+    longest = sum(int(part.max()) for part in cost.nfe[:64].split(32))
     assert longest <= apart < longest + 2 * 4  # the host looks every fourth tick
 
 
@@ -137,12 +137,12 @@ def test_effort_counts_calls_of_the_network():
 
     s = Sampler(replace(model(), net=net), solver=Dopri5(1e-4, 1e-4), batch=3)
     s.run(range(7))
-    assert calls == [3] * s.effort.ticks
+    assert calls == [3] * s.cost.ticks
     # 6 evaluations a step and one more; the last is also the denoised end's.
-    assert torch.equal(s.effort.nfe, 6 * s.effort.steps + 1)
+    assert torch.equal(s.cost.nfe, 6 * s.cost.steps + 1)
     s = Sampler(model(), solver=DPMAdaptive(3), batch=3)
     s.run(range(7))
-    assert torch.equal(s.effort.nfe, 3 * s.effort.steps - s.effort.rejected + 1)
+    assert torch.equal(s.cost.nfe, 3 * s.cost.steps - s.cost.rejected + 1)
 
 
 @pytest.mark.parametrize("name", ["dopri5", "dpm23"])
@@ -150,7 +150,7 @@ def test_the_host_waits_for_nothing_in_a_tick(name):
     s = Sampler(model(), solver=SOLVERS[name], batch=3)
     s.run(range(3))
     with no_host_sync():
-        s.engine.slots._tick()
+        s.engine.lanes._tick()
 
 
 # --- error against tolerance -------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_dpm_solver_12_steps_as_its_paper_says(lam, h):
 def test_coefficients_between_the_nodes(prediction, quantity):
     network, chosen = VP(), SubVP()
     m = ScoreModel(elementwise, SHAPE, network, Parametrization(prediction, "999t"))
-    levels = Levels(m, chosen, quantity, 1.0, 1e-3, torch.device("cpu"))
+    levels = NoiseLevels(m, chosen, quantity, 1.0, 1e-3, torch.device("cpu"))
     lam = np.linspace(-4.99, 6.0, 997)
     phi = np.arctan(np.exp(-lam))
     rows = tuple(Row(t, t, 1.0, 1.0, m="v" if quantity == "v" else "eps") for t in phi.tolist())
@@ -272,7 +272,7 @@ def test_coefficients_between_the_nodes(prediction, quantity):
     p, q = np.array([r.p for r in rows]), np.array([r.q for r in rows])
     if quantity == "drift":
         p, q = np.sin(phi) ** 2 - 2.0 * np.sin(phi) * p, -2.0 * np.sin(phi) * q
-    level = levels.at(torch.from_numpy(lam))
+    level = levels.at(torch.from_numpy(lam)).first
     for ours, exact in zip((level.p, level.q), (p, q), strict=True):
         assert (np.abs(ours.numpy() - exact) <= 1e-8 * np.abs(exact) + 1e-12).all()
     assert np.abs(level.c_in.numpy() - [r.c_in for r in rows]).max() < 1e-9
@@ -345,7 +345,7 @@ def test_gotta_go_fast_draws_from_the_target(schedule):
     std = math.hypot(0.3 * alpha, sigma)
     assert abs(float(x.mean()) - 0.5 * alpha) < 4.0 * std / math.sqrt(x.numel())
     assert abs(float(x.std()) - std) < 4.0 * std / math.sqrt(2 * x.numel()) + 0.01  # statistics, and atol
-    assert 0.0 < s.effort.rejected_share < 0.3
+    assert 0.0 < s.cost.rejected_share < 0.3
 
 
 # --- what ends in an error ---------------------------------------------------------------------
@@ -388,14 +388,13 @@ def fixed(**kw) -> Sampler:
     [
         (lambda: fixed(grid=karras(5)), "Dopri5 chooses its own steps; grid must be a Span"),
         (lambda: fixed(solver=DPMpp2M(), grid=Span()), "DPMpp2M needs the steps of a grid"),
-        (lambda: fixed(clip=1.0), "clip = 1.0 needs a plan"),
         (lambda: fixed(grid=Span(start=0.1, end=0.5)).run([0]), "must decrease"),
         (lambda: fixed(grid=Span(end=0.0)).run([0]), "lam is infinite"),
         (lambda: fixed(batch=1 << 16).run([0]), "at most 32768"),
         (lambda: fixed().run([0], callback=print), "no rows"),
         (lambda: fixed(solver=GottaGoFast()).run([0], noise=torch.zeros(1, 1, 36)), "as many normals as it needs"),
-        (lambda: fixed().run([0], noise=torch.zeros(1, 3, 36)), "needs a tensor"),
-        (lambda: Sampler(model()).effort, "has a plan"),
+        (lambda: fixed().run([0], noise=torch.zeros(1, 3, 36)), "must be a tensor"),
+        (lambda: Sampler(model()).cost, "has a plan"),
         (lambda: Dopri5(rtol=0.0), "rtol = 0.0 must be above 0"),
         (lambda: DPMAdaptive(4), "order = 4"),
         (lambda: BogackiShampine(norm="max"), "norm = 'max'"),

@@ -13,6 +13,9 @@ from fastscore import plan as plans
 from fastscore.engine import capture as graph
 from fastscore.engine.capture import Graphed, Segment, Tape, segments
 from fastscore.engine.loop import Kind, Loop
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import REFERENCE, operators
@@ -55,12 +58,12 @@ def make(name: str, schedule, ops=REFERENCE, steps: int = 6) -> Loop:
         p.data.normal_(std=0.1)
     model = ScoreModel(net, SHAPE, schedule, Parametrization("eps"), classes=3)
     grid = uniform(steps, clean=True)(schedule)
-    plan = plans.validate(plans.fold(plans.make_plan(SOLVERS[name], schedule, grid), schedule, model.parametrization))
-    return Loop(plan, model, BATCH, torch.device("cpu"), torch.float32, ops)
+    bound = BoundPlan(plans.make_plan(SOLVERS[name], schedule, grid), model)
+    return Loop(bound, model, Execution("cpu", BATCH), ops)
 
 
 def load(loop: Loop, seed: int) -> None:
-    loop.load(torch.tensor([seed]), torch.tensor([7, 1, 2**40]), torch.tensor([0, 1, 2]))
+    loop.load(Request(NoiseKey.of(seed, [7, 1, 2**40]), torch.tensor([0, 1, 2])).padded(BATCH))
 
 
 @pytest.mark.parametrize("mode", ["step", pytest.param("loop", marks=pytest.mark.slow)])
@@ -176,7 +179,7 @@ def test_kernels_refuse_recorded_noise():
     load(loop, 0)
     loop.run(noise=loop.key)  # falls back to the reference
     with pytest.raises(ValueError, match="recorded noise"):
-        operators("triton").update(loop.x, None, loop.hist, loop.table, loop.own * 0, object())
+        operators("triton").update(loop.x, None, loop.hist, loop.table, loop.scratch_row * 0, object())
 
 
 @pytest.fixture
@@ -201,7 +204,7 @@ def test_auto_keeps_the_fastest(pretend_cuda, monkeypatch, seconds, fastest):
 
 def test_a_network_that_cannot_be_captured_is_named(monkeypatch):
     class Refuses:
-        def record(self, prepare, work):
+        def record(self, reset, work):
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(graph, "CudaGraphs", lambda device: Refuses())

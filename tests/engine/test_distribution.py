@@ -15,7 +15,11 @@ from scipy import stats
 
 from fastscore import plan as plans
 from fastscore.engine.loop import Loop
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.analytic import GaussianMixture, score_model
+from fastscore.ops.noise import NoiseKey
 from fastscore.plan.rows import Plan
 from fastscore.process.continuous import EDM, VE, VP, SubVP
 from fastscore.process.grid import Grid, logsnr, uniform
@@ -40,11 +44,10 @@ def draw(name: str, change=None) -> np.ndarray:
     plan: Plan = plans.make_plan(solver, schedule, grid(schedule))
     if change is not None:
         plan = change(plan)
-    plan = plans.validate(plans.fold(plan, model.schedule, model.parametrization))
-    loop = Loop(plan, model, 20_000, torch.device("cpu"), torch.float32)
+    loop = Loop(BoundPlan(plan, model), model, Execution("cpu", 20_000))
     parts = []
     for k in range(0, N, 20_000):
-        loop.load(torch.tensor([11]), torch.arange(k, k + 20_000), None)
+        loop.load(Request(NoiseKey.of(11, range(k, k + 20_000))))
         parts.append(loop.run())
     return torch.cat(parts).double().numpy()
 

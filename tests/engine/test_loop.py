@@ -98,13 +98,13 @@ def test_batch_norm_mode_ignores_padding_and_couples_samples():
 def test_labels():
     s = sampler(classes=4)
     ids = range(40)
-    drawn = s.label_of(ids, 3, "random")
+    drawn = s.request(ids, 3, labels="random").cond
     assert set(drawn.tolist()) == {0, 1, 2, 3}
     assert torch.equal(s.run(ids, 3, labels="random"), s.run(ids, 3, labels=drawn))
     assert torch.equal(s.run([7], 3, labels="random")[0], s.run(ids, 3, labels="random")[7])
     assert torch.equal(s.run(ids, 3, labels=2), s.run(ids, 3, labels=[2] * 40))
     assert torch.equal(s.run(ids, 3, labels=None), s.run(ids, 3, labels=4))  # 4: the null class
-    assert s.label_of(ids, 3, None).tolist() == [4] * 40
+    assert s.request(ids, 3).cond.tolist() == [4] * 40
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_labels():
         (lambda: sampler(classes=4).run([0], labels="all"), "'all'"),
         (lambda: sampler().run([-1]), "id -1"),
         (lambda: sampler().run([0], seed=2**64), "seed = "),
-        (lambda: sampler().run([0], noise=torch.zeros(1, 2, 36)), "this plan needs a tensor \\(1, 1, 1, 6, 6\\)"),
-        (lambda: sampler("ddim-eta1").run([0], noise=torch.zeros(2, 1, 36)), "this plan needs"),
-        (lambda: sampler().run([0], noise=torch.zeros(1, 1, 6, 6, 1)), "this plan needs"),
-        (lambda: sampler().run([], noise=torch.zeros(0)), "this plan needs"),
+        (lambda: sampler().run([0], noise=torch.zeros(1, 2, 36)), "must be a tensor \\[draws, 1, 1, 6, 6\\]"),
+        (lambda: sampler("ddim-eta1").run([0], noise=torch.zeros(2, 1, 36)), "has 2 draws; this plan needs"),
+        (lambda: sampler().run([0], noise=torch.zeros(1, 1, 6, 6, 1)), "must be a tensor"),
+        (lambda: sampler().run([], noise=torch.zeros(0)), "must be a tensor"),
         (lambda: sampler(classes=4).run([0, 1], labels=[1.9, 2.7]), "must be integers"),
         (lambda: sampler(classes=4).run([0], labels=["a"]), "must be integers"),
         (lambda: sampler(batch=0), "batch = 0"),

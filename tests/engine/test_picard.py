@@ -168,7 +168,7 @@ def test_a_real_network_agrees_up_to_its_rounding():
     s = Sampler(model, grid=karras(12), batch=16, parallel=Picard(6))
     x = s.run(range(20))
     assert torch.allclose(x, Sampler(model, grid=karras(12), batch=16).run(range(20)), rtol=1e-4, atol=1e-4)
-    assert s.prepare()["graph"] == s.way == "picard"
+    assert s.warm_up()["graph"] == s.engine.mode == "picard"
     assert torch.equal(torch.cat([part for _, part in s.stream(range(20))]), x)
 
 

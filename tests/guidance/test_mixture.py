@@ -14,7 +14,9 @@ from fastscore import plan as plans
 from fastscore.engine.capture import Graphed, Tape
 from fastscore.engine.loop import Loop
 from fastscore.engine.picard import Picard
-from fastscore.guidance.mixture import Guidance, fold
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.kernels.cpu import fused
 from fastscore.model.conditions import Known
 from fastscore.model.score import ScoreModel
@@ -29,6 +31,7 @@ from fastscore.solvers import (
     Ancestral,
     Dopri5,
     DPMpp2M,
+    GottaGoFast,
     Heun,
     Langevin,
     PredictorCorrector,
@@ -171,18 +174,15 @@ def test_weight_one_is_the_unguided_run_to_the_bit():
 def loop_of(name: str, ops: Ops = REFERENCE, inpaint: bool = True, guidance: Guidance | None = None) -> Loop:
     model, guidance = plain(), guidance or Guidance(1.7, (0.1, 20.0))
     plan = plans.make_plan(SOLVERS[name], model.schedule, karras(5)(model.schedule))
-    plan = plans.validate(fold(plan, model, guidance))
-    loop = Loop(plan, model, 4, CPU, torch.float32, ops, None, guidance, None, inpaint)
+    loop = Loop(BoundPlan(plan, model, guidance), model, Execution("cpu", 4), ops, known=inpaint)
     load(loop, 5)
     return loop
 
 
 def load(loop: Loop, seed: int) -> None:
-    from fastscore.model.conditions import inputs_of
-
-    key = NoiseKey.of(seed, [4, 0, 2**40])
-    given = inputs_of(loop.model, key, None, known(3) if loop.known is not None else None, None)
-    loop.load(key.seed, key.ids, torch.tensor([0, 1, 2]), given)
+    data = known(3) if loop.known is not None else None
+    request = Request.of(loop.model, CPU, [4, 0, 2**40], seed, labels=[0, 1, 2], known=data)
+    loop.load(request.padded(4))
 
 
 @pytest.mark.parametrize("mode", ["step", "loop"])
@@ -220,7 +220,7 @@ def test_recorded_noise_covers_the_known_part():
     z = torch.stack([key.normal(k, 36) for k in range(draws)])
     x = sampler.run(range(5), 8, known=known(5))
     assert torch.equal(sampler.run(range(5), noise=z, known=known(5)), x)
-    with pytest.raises(ValueError, match=f"this plan needs a tensor \\({draws}, 5"):
+    with pytest.raises(ValueError, match=f"this plan needs {draws}"):
         sampler.run(range(5), noise=z[:-1], known=known(5))
 
 
@@ -302,9 +302,9 @@ def test_starts():
             "not finite",
         ),
         (lambda: Sampler(plain()).run([0], y=torch.zeros(1)), "has none"),
-        (lambda: Sampler(plain(), solver=Dopri5(), guidance=Guidance(2.0)), "needs a plan"),
-        (lambda: Sampler(plain(), solver=Dopri5()).run([0], known=known(1)), "rows of a plan"),
-        (lambda: Sampler(plain(), parallel=Picard(4), guidance=Guidance(2.0)), "parallel: sweeps"),
+        (lambda: Sampler(plain(), solver=GottaGoFast()).run([0], known=known(1)), "integrates the SDE"),
+        (lambda: Sampler(plain(), solver=Dopri5(), parallel=Picard(4)), "which an adaptive solver has not"),
+        (lambda: Sampler(plain(), parallel=Picard(4)).run([0], known=known(1)), "follow the rows in order"),
         (lambda: Sampler(plain(), grid=karras(3), parallel=Picard(4)).run([0], known=known(1)), "known data follow"),
         (lambda: Sampler(two_classes("eps"), schedule=Flow(), guide=lambda *a: a[1]), "start the grid later"),
     ],

@@ -7,8 +7,9 @@ import torch
 
 from fastscore import plan as plans
 from fastscore.engine.loop import Loop
-from fastscore.guidance.mixture import Guidance, fold
-from fastscore.model.conditions import Inputs
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import REFERENCE, Ops
 from fastscore.ops.noise import NoiseKey
@@ -32,12 +33,12 @@ def test_same_bits(solver):
 
     model = ScoreModel(net, (37,), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
     guidance, key = Guidance(1.7, (0.1, 20.0)), NoiseKey.of(5, [4, 0, 2**40])
-    plan = fold(plans.make_plan(solver, EDM(), karras(5)(EDM())), model, guidance)
+    bound = BoundPlan(plans.make_plan(solver, EDM(), karras(5)(EDM())), model, guidance)
     found = []
     for ops in (triton, REFERENCE):
-        loop = Loop(plan, model, 3, torch.device("cpu"), torch.float32, ops, None, guidance, None, True)
+        loop = Loop(bound, model, Execution("cpu", 3), ops, known=True)
         y = NoiseKey.of(7, range(3)).normal(0, 37)
-        loop.load(key.seed, key.ids, torch.tensor([0, 1, 2]), Inputs(known=y, mask=y > 0.3))
+        loop.load(Request(key, torch.tensor([0, 1, 2]), known=y, mask=y > 0.3))
         found.append(loop.run())
     assert found[0].isfinite().all()
     assert torch.equal(*found)

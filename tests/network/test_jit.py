@@ -30,13 +30,13 @@ def compiles_or_skips() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["full", "regional"])
+@pytest.mark.parametrize("how", ["compile", "regional"])
 def test_a_compiled_network_draws_the_same_samples(how):
     compiles_or_skips()
     m = model()
     plain = Sampler(m, grid=karras(4), batch=4).run(range(6), labels="random")
-    fast = Sampler(m, grid=karras(4), batch=4, compile=how)
-    times = fast.prepare()
+    fast = Sampler(m, grid=karras(4), batch=4, network=how)
+    times = fast.warm_up()
     assert times["graph"] == "off"
     assert times["first_s"] > 0
     assert torch.allclose(fast.run(range(6), labels="random"), plain, rtol=1e-4, atol=1e-4)
@@ -58,7 +58,6 @@ def test_every_network_compiles_to_one_graph():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: compiled(model().net, "max"), "compile = 'max'"),
         (lambda: compiled(lambda u, t, c: u, "regional"), "needs an nn.Module"),
         (lambda: compiled(torch.nn.Linear(2, 2), "regional"), "repeats no block"),
         (lambda: Sampler(model(), graph="whole"), "graph = 'whole'"),

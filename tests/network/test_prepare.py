@@ -216,7 +216,7 @@ def test_auto_takes_the_fastest_numerics_that_hold(monkeypatch, native, errors, 
     seen, packaged = refusing(*errors)
     monkeypatch.setattr(network, "_packaged", packaged)
     said = []
-    model = prepare(unet(), 4, dtype="auto", say=said.append)
+    model = prepare(unet(), 4, network="auto", say=said.append)
     assert (seen, numerics(model.net).dtype) == (asked, dtype)
     assert len(said) == (dtype == "own")
 
@@ -232,7 +232,7 @@ def test_small_networks_and_functions_stay_as_they_are():
         (ScoreModel(nn.Identity(), (1, 4, 4), VP()), "not none"),
     ):
         said = []
-        assert prepare(given, 4, dtype="fp32", say=said.append) is given
+        assert prepare(given, 4, network="fp32", say=said.append) is given
         assert len(said) == 1
         assert reason in said[0]
 
@@ -240,7 +240,7 @@ def test_small_networks_and_functions_stay_as_they_are():
 def test_without_a_compiler_the_network_runs_as_it_is(no_compiler):
     assert not has_compiler()
     model, said = unet(), []
-    assert prepare(model, 4, dtype="bf16", say=said.append) is model
+    assert prepare(model, 4, network="bf16", say=said.append) is model
     assert said == ["the network runs as it is: no C++ compiler (g++ or clang++)"]
     sampler = Sampler(model, grid=karras(2), batch=4, network="fp32")
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
@@ -263,7 +263,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_traced_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(network, "has_compiler", lambda: True)
     model, said = ScoreModel(Branching(), (2,), VP()), []
-    assert prepare(model, 4, dtype="fp32", say=said.append) is model
+    assert prepare(model, 4, network="fp32", say=said.append) is model
     assert len(said) == 2
     assert "cannot compile it" in said[1]
     assert "\n" not in said[1]
@@ -274,9 +274,8 @@ def test_what_cannot_be_traced_runs_as_it_is(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: prepare(m, dtype="fp16"), "'fp16' must be one of own, auto, fp32, bf16"),
+        (lambda m: prepare(m, network="fp16"), "'fp16' must be one of own, auto, fp32, bf16, compile, regional"),
         (lambda m: Sampler(m, network="fast"), "'fast' must be one of own"),
-        (lambda m: Sampler(m, network="auto", compile="full"), "compiles by itself"),
         (lambda m: Sampler(m, network="auto", dtype=torch.float64), "float32 state"),
         (lambda m: prepare(ScoreModel(Prepared(m.net, (), Numerics()), (2,), VP())), "prepared already"),
     ],
@@ -327,7 +326,7 @@ def test_what_is_no_package_is_ignored_in_one_line():
 @pytest.mark.skipif(not has_compiler(), reason="a package needs g++ to be built")
 def test_a_package_is_built_once_checked_and_kept(monkeypatch):
     model, said = unet(), []
-    first = prepare(model, 4, dtype="bf16", say=said.append)
+    first = prepare(model, 4, network="bf16", say=said.append)
     assert len(said) == 1
     assert "once" in said[0]
     how = numerics(first.net)
@@ -345,7 +344,7 @@ def test_a_package_is_built_once_checked_and_kept(monkeypatch):
 
     # The next process needs no compiler, and gives the same bits.
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    again = prepare(unet(), 4, dtype="bf16", say=pytest.fail)
+    again = prepare(unet(), 4, network="bf16", say=pytest.fail)
     assert numerics(again.net) == how
     assert torch.equal(draw(again, range(9)), whole)
 
@@ -353,11 +352,11 @@ def test_a_package_is_built_once_checked_and_kept(monkeypatch):
     monkeypatch.setattr(package, "key_of", lambda *args: how.key)
     other = unet()
     other.net.head.weight.data.mul_(1.05)
-    assert prepare(other, 4, dtype="bf16", say=said.append) is other
+    assert prepare(other, 4, network="bf16", say=said.append) is other
     assert "ignored" in said[1]
     file = next(package.folder().glob("*.pt2"))
     file.write_bytes(file.read_bytes()[:-1000])
-    assert prepare(unet(), 4, dtype="bf16", say=said.append).net.__class__ is not Prepared
+    assert prepare(unet(), 4, network="bf16", say=said.append).net.__class__ is not Prepared
     assert "not those that were written" in said[3]
 
 

@@ -14,6 +14,9 @@ import torch
 import fastscore as fs
 from fastscore import plan as plans
 from fastscore.engine.loop import Loop
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels import abi
 from fastscore.kernels.cpu import fused
 from fastscore.model.score import ScoreModel
@@ -235,11 +238,10 @@ def test_whole_trajectories_are_equal(solver, schedule, network):
     model = ScoreModel(lambda u, t, cond: (u / (1.0 + u * u)).to(network), (3, 7, 11), schedule, parametrization)
     plan = plans.make_plan(solver, schedule, fs.karras(9)(schedule))
     plan = plans.clip(plan, 1.0) if isinstance(solver, fs.DPMpp2M) else plan
-    plan = plans.validate(plans.fold(plan, schedule, parametrization))
-    noise, ends = NoiseKey.of(11, [0, 1, 1 << 33, 5]), []
+    bound, key, ends = BoundPlan(plan, model), NoiseKey.of(11, [0, 1, 1 << 33, 5]), []
     for ops in (REFERENCE, resolve("cpp", CPU)):
-        loop = Loop(plan, model, 6, CPU, F32, ops, network)
-        loop.load(noise.seed, noise.ids, None)
+        loop = Loop(bound, model, Execution(CPU, 6), ops, network)
+        loop.load(Request(key).padded(6))
         ends.append(loop.run())
     assert same(*ends)
     assert torch.isfinite(ends[0]).all()

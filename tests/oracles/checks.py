@@ -39,7 +39,7 @@ def planned(model: object, setting: str, solver: object, knots: np.ndarray, muta
         batch=N,
         dtype=torch.float64,
     )
-    sampler.plan = replace(sampler.plan, rows=mutate(sampler.plan.rows))
+    sampler.bound.plan = replace(sampler.plan, rows=mutate(sampler.plan.rows))
     return sampler
 
 

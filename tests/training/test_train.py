@@ -45,7 +45,9 @@ def test_the_exact_denoiser_minimises_every_loss(prediction, weighting):
     alpha, sigma = schedule.alpha(t[:1])[0], schedule.sigma(t[:1])[0]
     key = NoiseKey.of(0, range(n))
     x0, z = 0.5 + 0.5 * key.normal(0, 2, torch.float64), key.normal(1, 2, torch.float64)
-    gain, weight = convert(p.components(schedule, t[:1]), components("x0", schedule, t[:1]), np.array([alpha]), np.array([sigma]))
+    gain, weight = convert(
+        p.components(schedule, t[:1]), components("x0", schedule, t[:1]), np.array([alpha]), np.array([sigma])
+    )
     c_in = float(p.c_in(schedule, t[:1])[0])
 
     def net(u, label, cond, shift=0.0):

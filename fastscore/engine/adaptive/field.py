@@ -11,6 +11,7 @@ is cos phi z - sin phi y_0: both exactly, so that no error estimate sees them.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,24 @@ from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.ops.noise import NoiseKey
+
+
+class Field(Protocol):
+    """What is integrated: k = f(y, lam).
+
+    Attributes:
+        parts: columns of the state that a tolerance is the root mean square over, [state, further ones].
+    """
+
+    parts: tuple[int, int]
+
+    def load(self, lanes: Tensor, positions: Tensor) -> None:
+        """Take notice of the samples that enter lanes."""
+        ...
+
+    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Return k, [lanes, width] like y; lam is float64 [padded]."""
+        ...
 
 
 class ScoreField:

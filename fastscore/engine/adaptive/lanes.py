@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from fastscore.engine.adaptive.brownian import UNITS, Path
 from fastscore.engine.adaptive.control import Controller, StepRule
 from fastscore.engine.adaptive.cost import Cost
+from fastscore.engine.adaptive.field import Field
 from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.errors import NonFiniteError, StepSizeError
 from fastscore.ops.noise import NoiseKey
@@ -30,24 +30,6 @@ SHORTEST = 1e-10  # of the way, below which a step is given up
 # The scalars of the lanes fill whole vectors, and one thread's share: the last elements of a tensor go through other
 # code than the rest, whose exp and log may differ in the last bit.
 VECTOR, MOST = 16, 1 << 15
-
-
-class Field(Protocol):
-    """What is integrated: k = f(y, lam).
-
-    Attributes:
-        parts: columns of the state that a tolerance is the root mean square over, [state, further ones].
-    """
-
-    parts: tuple[int, int]
-
-    def load(self, lanes: Tensor, positions: Tensor) -> None:
-        """Take notice of the samples that enter lanes."""
-        ...
-
-    def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
-        """Return k, [lanes, width] like y; lam is float64 [padded]."""
-        ...
 
 
 class Lanes:
@@ -123,14 +105,14 @@ class Lanes:
         if len(key.seed) == 1:
             self.key.seed.copy_(key.seed)
         held = torch.full((self.lanes,), -1, dtype=torch.int64)  # position of the sample in each lane, on the host
-        loaded, ticks, arrived, ahead = 0, 0, [], _Ahead(begin, n, self.lanes)
+        loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
             free = torch.arange(self.lanes)
             while True:
                 if loaded < n and len(free):
                     free = free[: n - loaded]
                     held[free] = torch.arange(loaded, loaded + len(free))
-                    self._enter(free, held[free], ahead(len(free)), key)
+                    self._enter(free, held[free], start(len(free)), key)
                     loaded += len(free)
                 if not bool((held >= 0).any()):
                     break
@@ -293,16 +275,16 @@ def padded_lanes(lanes: int) -> int:
     return -(-lanes // VECTOR) * VECTOR
 
 
-class _Ahead:
+class _StartingStates:
     """Initial states, made for as many samples at once as there are lanes."""
 
-    def __init__(self, begin: Callable[[int, int], Tensor], n: int, some: int) -> None:
-        self.begin, self.n, self.some, self.made = begin, n, some, 0
+    def __init__(self, begin: Callable[[int, int], Tensor], n: int, block: int) -> None:
+        self.begin, self.n, self.block, self.made = begin, n, block, 0
         self.rest: Tensor | None = None
 
     def __call__(self, count: int) -> Tensor:
         while self.rest is None or len(self.rest) < count:
-            last = min(self.made + self.some, self.n)
+            last = min(self.made + self.block, self.n)
             new = self.begin(self.made, last)
             self.rest, self.made = new if self.rest is None else torch.cat([self.rest, new]), last
         taken, self.rest = self.rest[:count], self.rest[count:]
