@@ -9,8 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastscore.chains import Chains
     from fastscore.engine.picard import Picard
-    from fastscore.errors import NonFiniteError
+    from fastscore.engine.request import Request
+    from fastscore.errors import NonFiniteError, SelfCheckError, StepSizeError
+    from fastscore.execution import Execution
     from fastscore.flow import ProbabilityFlow, dequantize
     from fastscore.guidance.guides import (
         DPS,
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
         DynamicThreshold,
         EnergyGuidance,
         PiGDM,
+        StaticThreshold,
     )
     from fastscore.guidance.mixture import Guidance
     from fastscore.joint import JointModel, JointSampler, Part
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from fastscore.model.score import ScoreModel
     from fastscore.network.prepare import Numerics, prepare
     from fastscore.network.timing import choose_batch
+    from fastscore.plan.rows import LangevinStep, Plan, Row
     from fastscore.process.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
     from fastscore.process.continuous import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.process.discrete import DiscreteVE, DiscreteVP, discrete_vp, smld
@@ -80,10 +85,12 @@ from fastscore._version import __version__
 _HOME = {
     "chains": "Chains",
     "engine.picard": "Picard",
+    "engine.request": "Request",
     "errors": "NonFiniteError SelfCheckError StepSizeError",
     "flow": "ProbabilityFlow dequantize",
-    "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM",
+    "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM StaticThreshold",
     "guidance.mixture": "Guidance",
+    "execution": "Execution",
     "joint": "JointModel JointSampler Part",
     "model.analytic": "Empirical GaussianMixture score_model",
     "model.conditions": "Known",
@@ -92,6 +99,7 @@ _HOME = {
     "model.score": "ScoreModel",
     "network.prepare": "Numerics prepare",
     "network.timing": "choose_batch",
+    "plan.rows": "LangevinStep Plan Row",
     "process.beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
     "process.continuous": "EDM VE VP Flow Pair SubVP TutorialVE",
     "process.discrete": "DiscreteVE DiscreteVP discrete_vp smld",

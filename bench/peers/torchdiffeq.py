@@ -12,7 +12,7 @@ from torchdiffeq import odeint
 import fastscore as fs
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
-from fastscore.solvers.exponential import one_step
+from fastscore.solvers.exponential import one_step_rows
 from peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
 
 
@@ -28,7 +28,7 @@ class ThreeEighths:
         for t0, t1 in pairwise(t):
             h = float(t1 - t0)
             times = [t0, t0 + h / 3, t0 + 2 * h / 3, t1, t1]
-            groups.append(one_step(times, [1.0] * 4, [[h * v for v in row] for row in table], "flow"))
+            groups.append(one_step_rows(times, [1.0] * 4, [[h * v for v in row] for row in table], "flow"))
         return groups
 
 

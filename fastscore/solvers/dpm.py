@@ -9,14 +9,14 @@ import numpy as np
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.exponential import (
-    between,
     checked_eta,
     checked_order,
     checked_prediction,
-    exact,
-    halved,
-    linear,
-    one_step,
+    exact_weights,
+    half_slope_weights,
+    one_step_rows,
+    step_coefficients,
+    with_first_order_ends,
 )
 
 FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
@@ -55,7 +55,7 @@ class DPMSolver:
             raise ValueError("DPMSolver: eta > 0 goes with prediction='x0', order 1 or 2 and on_grid=False")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return between(schedule, t, self._shared if self.on_grid else self._inner)
+        return with_first_order_ends(schedule, t, self._shared if self.on_grid else self._inner)
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         values = lam(schedule, t)
@@ -68,31 +68,33 @@ class DPMSolver:
         return [[row] for k in starts for row in self._step(schedule, t[k : k + self.order + 1])]
 
     def _step(self, schedule: Schedule, times: Array) -> list[Row]:
-        a, gain, H, _ = linear(schedule, times[:1], times[1:], self.prediction)
+        a, gain, H, _ = step_coefficients(schedule, times[:1], times[1:], self.prediction)
         values = lam(schedule, times) - lam(schedule, times[0])
-        weights = [exact(H[0], [0.0])]
+        weights = [exact_weights(H[0], [0.0])]
         if len(H) == 2:
-            weights.append(halved(H[1], values[1] / values[2]))
+            weights.append(half_slope_weights(H[1], values[1] / values[2]))
         elif len(H) == 3:
-            weights.append(exact(H[1], [0.0, values[1] / values[2]]))
+            weights.append(exact_weights(H[1], [0.0, values[1] / values[2]]))
             r = (values[:3] / values[3]).tolist()
             if self.on_grid:
-                weights.append(exact(H[2], r))
+                weights.append(exact_weights(H[2], r))
             else:
-                start, inside = exact(H[2], [0.0, r[2]])
+                start, inside = exact_weights(H[2], [0.0, r[2]])
                 weights.append([start, 0.0, inside])
-        return one_step(times, a, [[g * v for v in row] for g, row in zip(gain, weights, strict=True)], self.prediction)
+        return one_step_rows(
+            times, a, [[g * v for v in row] for g, row in zip(gain, weights, strict=True)], self.prediction
+        )
 
     def _noisy(self, schedule: Schedule, times: Array) -> list[Row]:
-        a, gain, H, c = linear(schedule, times[:1], times[1:], "x0", self.eta)
+        a, gain, H, c = step_coefficients(schedule, times[:1], times[1:], "x0", self.eta)
         t, s = float(times[0]), float(times[1])
-        first = Row(t, s, a[0], gain[0] * exact(H[0], [0.0])[0], c[0])
+        first = Row(t, s, a[0], gain[0] * exact_weights(H[0], [0.0])[0], c[0])
         if self.order == 1:
             return [first]
         # x_t = alpha D + sigma eps is kept as two slots: it can't be recovered from a stage that has noise of its own.
         keep = Row(t, t, 1.0, 0.0, m="eps", push=0)
         predict = Row(t, s, first.a, first.b, first.c, push=1, evaluate=False)
-        start, inside = halved(H[1], 0.5)
+        start, inside = half_slope_weights(H[1], 0.5)
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         w = (a[1] * sigma, a[1] * alpha + gain[1] * start)
         return [keep, predict, Row(s, float(times[2]), 0.0, gain[1] * inside, c[1], w)]

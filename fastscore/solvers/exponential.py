@@ -28,7 +28,7 @@ Update = tuple[float, Sequence[float], float]  # a, weights of the evaluations (
 Weights = Sequence[float]
 
 
-def linear(
+def step_coefficients(
     schedule: Schedule, t: Array, s: Array, m: str, eta: float = 0.0
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return A, G, H and c of the table above for steps from ``t`` to ``s``."""
@@ -43,7 +43,7 @@ def linear(
     return a.tolist(), gain.tolist(), big.tolist(), c.tolist()
 
 
-def moments(H: float, n: int) -> Weights:
+def exponential_moments(H: float, n: int) -> Weights:
     """Return int_0^1 H e^{-H (1 - theta)} theta^k dtheta for k < n; that is H k! phi_{k+1}(-H)."""
     if abs(H) >= 1.0:
         values = [-math.expm1(-H)]
@@ -60,17 +60,17 @@ def moments(H: float, n: int) -> Weights:
     return values
 
 
-def interpolate(nodes: Weights, integrals: Weights) -> Weights:
+def lagrange_weights(nodes: Weights, integrals: Weights) -> Weights:
     """Return the integral of each node's Lagrange polynomial, given the integrals of 1, theta, theta^2, .."""
     return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(integrals)).tolist()
 
 
-def exact(H: float, nodes: Weights) -> Weights:
+def exact_weights(H: float, nodes: Weights) -> Weights:
     """Return the weights of evaluations at ``nodes``, the polynomial through them integrated exactly."""
-    return interpolate(nodes, moments(H, len(nodes)))
+    return lagrange_weights(nodes, exponential_moments(H, len(nodes)))
 
 
-def halved(H: float, node: float, B: float | None = None) -> Weights:
+def half_slope_weights(H: float, node: float, B: float | None = None) -> Weights:
     """Return the weights of evaluations at 0 and ``node``: their slope times B / 2 in place of its exact integral.
 
     B is the integral of 1, unless given. Second order, as every B = H + O(H^2) is.
@@ -80,7 +80,7 @@ def halved(H: float, node: float, B: float | None = None) -> Weights:
     return [whole - slope, slope]
 
 
-def between(
+def with_first_order_ends(
     schedule: Schedule, t: Array, inner: Callable[[Schedule, Array], list[list[Row]]], clean: bool = True
 ) -> list[list[Row]]:
     """Return the groups of ``inner`` for all intervals with finite lam, and DDIM steps for the two ends.
@@ -98,7 +98,9 @@ def between(
     return groups + DDIM().steps(schedule, t[last:])
 
 
-def multistep(t: Array, updates: Sequence[Update], m: str, first: int = 0, slots: int | None = None) -> list[list[Row]]:
+def multistep_rows(
+    t: Array, updates: Sequence[Update], m: str, first: int = 0, slots: int | None = None
+) -> list[list[Row]]:
     """Return one row for each update: one evaluation a step, earlier ones kept in a ring of history slots.
 
     Args:
@@ -120,7 +122,7 @@ def multistep(t: Array, updates: Sequence[Update], m: str, first: int = 0, slots
     return groups
 
 
-def one_step(
+def one_step_rows(
     times: Sequence[float] | Array, a: Weights, weights: Sequence[Weights], m: str, slots: Sequence[int] = (0, 1, 2)
 ) -> list[Row]:
     """Return the rows of an explicit one-step method; m_j is evaluated at times[j].

@@ -12,16 +12,16 @@ from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
     Weights,
-    between,
     checked_eta,
     checked_order,
     checked_prediction,
-    exact,
-    halved,
-    interpolate,
-    linear,
-    moments,
-    multistep,
+    exact_weights,
+    exponential_moments,
+    half_slope_weights,
+    lagrange_weights,
+    multistep_rows,
+    step_coefficients,
+    with_first_order_ends,
 )
 
 FORMS = ("exact", "paper")
@@ -59,25 +59,25 @@ class DPMMultistep:
             raise ValueError(f"DPMMultistep: form = {self.form!r} must be one of {', '.join(FORMS)}")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return between(schedule, t, self._inner)
+        return with_first_order_ends(schedule, t, self._inner)
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         values = lam(schedule, t)
         updates = []
         for k, (a, gain, H, c) in enumerate(
-            zip(*linear(schedule, t[:-1], t[1:], self.prediction, self.eta), strict=True)
+            zip(*step_coefficients(schedule, t[:-1], t[1:], self.prediction, self.eta), strict=True)
         ):
             nodes = past(values, k, self.order)
             updates.append((a, [gain * v for v in self._weights(H, nodes)], c))
-        return multistep(t, updates, self.prediction)
+        return multistep_rows(t, updates, self.prediction)
 
     def _weights(self, H: float, nodes: Weights) -> Weights:
         if self.form == "exact" or len(nodes) == 1:
-            return exact(H, nodes)
+            return exact_weights(H, nodes)
         if len(nodes) == 2:
-            return halved(H, nodes[1])
-        whole, slope, curvature = moments(H, 3)
-        return interpolate(nodes, [whole, slope, 0.5 * curvature])
+            return half_slope_weights(H, nodes[1])
+        whole, slope, curvature = exponential_moments(H, 3)
+        return lagrange_weights(nodes, [whole, slope, 0.5 * curvature])
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,16 @@ class LMS:
         checked_order("LMS", self.order, 4)
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return between(schedule, t, self._inner, self.denoise)
+        return with_first_order_ends(schedule, t, self._inner, self.denoise)
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         a, gain = transfer(schedule, t[:-1], t[1:])
         rho, updates = schedule.sigma(t) / schedule.alpha(t), []
         for k in range(len(a)):
             nodes = past(rho, k, self.order)
-            v = interpolate(nodes, [1.0 / (n + 1) for n in range(len(nodes))])
+            v = lagrange_weights(nodes, [1.0 / (n + 1) for n in range(len(nodes))])
             updates.append((a[k], [gain[k] * value for value in v], 0.0))
-        return multistep(t, updates, "eps")
+        return multistep_rows(t, updates, "eps")
 
 
 def transfer(schedule: Schedule, t: Array, s: Array) -> tuple[list[float], list[float]]:

@@ -10,7 +10,7 @@ import numpy as np
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.adaptive import Tableau
-from fastscore.solvers.exponential import one_step
+from fastscore.solvers.exponential import one_step_rows
 from fastscore.solvers.sde import denoise
 
 
@@ -142,4 +142,4 @@ def _explicit(
     h = float(s - t)
     times = [*(s if c == 1.0 else t + c * (s - t) for c in tableau.nodes), s]
     rows = tableau.rows[1:]
-    return one_step(times, [1.0] * len(rows), [[h * v for v in row] for row in rows], "flow")
+    return one_step_rows(times, [1.0] * len(rows), [[h * v for v in row] for row in rows], "flow")

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
-from fastscore.solvers.exponential import Update, between, checked_order, multistep, one_step
+from fastscore.solvers.exponential import Update, checked_order, multistep_rows, one_step_rows, with_first_order_ends
 from fastscore.solvers.multistep import transfer
 
 ADAMS = (
@@ -44,9 +44,9 @@ class IPNDM:
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         def inner(schedule: Schedule, t: Array) -> list[list[Row]]:
             counts = [min(k + 1, self.evaluations) for k in range(len(t) - 1)]
-            return multistep(t, _updates(schedule, t, counts), "eps")
+            return multistep_rows(t, _updates(schedule, t, counts), "eps")
 
-        return between(schedule, t, inner)
+        return with_first_order_ends(schedule, t, inner)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PNDM:
     order = 2
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return between(schedule, t, self._inner)
+        return with_first_order_ends(schedule, t, self._inner)
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         n, warm = len(t) - 1, min(3 if self.prk else 1, len(t) - 1)
@@ -76,7 +76,7 @@ class PNDM:
             groups = [_trapezoid(schedule, t[0], t[1])]
         if n > warm:
             counts = [min(k if self.prk else k + 1, 4) for k in range(warm, n)]
-            groups += multistep(t[warm:], _updates(schedule, t[warm:], counts), "eps", warm, 3)
+            groups += multistep_rows(t[warm:], _updates(schedule, t[warm:], counts), "eps", warm, 3)
         return groups
 
 
@@ -96,9 +96,9 @@ def _runge_kutta(schedule: Schedule, t: np.float64, s: np.float64, k: int) -> li
     ]
     # Slot k is the ring's; of the others, the third step takes the one of step 0.
     slots = ((0, 1, 2), (1, 0, 3), (2, 0, 3))[k]
-    return one_step([t, middle, middle, s, s], [half, half, a, a], weights, "eps", slots)
+    return one_step_rows([t, middle, middle, s, s], [half, half, a, a], weights, "eps", slots)
 
 
 def _trapezoid(schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
     (a,), (gain,) = transfer(schedule, np.array([t]), np.array([s]))
-    return one_step([t, s, s], [a, a], [[gain], [gain / 2, gain / 2]], "eps")
+    return one_step_rows([t, s, s], [a, a], [[gain], [gain / 2, gain / 2]], "eps")

@@ -19,14 +19,14 @@ from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
     Update,
     Weights,
-    between,
     checked_eta,
     checked_order,
     checked_prediction,
-    exact,
-    halved,
-    linear,
-    multistep,
+    exact_weights,
+    half_slope_weights,
+    multistep_rows,
+    step_coefficients,
+    with_first_order_ends,
 )
 from fastscore.solvers.multistep import past
 
@@ -67,15 +67,15 @@ class UniPC:
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         def inner(schedule: Schedule, t: Array) -> list[list[Row]]:
             updates = corrected(schedule, t, self.prediction, 0.0, self.p, self.p + 1, self._weights)
-            return multistep(t, updates, self.prediction)
+            return multistep_rows(t, updates, self.prediction)
 
-        return between(schedule, t, inner)
+        return with_first_order_ends(schedule, t, inner)
 
     def _weights(self, H: float, nodes: Weights) -> Weights:
         if self.variant == "vary" or len(nodes) != 2:
-            return exact(H, nodes)
+            return exact_weights(H, nodes)
         # One of the two nodes is 0, the start of the step: the other one gives the slope.
-        start, other = halved(H, nodes[0] or nodes[1], H if self.variant == "bh1" else None)
+        start, other = half_slope_weights(H, nodes[0] or nodes[1], H if self.variant == "bh1" else None)
         return [other, start] if nodes[0] else [start, other]
 
 
@@ -113,9 +113,11 @@ class SASolver:
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         def inner(schedule: Schedule, t: Array) -> list[list[Row]]:
-            return multistep(t, corrected(schedule, t, "x0", self.tau, self.predictor, self.corrector, exact), "x0")
+            return multistep_rows(
+                t, corrected(schedule, t, "x0", self.tau, self.predictor, self.corrector, exact_weights), "x0"
+            )
 
-        return between(schedule, t, inner)
+        return with_first_order_ends(schedule, t, inner)
 
 
 def corrected(
@@ -129,7 +131,7 @@ def corrected(
         rule: weights of evaluations at given theta.
     """
     values, updates, change = lam(schedule, t), [], []
-    for k, (a, gain, H, c) in enumerate(zip(*linear(schedule, t[:-1], t[1:], m, eta), strict=True)):
+    for k, (a, gain, H, c) in enumerate(zip(*step_coefficients(schedule, t[:-1], t[1:], m, eta), strict=True)):
         predict = [gain * v for v in rule(H, past(values, k, predictor))]
         updates.append((a, [p + a * d for p, d in zip_longest(predict, change, fillvalue=0.0)], c))
         if corrector:
