@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_WHOLE = (torch.int64,)
 
 
 def require(
@@ -25,6 +26,23 @@ def require(
             )
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}; expected contiguous, call .contiguous()")
+
+
+def require_key(op: str, device: torch.device, n: int, key: object) -> int:
+    """Check the key of the noise of n samples; return the stride of its seeds.
+
+    It is 0 where one seed serves all samples ([1], or broadcast) and 1 where each has its own.
+
+    Raises:
+        ValueError: a seed or an id of another shape, dtype or device, or not contiguous.
+    """
+    seed, stride = key.seed, 0
+    if seed.shape != (1,):
+        stride = 1
+        if seed.shape == (n,) and n and not seed.stride(0):
+            seed, stride = seed[:1], 0
+    require(op, device, seed=(seed, (n,) if stride else (1,), _WHOLE), ids=(key.ids, (n,), _WHOLE))
+    return stride
 
 
 def require_rows(op: str, device: torch.device, n: int, table: Tensor, idx: Tensor, width: int) -> None:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import require
+from .checks import require_key
 from .launch import TILE, block, launch, vector
 
 # Bits of ``uint32`` words wrap on purpose; Triton's debug mode must not take that for an overflow.
@@ -37,9 +37,18 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def words(seed_ptr, sample_id, draw, counter):
+def seed_of(seed_ptr, sample, real, OWN_SEED: tl.constexpr):
+    """Seed of each sample, int64 [ROWS, 1]; a number where one serves all, so that its key is scheduled once."""
+    if OWN_SEED:
+        return tl.load(seed_ptr + sample, mask=real)
+    else:
+        return tl.load(seed_ptr)
+
+
+@triton.jit
+def words(seed, sample_id, draw, counter):
     """Four words of each element block ``counter`` (uint32) of the samples ``sample_id`` (int64), draw int32."""
-    seed = tl.load(seed_ptr).to(tl.uint64, bitcast=True)
+    seed = seed.to(tl.uint64, bitcast=True)
     key = sample_id.to(tl.uint64, bitcast=True)
     return philox(
         counter,
@@ -52,9 +61,9 @@ def words(seed_ptr, sample_id, draw, counter):
 
 
 @triton.jit
-def normals(seed_ptr, sample_id, draw, counter, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Normals of a tile, [ROWS, BLOCK]; sample_id and draw are [ROWS, 1], counter is [1, BLOCK // 4]."""
-    w0, w1, w2, w3 = words(seed_ptr, sample_id, draw, counter)
+def normals(seed, sample_id, draw, counter, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Normals of a tile, [ROWS, BLOCK]; seed, sample_id and draw are [ROWS, 1], counter is [1, BLOCK // 4]."""
+    w0, w1, w2, w3 = words(seed, sample_id, draw, counter)
     z0, z1 = box_muller(w0, w1)
     z2, z3 = box_muller(w2, w3)
     return interleave(z0, z1, z2, z3, ROWS, BLOCK)
@@ -122,7 +131,7 @@ def signed(v, w):
 
 
 # Grid: (samples / ROWS, elements / BLOCK).
-# Bytes per element: 4 written; nothing is read but one seed, and one id a sample.
+# Bytes per element: 4 written; nothing is read but one seed, or one a sample, and one id a sample.
 # Deterministic: a pure function of (seed, id, draw, element), whatever the tile.
 # Aliasing: none.
 @triton.jit(do_not_specialize=["n", "units", "draw"])
@@ -133,6 +142,7 @@ def _noise_kernel(
     draw,
     n,
     units,
+    OWN_SEED: tl.constexpr,
     KIND: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
@@ -143,11 +153,12 @@ def _noise_kernel(
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     counter = tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]
     sample_id = tl.load(ids_ptr + sample, mask=sample < n)
+    seed = seed_of(seed_ptr, sample, sample < n, OWN_SEED)
     number = tl.full([1, 1], 0, tl.int32) + draw
     if KIND == NORMAL:
-        value = normals(seed_ptr, sample_id, number, counter.to(tl.uint32), ROWS, BLOCK)
+        value = normals(seed, sample_id, number, counter.to(tl.uint32), ROWS, BLOCK)
     else:
-        w0, w1, w2, w3 = words(seed_ptr, sample_id, number, counter.to(tl.uint32))
+        w0, w1, w2, w3 = words(seed, sample_id, number, counter.to(tl.uint32))
         value = interleave(w0, w1, w2, w3, ROWS, BLOCK)
         if KIND == UNIFORM:
             value = uniform_scaled(value) * 2.3283064365386963e-10  # 2^-32
@@ -173,7 +184,7 @@ def words_triton(noise: object, draw: int, d: int) -> Tensor:
 
 def _noise(noise: object, draw: int, d: int, kind: tl.constexpr, dtype: torch.dtype) -> Tensor:
     ids, seed = noise.ids, noise.seed
-    require("noise", ids.device, seed=(seed, (1,), (torch.int64,)), ids=(ids, (len(ids),), (torch.int64,)))
+    seeds = require_key("noise", ids.device, len(ids), noise)
     out = torch.empty((len(ids), d), dtype=dtype, device=ids.device)
     size = block(d)
     rows = TILE // size
@@ -181,5 +192,5 @@ def _noise(noise: object, draw: int, d: int, kind: tl.constexpr, dtype: torch.dt
     signed = draw - (1 << 32) if draw >> 31 else draw
     unit = vector(d)
     launch(_noise_kernel, grid, out, out, seed, ids, signed, len(ids), d // unit,
-           KIND=kind, VECTOR=unit, ROWS=rows, BLOCK=size)  # fmt: skip
+           OWN_SEED=seeds, KIND=kind, VECTOR=unit, ROWS=rows, BLOCK=size)  # fmt: skip
     return out

@@ -6,9 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import abi
-from .checks import FLOATS, require, require_rows
+from .checks import FLOATS, require, require_key, require_rows
 from .launch import TILE, launch, vector
-from .noise import normals
+from .noise import normals, seed_of
 from .update import column, network_value, row_of
 
 NORMS = ("sample", "batch", "expected")
@@ -52,6 +52,7 @@ def _norms_kernel(
     idx_stride,
     HAS_F2: tl.constexpr,
     HAS_Z: tl.constexpr,
+    OWN_SEED: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -61,6 +62,7 @@ def _norms_kernel(
     real = sample < n
     row = table_ptr + row_of(idx_ptr, sample, idx_stride, real) * abi.WIDTH
     sample_id = tl.load(ids_ptr + sample, mask=real)
+    seed = seed_of(seed_ptr, sample, real, OWN_SEED)
     draw = column(row, abi.DRAW, real).to(tl.int32)
     mm = tl.full([ROWS, BLOCK], 0.0, tl.float32)
     zz = tl.full([ROWS, BLOCK], 0.0, tl.float32)
@@ -73,7 +75,7 @@ def _norms_kernel(
         mm += tl.where(inside, m * m, 0.0)
         if HAS_Z:
             counter = (start // 4 + tl.arange(0, BLOCK // 4)[None, :]).to(tl.uint32)
-            z = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
+            z = normals(seed, sample_id, draw, counter, ROWS, BLOCK)
             zz += tl.where(inside, z * z, 0.0)
     one = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tl.store(mm_ptr + one, halve(mm, ROWS, BLOCK), mask=one < n)
@@ -161,9 +163,9 @@ def langevin_triton(
     require(
         "langevin", x.device, x=(x, (n, d), state), F=(F, (n, d), FLOATS), F2=(F2, (n, d), FLOATS),
         scratch=(scratch, (n, abi.WIDTH), state), valid=(valid, (n,), state),
-        seed=(noise.seed, (1,), (torch.int64,)), ids=(noise.ids, (n,), (torch.int64,)),
     )  # fmt: skip
     require_rows("langevin", x.device, n, table, idx, abi.WIDTH)
+    seeds = require_key("langevin", x.device, n, noise)
 
     mm, zz = torch.empty((2, n), dtype=torch.float32, device=x.device)
     unit = vector(d)
@@ -172,7 +174,7 @@ def langevin_triton(
     launch(
         _norms_kernel, (triton.cdiv(n, rows),), x, mm, zz, x, F, x if F2 is None else F2, table, idx,
         noise.seed, noise.ids, n, d // unit, idx.stride(0),
-        HAS_F2=F2 is not None, HAS_Z=norm != "expected", VECTOR=unit, ROWS=rows, BLOCK=size,
+        HAS_F2=F2 is not None, HAS_Z=norm != "expected", OWN_SEED=seeds, VECTOR=unit, ROWS=rows, BLOCK=size,
     )  # fmt: skip
     launch(
         _langevin_kernel, (n,), x, scratch, mm, zz, valid, table, idx, n, d, idx.stride(0),

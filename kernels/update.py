@@ -6,9 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import abi
-from .checks import FLOATS, require, require_rows
+from .checks import FLOATS, require, require_key, require_rows
 from .launch import TILE, block, launch, vector
-from .noise import normals
+from .noise import normals, seed_of
 
 
 # Grid: (samples / ROWS, elements / BLOCK).
@@ -42,6 +42,7 @@ def _update_kernel(
     SLOTS: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     HAS_KNOWN: tl.constexpr,
+    OWN_SEED: tl.constexpr,
     HAS_U: tl.constexpr,
     HAS_MEAN: tl.constexpr,
     EVEN: tl.constexpr,
@@ -58,15 +59,16 @@ def _update_kernel(
     row = table_ptr + row_of(idx_ptr, sample, idx_stride, real) * abi.WIDTH
     if HAS_NOISE or HAS_KNOWN:
         sample_id = tl.load(ids_ptr + sample, mask=real)
+        seed = seed_of(seed_ptr, sample, real, OWN_SEED)
         counter = (tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]).to(tl.uint32)
     # Normals come first: Philox needs most registers, and nothing else is alive yet.
     if HAS_NOISE:
         draw = column(row, abi.DRAW, real).to(tl.int32)
-        z = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
+        z = normals(seed, sample_id, draw, counter, ROWS, BLOCK)
     if HAS_KNOWN:
         mine = known_table_ptr + row_of(known_idx_ptr, sample, known_idx_stride, real) * abi.WIDTH
         draw = column(mine, abi.DRAW, real).to(tl.int32)
-        z_known = normals(seed_ptr, sample_id, draw, counter, ROWS, BLOCK)
+        z_known = normals(seed, sample_id, draw, counter, ROWS, BLOCK)
 
     x = tl.load(x_ptr + at, mask=inside)
     y = column(row, abi.A, real) * x
@@ -146,7 +148,7 @@ def update_triton(
         hist: history slots, [S, N, D] float32, S <= abi.SLOTS.
         table: lowered plan, [rows, abi.WIDTH] float32.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0).
-        noise: key with ``seed`` int64 [1] and ``ids`` int64 [N]; None if the row's c is 0.
+        noise: key with ``seed`` int64 [1] or [N] and ``ids`` int64 [N]; None if the row's c is 0.
         known: ``y`` [N, D] float32, ``mask`` [N, D] bool, ``table``, ``idx`` and ``noise``; None for no mask.
         out_u: next network input, [N, D] float32, bfloat16 or float16; None to leave it.
         out_mean: x' without its noise term, [N, D] float32; None to leave it.
@@ -175,8 +177,7 @@ def update_triton(
         key = known.noise
         require("update", x.device, y=(known.y, (n, d), state), mask=(known.mask, (n, d), (torch.bool,)))
         require_rows("update", x.device, n, known.table, known.idx, abi.WIDTH)
-    if key is not None:
-        require("update", x.device, seed=(key.seed, (1,), (torch.int64,)), ids=(key.ids, (n,), (torch.int64,)))
+    seeds = 0 if key is None else require_key("update", x.device, n, key)
 
     unit, size = vector(d), block(d)
     rows = TILE // size
@@ -208,6 +209,7 @@ def update_triton(
         SLOTS=slots,
         HAS_NOISE=noise is not None,
         HAS_KNOWN=known is not None,
+        OWN_SEED=seeds,
         HAS_U=out_u is not None,
         HAS_MEAN=out_mean is not None,
         EVEN=n % rows == 0 and d % size == 0,

@@ -4,8 +4,9 @@ Philox4x32-10 (Salmon et al. 2011) turns a 64-bit key and a 128-bit counter into
 
     key = seed,   counter = (element // 4, draw, id low, id high)
 
-so one block of four words serves four consecutive elements of one sample. Box-Muller turns the
-words (w0, w1) into two normals, (w2, w3) into two more. With u = (w0 + 1/2) 2^-32 in float32,
+so one block of four words serves four consecutive elements of one sample; the samples of a batch have
+one seed, or each its own. Box-Muller turns the words (w0, w1) into two normals, (w2, w3) into two more.
+With u = (w0 + 1/2) 2^-32 in float32,
 
     L = -2 ln u,   S = sin^2 of the angle 2 pi w1 2^-32 reduced to the nearest axis,
     |z0|, |z1| = sqrt(L - L S), sqrt(L S), swapped where that axis is vertical; signs from w1.
@@ -21,10 +22,10 @@ is 9.4e-7. This file is the specification; any change of a value is a new versio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,26 +51,31 @@ class NoiseKey:
     """The generated noise of a batch.
 
     Attributes:
-        seed: int64 [1]; the 64 bits of the key.
+        seed: int64 [1], or [N] where samples have seeds of their own; the 64 bits of the key.
         ids: int64 [N]; the sample ids.
+
+    Raises:
+        ValueError: neither one seed nor one a sample.
     """
 
     seed: Tensor
     ids: Tensor
 
+    def __post_init__(self) -> None:
+        if self.seed.shape != (1,) and self.seed.shape != self.ids.shape:
+            raise ValueError(f"seed is {list(self.seed.shape)} for ids {list(self.ids.shape)}; expected [1] or [N]")
+
     @classmethod
-    def of(cls, seed: int, ids: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> NoiseKey:
-        """Build a key from Python integers.
+    def of(
+        cls, seed: int | Sequence[int] | Tensor, ids: Sequence[int] | Tensor, device: torch.device | str = "cpu"
+    ) -> NoiseKey:
+        """Build a key from Python integers: one seed for all samples, or a sequence of one a sample.
 
         Raises:
-            ValueError: seed outside 0 .. 2^64-1, an id outside 0 .. 2^63-1, or not an integer.
+            ValueError: a seed outside 0 .. 2^64-1, an id outside 0 .. 2^63-1, not an integer, or
+                another number of seeds than of ids.
         """
-        try:
-            seed = index(seed)
-        except TypeError:
-            raise ValueError(f"seed = {seed!r} must be an integer") from None
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed = {seed} must lie in 0 .. 2^64-1")
+        seeds = _seeds(seed)
         try:
             listed = (
                 ids
@@ -82,13 +88,21 @@ class NoiseKey:
         outside = next((k for k in ends if not 0 <= k < 1 << 63), None)
         if outside is not None:
             raise ValueError(f"id {outside} must lie in 0 .. 2^63-1")
-        signed = seed - (1 << 64) if seed >> 63 else seed
+        if isinstance(seeds, list) and len(seeds) != len(listed):
+            raise ValueError(
+                f"seed is a sequence of {len(seeds)} for {len(listed)} ids; expected an int or one a sample"
+            )
+        signed = [k - (1 << 64) if k >> 63 else k for k in (seeds if isinstance(seeds, list) else [seeds])]
         if isinstance(listed, range):
             numbers = torch.arange(len(listed), device=device)  # in place: a million ids are 8 MB, once
             numbers.mul_(listed.step).add_(listed.start if len(listed) else 0)
         else:
             numbers = torch.tensor(listed, dtype=torch.int64, device=device)
-        return cls(torch.tensor([signed], device=device), numbers)
+        return cls(torch.tensor(signed, dtype=torch.int64, device=device), numbers)
+
+    def part(self, at: slice | Tensor) -> NoiseKey:
+        """Return the key of some of the samples."""
+        return NoiseKey(self.seed if self.seed.shape[0] == 1 else self.seed[at], self.ids[at])
 
     def words(self, draw: Tensor | int, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the four Philox words of ``blocks`` blocks of each sample, int64 [N, blocks] each."""
@@ -98,7 +112,8 @@ class NoiseKey:
             draw = draw.to(torch.int64)[:, None]
         zero = torch.zeros((len(ids), blocks), dtype=torch.int64, device=ids.device)
         counter = (zero + block, (zero + draw) & _MASK, zero + (ids & _MASK), zero + ((ids >> 32) & _MASK))
-        return philox(counter, (self.seed & _MASK, (self.seed >> 32) & _MASK))
+        seed = self.seed[:, None]
+        return philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
     def normal(self, draw: Tensor | int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return z ~ N(0, 1), [N, d]; float64 widens the float32 normals."""
@@ -107,8 +122,8 @@ class NoiseKey:
         if n > some:  # a few samples at a time, so that what lies between words and normals stays in cache
             split = draw.split(some) if isinstance(draw, Tensor) and len(draw) > 1 else None
             draws = split or [draw] * -(-n // some)
-            parts = zip(draws, self.ids.split(some), strict=True)
-            return torch.cat([NoiseKey(self.seed, ids).normal(k, d, dtype) for k, ids in parts])
+            parts = (self.part(slice(k * some, (k + 1) * some)) for k in range(len(draws)))
+            return torch.cat([part.normal(k, d, dtype) for part, k in zip(parts, draws, strict=True)])
         w0, w1, w2, w3 = self.words(draw, blocks)
         z = torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], dim=-1)
         return z.flatten(1)[:, :d].to(dtype)
@@ -141,6 +156,24 @@ class RecordedNoise:
     def normal(self, draw: Tensor, d: int, dtype: torch.dtype) -> Tensor:
         """Return the recorded normals of one draw, [N, d]."""
         return self.z.index_select(0, draw.reshape(-1)[:1].to(torch.int64))[0].to(dtype)
+
+
+def _seeds(seed: Any) -> int | list[int]:
+    """Return one seed, or the list of one a sample, as Python integers in 0 .. 2^64-1."""
+    given = seed.tolist() if isinstance(seed, Tensor) else seed
+    if isinstance(given, Iterable) and not isinstance(given, str) and getattr(given, "ndim", 1):
+        return [_seed(k, f"seed[{place}]") for place, k in enumerate(given)]
+    return _seed(given, "seed")
+
+
+def _seed(value: Any, name: str) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        raise ValueError(f"{name} = {value!r} must be an integer") from None
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"{name} = {number} must lie in 0 .. 2^64-1")
+    return number
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

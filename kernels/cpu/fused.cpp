@@ -51,11 +51,10 @@ struct Tiles {
 
 struct Update {
     int64_t n, d, slots, u_type;
-    uint64_t seed;
     float *x, *hist, *mean;
     void* u;
-    const int64_t *ids, *known_ids;
-    uint64_t known_seed;
+    Key key;             // of the row; no ids: no noise
+    Key known_key;
     const float* known;  // null: no mask
     const uint8_t* mask;
     Network net;
@@ -118,13 +117,13 @@ INLINE void update(const Update& a, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
         int64_t first = item / tiles.pieces * tiles.samples, e = item % tiles.pieces * TILE;
         int64_t count = tiles.count(first), len = tiles.length(e);
-        if (a.ids) normals(z, &a.rows, 0, a.seed, a.ids, first, count, e, len);
-        if (a.known) normals(known_z, &a.known_rows, 0, a.known_seed, a.known_ids, first, count, e, len);
+        if (a.key.ids) normals(z, &a.rows, 0, a.key, first, count, e, len);
+        if (a.known) normals(known_z, &a.known_rows, 0, a.known_key, first, count, e, len);
         int64_t span = one_row ? count * len : len;  // samples of one row lie side by side
         for (int64_t j = 0; j < count * len; j += span) {
             int64_t s = first + j / len;
             update_span(a, a.rows.of(s), a.known ? a.known_rows.of(s) : nullptr, s * a.d + e, span,
-                        a.ids ? z + j : nullptr, known_z + j);
+                        a.key.ids ? z + j : nullptr, known_z + j);
         }
     }
 }
@@ -145,10 +144,9 @@ INLINE void add_squares(float* lanes, const float* v, int64_t n) {
 
 struct Norms {
     int64_t n, d;
-    uint64_t seed;
     const float* x;
     float *mm, *zz;
-    const int64_t* ids;  // null: |z|^2 is not wanted
+    Key key;  // no ids: |z|^2 is not wanted
     Network net;
     Rows rows;
 };
@@ -161,17 +159,17 @@ INLINE void norms(const Norms& a, int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group)
         for (int64_t e = 0; e < a.d; e += TILE) {
             int64_t first = group * tiles.samples, count = tiles.count(first), len = tiles.length(e);
-            if (a.ids) normals(z, &a.rows, 0, a.seed, a.ids, first, count, e, len);
+            if (a.key.ids) normals(z, &a.rows, 0, a.key, first, count, e, len);
             for (int64_t j = 0; j < count; ++j) {
                 int64_t s = first + j, at = s * a.d + e;
                 if (e == 0)
                     for (int64_t i = 0; i < lanes; ++i) lanes_m[i] = lanes_z[i] = 0.0f;
                 network_value(m, a.rows.of(s), a.x + at, a.net, at, len);
                 add_squares(lanes_m, m, len);
-                if (a.ids) add_squares(lanes_z, z + j * len, len);
+                if (a.key.ids) add_squares(lanes_z, z + j * len, len);
                 if (e + len < a.d) continue;
                 a.mm[s] = halve(lanes_m, a.d);
-                a.zz[s] = a.ids ? halve(lanes_z, a.d) : static_cast<float>(a.d);
+                a.zz[s] = a.key.ids ? halve(lanes_z, a.d) : static_cast<float>(a.d);
             }
         }
 }
@@ -185,7 +183,7 @@ float sum_of_roots(const float* squares, const float* valid, int64_t n) {
 
 // ---- normals alone, bytes
 
-struct Normal { int64_t n, d; uint64_t seed; const int64_t* ids; float* out; uint32_t draw; };
+struct Normal { int64_t n, d; Key key; float* out; uint32_t draw; };
 
 INLINE void normal(const Normal& a, int64_t begin, int64_t end) {
     float z[TILE];
@@ -193,7 +191,7 @@ INLINE void normal(const Normal& a, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
         int64_t first = item / tiles.pieces * tiles.samples, e = item % tiles.pieces * TILE;
         int64_t count = tiles.count(first), len = tiles.length(e);
-        normals(z, nullptr, a.draw, a.seed, a.ids, first, count, e, len);
+        normals(z, nullptr, a.draw, a.key, first, count, e, len);
         std::memcpy(a.out + first * a.d + e, z, count * len * sizeof(float));
     }
 }
@@ -265,8 +263,8 @@ template <class Args> void run(void (*op)(const Args&, int64_t, int64_t), const 
 
 }  // namespace
 
-// Of the structures above; launch.py has the same number.
-EXPORT int fastscore_abi() { return 1; }
+// Of the structures above; fused.py has the same number.
+EXPORT int fastscore_abi() { return 2; }
 
 // Use the best instruction set up to `limit` (0 baseline, 1 AVX2, 2 AVX-512); return the one in use.
 EXPORT int fastscore_isa(int limit) { return isa = best_isa() < limit ? best_isa() : limit; }

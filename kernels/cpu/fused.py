@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import zlib
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from .. import abi
-from ..checks import require, require_rows
+from ..checks import require, require_key, require_rows
 
 NORMS = ("sample", "expected", "batch")
 OFFSET = {"nearest": 128.0, "floor": 127.5}
 ISAS = ("baseline", "avx2", "avx512")
-_ABI = 1  # of the structures below; fused.cpp has the same number
+_ABI = 2  # of the structures below; fused.cpp has the same number
 _TYPE = {torch.float32: 0, torch.bfloat16: 1}
-_STATE, _INT64 = (torch.float32,), (torch.int64,)
+_STATE = (torch.float32,)
 
 
 class _Network(Structure):
@@ -36,26 +36,27 @@ class _Rows(Structure):
     _fields_ = [("table", c_void_p), ("idx", c_void_p), ("count", c_int64), ("stride", c_int64), ("wide", c_int64)]
 
 
+class _Key(Structure):
+    _fields_ = [("ids", c_void_p), ("seeds", c_void_p), ("stride", c_int64)]
+
+
 class _Update(Structure):
     _fields_ = [
-        ("n", c_int64), ("d", c_int64), ("slots", c_int64), ("u_type", c_int64), ("seed", c_uint64),
-        ("x", c_void_p), ("hist", c_void_p), ("mean", c_void_p), ("u", c_void_p), ("ids", c_void_p),
-        ("known_ids", c_void_p), ("known_seed", c_uint64), ("known", c_void_p), ("mask", c_void_p),
-        ("net", _Network), ("rows", _Rows), ("known_rows", _Rows),
+        ("n", c_int64), ("d", c_int64), ("slots", c_int64), ("u_type", c_int64), ("x", c_void_p), ("hist", c_void_p),
+        ("mean", c_void_p), ("u", c_void_p), ("key", _Key), ("known_key", _Key), ("known", c_void_p),
+        ("mask", c_void_p), ("net", _Network), ("rows", _Rows), ("known_rows", _Rows),
     ]  # fmt: skip
 
 
 class _Norms(Structure):
     _fields_ = [
-        ("n", c_int64), ("d", c_int64), ("seed", c_uint64), ("x", c_void_p), ("mm", c_void_p), ("zz", c_void_p),
-        ("ids", c_void_p), ("net", _Network), ("rows", _Rows),
+        ("n", c_int64), ("d", c_int64), ("x", c_void_p), ("mm", c_void_p), ("zz", c_void_p), ("key", _Key),
+        ("net", _Network), ("rows", _Rows),
     ]  # fmt: skip
 
 
 class _Normal(Structure):
-    _fields_ = [
-        ("n", c_int64), ("d", c_int64), ("seed", c_uint64), ("ids", c_void_p), ("out", c_void_p), ("draw", c_uint32),
-    ]  # fmt: skip
+    _fields_ = [("n", c_int64), ("d", c_int64), ("key", _Key), ("out", c_void_p), ("draw", c_uint32)]
 
 
 class _Quantize(Structure):
@@ -142,14 +143,12 @@ def _pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def _seed(noise: object) -> int:
-    return int(noise.seed) & 0xFFFFFFFFFFFFFFFF
-
-
-def _require_key(op: str, device: torch.device, n: int, noise: object) -> None:
+def _key(op: str, device: torch.device, n: int, noise: object) -> _Key:
+    """Check the key of n samples; return where the library finds it, to read it at each call."""
     if not hasattr(noise, "seed"):
         raise ValueError(f"{op}: kernels generate their noise; recorded noise needs backend='reference'")
-    require(op, device, seed=(noise.seed, (1,), _INT64), ids=(noise.ids, (n,), _INT64))
+    stride = require_key(op, device, n, noise)
+    return _Key(noise.ids.data_ptr(), noise.seed.data_ptr(), stride)
 
 
 def _on_cpu(op: str, x: Tensor) -> torch.device:
@@ -184,7 +183,7 @@ def update_cpu(
         hist: history slots, [S, N, D] float32, S <= abi.SLOTS.
         table: lowered plan, [rows, abi.WIDTH] float32.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0).
-        noise: key with ``seed`` int64 [1] and ``ids`` int64 [N]; None if the row's c is 0.
+        noise: key with ``seed`` int64 [1] or [N] and ``ids`` int64 [N]; None if the row's c is 0.
         known: ``y`` [N, D] float32, ``mask`` [N, D] bool, ``table``, ``idx`` and ``noise``; None for no mask.
         out_u: next network input, [N, D]; float32 and bfloat16 are written in place, other floats copied.
         out_mean: x' without its noise term, [N, D] float32; None to leave it.
@@ -213,17 +212,15 @@ def update_cpu(
     )  # fmt: skip
     require_rows("update", device, n, table, idx, abi.WIDTH)
     call = _Update(
-        n, d, slots, 0 if u is None else _TYPE[u.dtype], 0, x.data_ptr(), hist.data_ptr(), _pointer(out_mean),
+        n, d, slots, 0 if u is None else _TYPE[u.dtype], x.data_ptr(), hist.data_ptr(), _pointer(out_mean),
         _pointer(u), net=_network(F, F2), rows=_rows(table, idx),
     )  # fmt: skip
     if noise is not None:
-        _require_key("update", device, n, noise)
-        call.seed, call.ids = _seed(noise), noise.ids.data_ptr()
+        call.key = _key("update", device, n, noise)
     if known is not None:
         require("update", device, y=(known.y, (n, d), _STATE), mask=(known.mask, (n, d), (torch.bool,)))
         require_rows("update", device, n, known.table, known.idx, abi.WIDTH)
-        _require_key("update", device, n, known.noise)
-        call.known_seed, call.known_ids = _seed(known.noise), known.noise.ids.data_ptr()
+        call.known_key = _key("update", device, n, known.noise)
         call.known, call.mask = known.y.data_ptr(), known.mask.data_ptr()
         call.known_rows = _rows(known.table, known.idx)
     if x.numel() == 0:
@@ -254,19 +251,17 @@ def bind_update_cpu(
     network, slots = tuple(_TYPE), hist.shape[0]
     require("update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(out_u, (n, d), network))
     require_rows("update", device, n, table, idx, abi.WIDTH)
-    _require_key("update", device, n, noise)
     call = _Update(
-        n, d, slots, _TYPE[out_u.dtype], 0, x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(),
-        rows=_rows(table, idx),
+        n, d, slots, _TYPE[out_u.dtype], x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(), rows=_rows(table, idx),
     )  # fmt: skip
-    run, ids = library().fastscore_update, noise.ids.data_ptr()
-    held = (x, hist, table, idx, out_u)  # the call knows them by address only
+    run, key, silent = library().fastscore_update, _key("update", device, n, noise), _Key()
+    held = (x, hist, table, idx, noise.seed, noise.ids, out_u)  # the call knows them by address only
 
     def update(F: Tensor | None, F2: Tensor | None, noisy: bool, held: tuple[Tensor, ...] = held) -> None:
         F, F2 = _readable(F), _readable(F2)
         require("update", device, F=(F, (n, d), network), F2=(F2, (n, d), network))
         call.net = _network(F, F2)
-        call.seed, call.ids = (_seed(noise), ids) if noisy else (0, None)
+        call.key = key if noisy else silent
         _check("update", run(byref(call), *_team(n * d)))
 
     return update
@@ -305,14 +300,14 @@ def langevin_cpu(
         scratch=(scratch, (n, abi.WIDTH), _STATE), valid=(valid, (n,), _STATE),
     )  # fmt: skip
     require_rows("langevin", device, n, table, idx, abi.WIDTH)
-    _require_key("langevin", device, n, noise)
+    key = _key("langevin", device, n, noise)
     if x.numel() == 0:
         return
     squares = torch.empty((2, n), dtype=torch.float32)
     mm = squares.data_ptr()
     call = _Norms(
-        n, d, _seed(noise), x.data_ptr(), mm, mm + 4 * n, None if norm == "expected" else noise.ids.data_ptr(),
-        _network(F, F2), _rows(table, idx),
+        n, d, x.data_ptr(), mm, mm + 4 * n, _Key() if norm == "expected" else key, _network(F, F2),
+        _rows(table, idx),
     )  # fmt: skip
     rest = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *_team(n * d))
     _check("langevin", library().fastscore_langevin(byref(call), *rest))
@@ -321,11 +316,11 @@ def langevin_cpu(
 def normal_cpu(noise: object, draw: int, d: int, out: Tensor | None = None) -> Tensor:
     """Return z of one draw, float32 [N, d], as NoiseKey.normal does and to the same bits; into ``out`` if given."""
     n, device = len(noise.ids), torch.device("cpu")
-    _require_key("normal", device, n, noise)
+    key = _key("normal", device, n, noise)
     out = torch.empty((n, d), dtype=torch.float32) if out is None else out
     require("normal", device, out=(out, (n, d), _STATE))
     if out.numel():
-        call = _Normal(n, d, _seed(noise), noise.ids.data_ptr(), out.data_ptr(), draw)
+        call = _Normal(n, d, key, out.data_ptr(), draw)
         library().fastscore_normal(byref(call), *_team(n * d))
     return out
 

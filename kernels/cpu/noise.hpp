@@ -25,10 +25,24 @@ struct Rows {
         return wide ? static_cast<const int64_t*>(idx)[s * stride] : static_cast<const int32_t*>(idx)[s * stride];
     }
     INLINE const float* of(int64_t s) const { return table + number(s) * WIDTH; }
+    INLINE uint32_t draw(int64_t s) const { return static_cast<uint32_t>(static_cast<int64_t>(of(s)[DRAW])); }
     bool valid(int64_t n) const {
         for (int64_t s = 0; s < (stride ? n : 1); ++s)
             if (number(s) < 0 || number(s) >= count) return false;
         return true;
+    }
+};
+
+// Whose noise: each sample's id, and a seed of its own (stride 1) or the one of all (stride 0).
+struct Key {
+    const int64_t *ids, *seeds;
+    int64_t stride;
+
+    INLINE bool mixed(int64_t first, int64_t count) const {
+        const int64_t* own = seeds + first;
+        int64_t differ = 0;
+        if (stride) _Pragma("omp simd reduction(|:differ)") for (int64_t s = 0; s < count; ++s) differ |= own[s] ^ own[0];
+        return differ;
     }
 };
 
@@ -72,25 +86,14 @@ INLINE void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1) {
     z1 = bits<float>(bits<uint32_t>(odd ? a : b) | (w1 & 0x80000000u));
 }
 
-// z of `count` samples from `first` on, elements e .. e + len of each, packed; draw: of the row, or given.
-INLINE void normals(float* z, const Rows* rows, uint32_t draw, uint64_t seed, const int64_t* ids, int64_t first,
-                    int64_t count, int64_t e, int64_t len) {
-    uint32_t word[4][TILE / 4];
-    int64_t blocks = (len + 3) / 4, total = 0;
-    for (int64_t s = first; s < first + count; ++s) {
-        if (rows && (s == first || rows->stride)) draw = static_cast<uint32_t>(static_cast<int64_t>(rows->of(s)[DRAW]));
-        for (int64_t b = 0; b < blocks; ++b, ++total) {
-            word[0][total] = static_cast<uint32_t>(e / 4 + b);
-            word[1][total] = draw;
-            word[2][total] = static_cast<uint32_t>(ids[s]);
-            word[3][total] = static_cast<uint32_t>(static_cast<uint64_t>(ids[s]) >> 32);
-        }
-    }
-    for (; total % WIDE; ++total)  // whole vectors only; what is too much is not read
-        for (auto& words : word) words[total] = 0;
+using Words = uint32_t[TILE / 4];
+
+// z of `total` Philox blocks from their counters; MIXED: words 4 and 5 have the key of each, else `seed` is of all.
+template <bool MIXED> INLINE void philox_normals(float* z, const Words* word, uint64_t seed, int64_t total) {
     SIMD for (int64_t i = 0; i < total; ++i) {
         uint32_t c0 = word[0][i], c1 = word[1][i], c2 = word[2][i], c3 = word[3][i];
-        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+        uint32_t k0 = MIXED ? word[4][i] : static_cast<uint32_t>(seed);
+        uint32_t k1 = MIXED ? word[5][i] : static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 10
         for (int round = 0; round < 10; ++round) {
             uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u, p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
@@ -104,6 +107,44 @@ INLINE void normals(float* z, const Rows* rows, uint32_t draw, uint64_t seed, co
         box_muller(c0, c1, z[4 * i], z[4 * i + 1]);
         box_muller(c2, c3, z[4 * i + 2], z[4 * i + 3]);
     }
+}
+
+// One half of each sample's number, for each of its blocks.
+INLINE void spread(uint32_t* to, const int64_t* from, int shift, int64_t count, int64_t blocks) {
+    if (blocks == 1) {  // short samples come in whole vectors
+        SIMD for (int64_t s = 0; s < count; ++s) to[s] = static_cast<uint32_t>(static_cast<uint64_t>(from[s]) >> shift);
+        return;
+    }
+    for (int64_t s = 0; s < count; ++s, to += blocks) {
+        uint32_t half = static_cast<uint32_t>(static_cast<uint64_t>(from[s]) >> shift);
+        for (int64_t b = 0; b < blocks; ++b) to[b] = half;
+    }
+}
+
+// z of `count` samples from `first` on, elements e .. e + len of each, packed; draw: of the row, or given.
+INLINE void normals(float* z, const Rows* rows, uint32_t draw, const Key& key, int64_t first, int64_t count, int64_t e,
+                    int64_t len) {
+    Words word[6];
+    uint64_t seed = static_cast<uint64_t>(key.seeds[first * key.stride]);
+    int64_t blocks = (len + 3) / 4, total = count * blocks;
+    bool mixed = key.mixed(first, count);  // a tile of one seed costs no more than a batch of one
+    if (rows) draw = rows->draw(first);
+    SIMD for (int64_t i = 0; i < total; ++i) word[1][i] = draw;
+    if (rows && rows->stride)
+        for (int64_t s = 1; s < count; ++s)
+            for (int64_t b = 0; b < blocks; ++b) word[1][s * blocks + b] = rows->draw(first + s);
+    for (int64_t i = 0; i < total; i += blocks)
+        for (int64_t b = 0; b < blocks; ++b) word[0][i + b] = static_cast<uint32_t>(e / 4 + b);
+    for (int half = 0; half < 2; ++half) {
+        spread(word[2 + half], key.ids + first, 32 * half, count, blocks);
+        if (mixed) spread(word[4 + half], key.seeds + first, 32 * half, count, blocks);
+    }
+    for (; total % WIDE; ++total)  // whole vectors only; what is too much is not read
+        for (auto& words : word) words[total] = 0;
+    if (mixed)
+        philox_normals<true>(z, word, seed, total);
+    else
+        philox_normals<false>(z, word, seed, total);
     if (len % 4)  // a block never lands beyond where it came from
         for (int64_t j = 1; j < count; ++j)
             for (int64_t b = 0; b < blocks; ++b) std::memmove(z + j * len + 4 * b, z + (j * blocks + b) * 4, 16);

@@ -11,7 +11,7 @@ import pytest
 
 from fastscore import kernels
 
-from . import test_noise, test_norms, test_quantize, test_update
+from . import test_noise, test_norms, test_quantize, test_seeds, test_update
 from .cases import Case
 from .conftest import load
 
@@ -21,6 +21,8 @@ normals = partial(test_noise.test_normals, d=129)
 norms = partial(test_norms.test_same_bits, case=Case(1500, n=7), norm="sample")
 batch = partial(test_norms.test_same_bits, case=Case(3), norm="batch")
 image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="floor")
+seeds = partial(test_seeds.test_row, case=Case(2, n=7, own=True))
+seeds_of_norms = test_seeds.test_norms
 levels = partial(test_quantize.test_every_level_and_its_edges, rounding="nearest")
 
 MUTANTS = [
@@ -48,6 +50,9 @@ MUTANTS = [
     ("norms", "tl.sqrt_rn(step * 2.0)", "tl.sqrt_rn(step)", norms),
     ("norms", "tl.div_rn(zz, mm)", "tl.div_rn(mm, zz)", norms),
     ("norms", "mask=at < n, other=0.0)) * valid", "mask=at < n, other=0.0))", batch),
+    # the seed of the first sample for all of them
+    ("noise", "tl.load(seed_ptr + sample, mask=real)", "tl.load(seed_ptr + sample * 0, mask=real)", seeds),
+    ("norms", "OWN_SEED=seeds", "OWN_SEED=0", seeds_of_norms),
     # quantize: a wrong channel, no clamp, no offset
     ("quantize", "c * pixels + pixel", "(CHANNELS - 1 - c) * pixels + pixel", image),
     ("quantize", "tl.minimum(tl.maximum(x * 127.5 + OFFSET, 0.0), 255.0)", "(x * 127.5 + OFFSET)", levels),
@@ -68,6 +73,6 @@ def test_is_caught(module, old, new, check, tmp_path):
         check(mutant)
 
 
-@pytest.mark.parametrize("check", [row, points, normals, norms, batch, image, levels])
+@pytest.mark.parametrize("check", [row, points, normals, norms, batch, seeds, seeds_of_norms, image, levels])
 def test_the_original_passes(check):
     check(SimpleNamespace(**vars(load("kernels_interpreter")), name="interpreter", device="cpu"))

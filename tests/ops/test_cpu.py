@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -219,6 +221,72 @@ def test_a_sample_does_not_see_its_batch():
     fused.update_cpu(*part, arguments[3], arguments[4][300:305], noise)
     fused.update_cpu(*arguments, **options)
     assert same(part[0], arguments[0][300:305])
+
+
+def seeded(n: int, d: int, **options):
+    """Inputs whose samples have seeds of their own; some neighbours share one, so do whole tiles."""
+    arguments, named = inputs(n, d, **options)
+    seeds = [(SEED, 0, (1 << 64) - 1, 1 << 32)[k // 3 % 4] if k < n // 2 else 6 for k in range(n)]
+    noise = NoiseKey.of(seeds, key(n).ids)
+    arguments[5] = noise if arguments[5] else None
+    named["known"] = named["known"] and replace(named["known"], noise=noise)
+    return arguments, named
+
+
+@needs_library
+@pytest.mark.parametrize(("n", "d"), [(2000, 2), (600, 3), (50, 129), (3, 2051), (1, 4)])
+def test_samples_may_have_seeds_of_their_own(n, d, isa):
+    assert agrees(seeded(n, d, known=True, mean=True, own=True, slots=1))
+    assert agrees(seeded(n, d, known=True, noisy=False, F=None))
+    (x, F, _, table, idx, noise), _ = seeded(n, d, own=True)
+    assert same(fused.normal_cpu(noise, 9, d), noise.normal(9, d))
+    for norm in ("sample", "batch"):
+        expected, got = torch.full((2, n, abi.WIDTH), torch.nan)
+        langevin_ref(x, F, table, idx, noise, expected, norm, torch.ones(n))
+        fused.langevin_cpu(x, F, table, idx, noise, got, norm, torch.ones(n))
+        assert same(got, expected)
+
+
+@needs_library
+def test_a_mixed_batch_is_its_samples_alone():
+    (x, F, hist, table, idx, noise), options = seeded(40, 5)
+    u, before = options["out_u"], x.clone()
+    fused.update_cpu(x, F, hist, table, idx, noise, out_u=u)
+    for k in range(40):
+        alone, own = slice(k, k + 1), before[k : k + 1].clone()
+        one = NoiseKey.of(int(noise.seed[k]) % (1 << 64), noise.ids[alone])
+        fused.update_cpu(own, F[alone], hist[:, alone], table, idx[alone], one)
+        assert same(own, x[alone])
+
+
+@needs_library
+@pytest.mark.parametrize("shared", [True, False], ids=["one", "each"])
+def test_a_bound_row_reads_the_seeds_at_each_call(shared):
+    """Seeds and ids of the loop's key are overwritten between batches; other tensors of it do not matter."""
+    n, d = 9, 6
+    (x, F, hist, table, idx, noise), _ = inputs(n, d)
+    buffer, u = NoiseKey(torch.zeros(1 if shared else n, dtype=torch.int64), noise.ids.clone()), torch.empty(n, d)
+    run, start = fused.bind_update_cpu(x, hist, table, idx, buffer, u), x.clone()
+    for first in (3, 1 << 63):
+        seeds = NoiseKey.of(first if shared else [first + k // 2 for k in range(n)], noise.ids)
+        buffer.seed.copy_(seeds.seed)
+        for noisy in (True, False, True):
+            want, now = start.clone(), torch.empty(n, d)
+            update_ref(want, F, hist, table, idx, seeds if noisy else None, out_u=now)
+            x.copy_(start)
+            run(F, None, noisy)
+            assert same(x, want) and same(u, now)
+
+
+@needs_library
+def test_one_seed_may_be_broadcast():
+    noise = key(8)
+    wide = NoiseKey(noise.seed.expand(8), noise.ids)
+    assert same(fused.normal_cpu(wide, 1, 5), noise.normal(1, 5))
+    with pytest.raises(ValueError, match="seed has strides"):
+        fused.normal_cpu(SimpleNamespace(seed=torch.arange(16)[::2], ids=noise.ids), 1, 5)
+    with pytest.raises(ValueError, match=r"seed is int64 \[7\] on cpu; expected int64 \[8\]"):
+        fused.normal_cpu(SimpleNamespace(seed=torch.arange(7), ids=noise.ids), 1, 5)
 
 
 @needs_library

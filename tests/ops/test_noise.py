@@ -177,3 +177,79 @@ def test_a_few_samples_at_a_time_is_the_same_noise(draw, monkeypatch):
     whole = NoiseKey.of(5, range(40)).normal(draw, 103)
     monkeypatch.setattr(noise, "_CACHED_BLOCKS", 70)  # two samples of 26 blocks
     assert torch.equal(NoiseKey.of(5, range(40)).normal(draw, 103), whole)
+
+
+MIXED = [0, 2**64 - 1, 2**32, 7, 7, 2**63, 1]
+MIXED_IDS = [5, 5, 0, 2**63 - 1, 3, 2**32, 1]
+
+
+def test_samples_may_have_seeds_of_their_own():
+    key = NoiseKey.of(MIXED, MIXED_IDS)
+    assert key.seed.tolist() == [0, -1, 2**32, 7, 7, -(2**63), 1]
+    words, z = torch.stack(key.words(9, 5), -1).numpy(), key.normal(9, 18).numpy()
+    for k, (seed, i) in enumerate(zip(MIXED, MIXED_IDS, strict=True)):
+        assert np.array_equal(words[k], oracle.words(seed, [i], 9, 18)[0])
+        assert np.array_equal(z[k].view(np.int32), oracle.normals(seed, [i], 9, 18)[0].view(np.int32))
+        one = NoiseKey.of(seed, [i])
+        for draw in (2, torch.tensor([2])):
+            assert torch.equal(key.uniform(draw, 6)[k], one.uniform(2, 6)[0])
+            assert torch.equal(key.sign(draw, 6)[k], one.sign(2, 6)[0])
+            assert torch.equal(key.integer(draw, 1000)[k], one.integer(2, 1000)[0])
+    assert torch.equal(NoiseKey.of([7] * 7, MIXED_IDS).normal(1, 9), NoiseKey.of(7, MIXED_IDS).normal(1, 9))
+
+
+@pytest.mark.parametrize("draw", [3, torch.arange(40)], ids=["number", "each"])
+def test_a_few_samples_at_a_time_keep_their_seeds(draw, monkeypatch):
+    key = NoiseKey.of(range(100, 140), [8] * 40)
+    whole = key.normal(draw, 103)
+    monkeypatch.setattr(noise, "_CACHED_BLOCKS", 80)  # three samples of 26 blocks, the last part has one
+    assert torch.equal(key.normal(draw, 103), whole)
+    last = key.part(slice(39, 40)).normal(3 if isinstance(draw, int) else 39, 103)
+    assert torch.equal(last[0], whole[39])
+
+
+def test_a_part_keeps_its_seeds():
+    at = torch.tensor([6, 0])
+    for key in (NoiseKey.of(MIXED, MIXED_IDS), NoiseKey.of(4, MIXED_IDS)):
+        z = key.normal(0, 5)
+        assert torch.equal(key.part(at).normal(0, 5), z[at])
+        assert torch.equal(key.part(slice(2, 4)).normal(0, 5), z[2:4])
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [torch.tensor([3, 1, 2]), np.array([3, 1, 2]), (3, 1, 2), range(3, 0, -1), np.array([3, 1, 2], np.uint64)],
+    ids=["tensor", "array", "tuple", "range", "uint64"],
+)
+def test_seeds_come_as_any_sequence(seeds):
+    wanted = [int(k) for k in seeds]
+    assert NoiseKey.of(seeds, [0, 1, 2]).seed.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "seed", [5, torch.tensor(5), np.int64(5), np.array(5)], ids=["int", "tensor", "int64", "array"]
+)
+def test_one_seed_is_a_number(seed):
+    assert NoiseKey.of(seed, [0, 1, 2]).seed.tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        ([0, 2**64, -1], r"seed\[1\] = 18446744073709551616 must lie in 0 \.\. 2\^64-1"),
+        (torch.tensor([1, 2, -3]), r"seed\[2\] = -3 must lie in 0 \.\. 2\^64-1"),
+        ([1, 0.5, -1], r"seed\[1\] = 0.5 must be an integer"),
+        ([1, 2], "sequence of 2 for 3 ids; expected an int or one a sample"),
+        (torch.tensor([1]), "sequence of 1 for 3 ids"),
+        ("123", "seed = '123' must be an integer"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"seed\[0\] = \[0\] must be an integer"),
+    ],
+)
+def test_bad_seeds_are_named(seed, message):
+    with pytest.raises(ValueError, match=message):
+        NoiseKey.of(seed, [0, 1, 2])
+
+
+def test_a_key_has_one_seed_or_one_a_sample():
+    with pytest.raises(ValueError, match=r"seed is \[2\] for ids \[3\]; expected \[1\] or \[N\]"):
+        NoiseKey(torch.zeros(2, dtype=torch.int64), torch.arange(3))

@@ -8,11 +8,11 @@ import torch
 
 from fastscore.kernels import abi
 from fastscore.kernels.cpu import fused
-from fastscore.ops.backend import resolve
+from fastscore.ops.backend import operators, resolve
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref, sqrt, sum_of_squares
 from fastscore.ops.quantize import quantize_ref
-from fastscore.ops.update import update_ref
+from fastscore.ops.update import Known, update_ref
 
 
 def table(**columns: float) -> torch.Tensor:
@@ -147,3 +147,34 @@ def test_quantize_rounds_as_named():
     assert torch.equal(quantize_ref(levels.reshape(1, 1, 1, -1)).flatten(), torch.arange(256, dtype=torch.uint8))
     with pytest.raises(ValueError, match="rounding = 'up'"):
         quantize_ref(x, "up")
+
+
+def test_seeds_of_samples_through_the_rows_and_the_operators():
+    """A mixed batch is the samples of batches of one seed, to the bit, and the operators take such seeds."""
+    n, d = 5, 6
+    x, out, hist = case(n, d, 1)
+    key = NoiseKey.of([4, 2**64 - 1, 4, 0, 2**40], [3, 3, 8, 9, 2**40])
+    rows, idx = (
+        table(A=0.9, B=-0.4, C=0.3, Q=1.1, C_IN=0.6, DRAW=3, SNR=0.1, CAP=1.0),
+        torch.zeros(n, dtype=torch.int64),
+    )
+    y, mask = out.flip(0).contiguous(), out > 0
+    whole, u, own = x.clone(), torch.empty(n, d), torch.empty(n, abi.WIDTH)
+    update_ref(whole, out, hist, rows, idx, key, known=Known(y, mask, rows, idx, key), out_u=u)
+    langevin_ref(x, out, rows, idx, key, own, "sample", torch.ones(n))
+    for k in range(n):
+        at, lone, alone = slice(k, k + 1), x[k : k + 1].clone(), torch.empty(1, abi.WIDTH)
+        one = NoiseKey.of(int(key.seed[k]) % 2**64, key.ids[at])
+        update_ref(lone, out[at], hist[:, at], rows, idx[at], one, known=Known(y[at], mask[at], rows, idx[at], one))
+        langevin_ref(x[at], out[at], rows, idx[at], one, alone, "sample", torch.ones(1))
+        assert torch.equal(lone, whole[at]) and torch.equal(alone, own[at])
+
+    ops, again, scratch = operators("triton"), x.clone(), torch.empty(n, abi.WIDTH)
+    ops.update(again, out, hist, rows, idx, key, known=Known(y, mask, rows, idx, key), out_u=torch.empty(n, d))
+    ops.langevin(x, out, rows, idx, key, scratch, "sample", torch.ones(n))
+    assert torch.equal(again, whole) and torch.equal(scratch, own)
+    quick = ("test_schema", "test_faketensor")  # the rest does not look at the seeds
+    checked = (x.clone(), out, hist.clone(), rows, idx, key.seed, key.ids, u, None, y, mask, rows)
+    torch.library.opcheck(torch.ops.fastscore.update.default, checked, test_utils=quick)
+    checked = (x, out, rows, idx, key.seed, key.ids, scratch, "sample", torch.ones(n))
+    torch.library.opcheck(torch.ops.fastscore.langevin.default, checked, test_utils=quick)
