@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from cells import in_each
 
 import fastscore as fs
 from fastscore import plan as plans
@@ -33,6 +35,15 @@ SEED, ROWS = 0x9234567890ABCDEF, 8
 needs_library = pytest.mark.skipif(
     fused.library_file() is None, reason="fused.cpp was not built: install fastscore where there is a C++ compiler"
 )
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Large tensors are shared among threads here, as they are for users."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=range(len(fused.ISAS)), ids=fused.ISAS)
@@ -117,9 +128,11 @@ OPTIONS = [
 
 @needs_library
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_update_has_the_bits_of_the_reference(n, d, options, isa):
-    assert agrees(inputs(n, d, **options))
+def test_update_has_the_bits_of_the_reference(options, isa):
+    def check(n, d):
+        assert agrees(inputs(n, d, **options))
+
+    in_each(SHAPES, check)
 
 
 @needs_library
@@ -151,12 +164,13 @@ def test_nan_survives_the_clip_and_bfloat16():
 
 
 @needs_library
-@pytest.mark.parametrize("draw", [0, 1, 77, (1 << 24) - 1, LABEL_DRAW])
-@pytest.mark.parametrize("seed", [0, 1, (1 << 64) - 1])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (300, 2), (9, 7), (3, 1025), (2, 4096)])
-def test_normals_have_the_bits_of_the_specification(n, d, seed, draw, isa):
-    noise = NoiseKey(NoiseKey.of(seed, []).seed, key(n).ids)
-    assert same(fused.normal_cpu(noise, draw, d), noise.normal(draw, d))
+def test_normals_have_the_bits_of_the_specification(n, d, isa):
+    def check(seed, draw):
+        noise = NoiseKey(NoiseKey.of(seed, []).seed, key(n).ids)
+        assert same(fused.normal_cpu(noise, draw, d), noise.normal(draw, d))
+
+    in_each(product([0, 1, (1 << 64) - 1], [0, 1, 77, (1 << 24) - 1, LABEL_DRAW]), check)
 
 
 @needs_library
@@ -167,9 +181,8 @@ def test_a_million_normals(isa):
 
 @needs_library
 @pytest.mark.parametrize("norm", fused.NORMS)
-@pytest.mark.parametrize(("n", "d"), [s for s in SHAPES if s[0]])
-def test_langevin_has_the_bits_of_the_reference(n, d, norm, isa):
-    for options in ({}, {"F": BF16, "F2": BF16, "own": True}, {"F": F64, "F2": F16, "own": True, "wide": False}):
+def test_langevin_has_the_bits_of_the_reference(norm, isa):
+    def check(n, d, options):
         (x, F, _, table, idx, noise), named = inputs(n, d, **options)
         valid = torch.ones(n)
         valid[max(1, n - 2) :] = 0.0  # padding
@@ -178,6 +191,10 @@ def test_langevin_has_the_bits_of_the_reference(n, d, norm, isa):
         langevin_ref(x, F, table, idx, noise, expected, norm, valid, F2=named["F2"])
         fused.langevin_cpu(x, F, table, idx, noise, got, norm, valid, F2=named["F2"])
         assert same(got, expected)
+
+    shapes = [shape for shape in SHAPES if shape[0]]
+    options = ({}, {"F": BF16, "F2": BF16, "own": True}, {"F": F64, "F2": F16, "own": True, "wide": False})
+    in_each(((*shape, o) for shape, o in product(shapes, options)), check)
 
 
 @needs_library

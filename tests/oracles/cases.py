@@ -157,7 +157,7 @@ class Case:
     )
     spans: tuple[str, ...] = SPANNED  # schedules on which the order is measured
     elsewhere: tuple[str, ...] = ()  # of these, between other times: an error coefficient is near 0 on the usual ones
-    late: tuple[str, ...] = ()  # of these, with twice the steps: the next term of the error is still large
+    late: tuple[str, ...] = ()  # of these, with twice the steps: else the next term is large, or a wrong label small
     # Knots on which it is: "even", "bent" (uneven) or "short" (first steps too short for their low order to show)
     knots: str = "even"
 
@@ -199,9 +199,13 @@ def _cases() -> dict[str, Case]:
         for eta in (0.0, 0.5, 1.0)
     }
     cases |= {
-        "reverse-diffusion": Case(ReverseDiffusion(), textbook.reverse_diffusion, exact_mean=("ve", "edm"), eta=1.0),
+        "reverse-diffusion": Case(
+            ReverseDiffusion(), textbook.reverse_diffusion, exact_mean=("ve", "edm"), eta=1.0, late=SPANNED
+        ),
         "reverse-diffusion-flow": Case(
-            ReverseDiffusion(probability_flow=True), partial(textbook.reverse_diffusion, probability_flow=True)
+            ReverseDiffusion(probability_flow=True),
+            partial(textbook.reverse_diffusion, probability_flow=True),
+            late=SPANNED,
         ),
         "ancestral-small": Case(Ancestral(), textbook.ancestral_ve, FINITE, "exponential", True, everywhere, 1.0),
         "ancestral-small-vp": Case(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from cases import CASES, PAIRS, SETTINGS, cells_of
-from checks import MODEL, check_invariants, in_each, planned
+from cells import in_each
+from checks import MODEL, check_invariants, planned
 
 from fastscore.process.continuous import EDM
 from fastscore.solvers import (

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from cases import CASES, knots_of
-from checks import MODEL, ORDERED, check_invariants, check_order, check_textbook, in_each, planned
+from cells import in_each
+from checks import MODEL, ORDERED, check_invariants, check_order, check_textbook, planned
 
 pytestmark = pytest.mark.slow
 

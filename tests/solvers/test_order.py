@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 from cases import CASES
-from checks import GAUSSIAN, MEAN, OFFSET, ORDERED, STD, check_order, in_each, moments
+from cells import in_each
+from checks import GAUSSIAN, MEAN, OFFSET, ORDERED, STD, check_order, moments
 
 from fastscore.process.discrete import DiscreteVE, discrete_vp
 from fastscore.process.grid import Times

@@ -12,7 +12,8 @@ import textbook
 import textbook_exponential
 import torch
 from cases import CASES, SETTINGS, cells_of, pairwise_of, two_of
-from checks import DENOISER, NOISE, N, check_textbook, in_each
+from cells import in_each
+from checks import DENOISER, NOISE, N, check_textbook
 
 from fastscore.model.score import ScoreModel
 from fastscore.process.grid import Times
