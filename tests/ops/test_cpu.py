@@ -37,15 +37,6 @@ needs_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    """Large tensors are shared among threads here, as they are for users."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=range(len(fused.ISAS)), ids=fused.ISAS)
 def isa(request):
     """Every instruction set that this CPU has."""
@@ -219,7 +210,8 @@ def test_threads_change_no_bit(n, d):
             fused.update_cpu(*arguments, **options)
             own = torch.empty(n, abi.WIDTH)
             fused.langevin_cpu(*arguments[:2], *arguments[3:], own, "batch", torch.ones(n))
-            results.append([arguments[0], arguments[2], options["out_u"], options["out_mean"], own])
+            z = fused.normal_cpu(arguments[5], 9, d)
+            results.append([arguments[0], arguments[2], options["out_u"], options["out_mean"], own, z])
     finally:
         torch.set_num_threads(threads)
     assert all(same(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
@@ -373,6 +365,6 @@ def test_the_build_needs_no_compiler(tmp_path, compiler):
         [sys.executable, "setup.py", "-q", "build_ext"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    built = [file.suffix for file in tmp_path.glob("build/lib*/fastscore/kernels/cpu/fused*")]
+    built = [file.suffix for file in tmp_path.glob("build/lib*/fastscore/kernels/cpu/_fused*")]
     assert built == ([".so"] if compiler == "present" else [])
     assert done.stderr.count("noise and updates on the CPU are slower") == (compiler == "missing")
