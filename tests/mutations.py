@@ -2,8 +2,8 @@
 
 ``python tests/mutations.py --count 30 --seed 0`` copies the checkout to a temporary folder and there changes one
 number, operator, comparison, sign or mask at a time. The tests of the changed file's folder run first, all default
-tests if those pass. Each line says what was changed and which test failed. The exit status is 1 if a change survived that
-is not listed in EQUIVALENT with the reason why nothing can notice it.
+tests if those pass. Each line says what was changed and which test failed. The exit status is 1 if a change survived
+that is not listed in EQUIVALENT with the reason why nothing can notice it.
 """
 
 from __future__ import annotations
