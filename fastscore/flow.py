@@ -227,7 +227,7 @@ class ProbabilityFlow:
             angles[-1],
             lanes=self.execution.batch,
             settle=False,
-            key=NoiseKey(*(torch.zeros(n, dtype=torch.int64, device=place) for n in (1, self.execution.batch))),
+            key=NoiseKey(*(torch.zeros(self.execution.batch, dtype=torch.int64, device=place) for _ in range(2))),
             dtype=self.execution.dtype,
         )
         out = torch.empty_like(y)

@@ -1,4 +1,4 @@
-"""Fixtures: fixed threads, and new tensors filled with NaN so that what is never written shows."""
+"""One thread, and new tensors filled with NaN so that what is never written shows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Tensors here are small: a second thread would spin and not help. Tests of threads set their own number.
+torch.set_num_threads(1)
+
 collect_ignore_glob = [] if HAS_TRITON else ["kernels/*"]
 
 

@@ -81,7 +81,7 @@ def test_the_device_is_the_networks():
     half.register_buffer("here", torch.zeros(1))
     with pytest.raises(ValueError, match="the network lies on cpu, meta; move all of it to one device"):
         Execution().on(half)
-    with pytest.raises(ValueError, match="networks read torch.bfloat16 and torch.float32"):
+    with pytest.raises(ValueError, match=r"networks read torch\.bfloat16 and torch\.float32"):
         Execution().network_dtype(Net(), Net().bfloat16())
 
 

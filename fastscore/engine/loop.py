@@ -117,7 +117,7 @@ class Loop:
         self.u = zeros(batch, d, dtype=net_dtype or dtype)
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
-        self.key = NoiseKey(zeros(1, dtype=torch.int64), zeros(batch, dtype=torch.int64))
+        self.key = NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2)))
         self.update = ops.bind(self.x, self.hist, self.table, self.idx, self.key, self.u)
         self.cond = self.cond2 = condition_buffer(model, batch, dtype, device)
         if bound.guidance is not None:

@@ -49,6 +49,9 @@ CUDA = [
 HIP = [pytest.param(name, id=f"gfx942-{name}", marks=() if name == NAMES[0] else pytest.mark.slow) for name in NAMES]
 
 
+disassemble = cache(sass.disassemble)
+
+
 @cache
 def launches(name: str) -> list:
     modules = load("kernels_compiled")
@@ -83,7 +86,7 @@ def wide_accesses(case: Case) -> tuple[int, int]:
 @pytest.mark.parametrize(("name", "target"), CUDA)
 def test_machine_code(name, target, capfd):
     for kernel in compiled(name, target, capfd):
-        ptx, code = kernel.asm["ptx"], sass.disassemble(kernel.asm["cubin"])
+        ptx, code = kernel.asm["ptx"], disassemble(kernel.asm["cubin"])
         assert code.stack == 0 and code.count("LDL", "STL") == 0
         assert code.registers <= 64  # half of the 2048 threads of an SM share 65536 registers
         assert "fma" not in ptx and "approx" not in ptx
@@ -120,7 +123,7 @@ def test_amd(name, capfd, monkeypatch):
 
 def test_bytes_of_images_leave_as_words(capfd):
     (kernel,) = compiled("2x3x32x32", "sm_90", capfd)
-    code = sass.disassemble(kernel.asm["cubin"])
+    code = disassemble(kernel.asm["cubin"])
     assert all(".128" in i.opcode for i in code.instructions if i.name == "LDG")
     assert not [i for i in code.instructions if i.name == "STG" and (".U8" in i.opcode or ".U16" in i.opcode)]
 

@@ -9,7 +9,7 @@ from fastscore.ops.noise import LABEL_DRAW, NoiseKey
 
 from .cases import IDS, SEED, differing
 
-SHAPES = [1, 2, 3, 127, 128, 129, 784, 1009, 3072]
+SHAPES = [1, 2, 3, 127, 128, 129, 1009, 2048, *(pytest.param(d, marks=pytest.mark.slow) for d in (784, 3072))]
 
 
 def words_of(key: NoiseKey, draw: int, d: int) -> torch.Tensor:

@@ -45,21 +45,31 @@ def test_files_are_small_and_say_how_they_were_made():
     assert rows["loss"][-1] < 0.2
 
 
-def test_a_sample_is_the_same_bytes_alone_or_with_others(tmp_path):
-    whole = samples(tmp_path / "64", "-n", "64")
-    assert (whole.dtype, whole.shape) == (np.uint8, (64, 28, 28, 1))
-    assert np.array_equal(samples(tmp_path / "again", "-n", "64"), whole)
-    assert np.array_equal(samples(tmp_path / "7", "-n", "7"), whole[:7])
-    assert np.array_equal(samples(tmp_path / "1", "-n", "1"), whole[:1])
-    assert np.array_equal(samples(tmp_path / "some", "--ids", "63,2,40"), whole[[63, 2, 40]])
+@pytest.mark.parametrize(
+    ("n", "batch"), [(16, ("--batch", "8")), pytest.param(64, (), marks=pytest.mark.slow, id="default-batch")]
+)
+def test_a_sample_is_the_same_bytes_alone_or_with_others(tmp_path, n, batch):
+    whole = samples(tmp_path / "all", "-n", str(n), *batch)
+    assert (whole.dtype, whole.shape) == (np.uint8, (n, 28, 28, 1))
+    assert np.array_equal(samples(tmp_path / "again", "-n", str(n), *batch), whole)
+    assert np.array_equal(samples(tmp_path / "7", "-n", "7", *batch), whole[:7])
+    assert np.array_equal(samples(tmp_path / "1", "-n", "1", *batch), whole[:1])
+    some = [n - 1, 2, n // 2]
+    assert np.array_equal(samples(tmp_path / "some", "--ids", ",".join(map(str, some)), *batch), whole[some])
+
+
+FEW = ("--ids", "0,1", "--batch", "2", "--steps", "12")
+
+
+@pytest.fixture(scope="module")
+def edm(tmp_path_factory):
+    return samples(tmp_path_factory.mktemp("edm"), *FEW).astype(float)
 
 
 @pytest.mark.parametrize("schedule", ["vp", "subvp", "ve", "flow", "vp-cosine", "tutorial", "ddpm", "ddpm-cosine"])
-def test_one_network_runs_on_every_schedule(tmp_path, schedule):
+def test_one_network_runs_on_every_schedule(tmp_path, schedule, edm):
     """All schedules integrate the same flow, so the same seed and id give nearly the same image."""
-    few = ("--ids", "0,1", "--batch", "2", "--steps", "12")
-    ours = samples(tmp_path / schedule, *few, "--schedule", schedule).astype(float)
-    edm = samples(tmp_path / "edm", *few).astype(float)
+    ours = samples(tmp_path / schedule, *FEW, "--schedule", schedule).astype(float)
     for k in range(2):
         assert np.corrcoef(ours[k].ravel(), edm[k].ravel())[0, 1] > 0.9
 

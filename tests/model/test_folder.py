@@ -59,7 +59,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, change, message):
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_weights_are_refused_or_harmless(tmp_path, data):
     """Flip, cut or extend bytes anywhere: a ValueError, or a network with finite weights; never a crash."""
     saved(tmp_path / "m")

@@ -12,7 +12,7 @@ from fastscore.ops.backend import operators, resolve
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref, sqrt, sum_of_squares
 from fastscore.ops.quantize import quantize_ref
-from fastscore.ops.update import Known, update_ref
+from fastscore.ops.update import KnownRow, update_ref
 
 
 def table(**columns: float) -> torch.Tensor:
@@ -160,17 +160,17 @@ def test_seeds_of_samples_through_the_rows_and_the_operators():
     )
     y, mask = out.flip(0).contiguous(), out > 0
     whole, u, own = x.clone(), torch.empty(n, d), torch.empty(n, abi.WIDTH)
-    update_ref(whole, out, hist, rows, idx, key, known=Known(y, mask, rows, idx, key), out_u=u)
+    update_ref(whole, out, hist, rows, idx, key, known=KnownRow(y, mask, rows, idx, key), out_u=u)
     langevin_ref(x, out, rows, idx, key, own, "sample", torch.ones(n))
     for k in range(n):
         at, lone, alone = slice(k, k + 1), x[k : k + 1].clone(), torch.empty(1, abi.WIDTH)
         one = NoiseKey.of(int(key.seed[k]) % 2**64, key.ids[at])
-        update_ref(lone, out[at], hist[:, at], rows, idx[at], one, known=Known(y[at], mask[at], rows, idx[at], one))
+        update_ref(lone, out[at], hist[:, at], rows, idx[at], one, known=KnownRow(y[at], mask[at], rows, idx[at], one))
         langevin_ref(x[at], out[at], rows, idx[at], one, alone, "sample", torch.ones(1))
         assert torch.equal(lone, whole[at]) and torch.equal(alone, own[at])
 
     ops, again, scratch = operators("triton"), x.clone(), torch.empty(n, abi.WIDTH)
-    ops.update(again, out, hist, rows, idx, key, known=Known(y, mask, rows, idx, key), out_u=torch.empty(n, d))
+    ops.update(again, out, hist, rows, idx, key, known=KnownRow(y, mask, rows, idx, key), out_u=torch.empty(n, d))
     ops.langevin(x, out, rows, idx, key, scratch, "sample", torch.ones(n))
     assert torch.equal(again, whole) and torch.equal(scratch, own)
     quick = ("test_schema", "test_faketensor")  # the rest does not look at the seeds

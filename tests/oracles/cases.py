@@ -157,6 +157,7 @@ class Case:
     )
     spans: tuple[str, ...] = SPANNED  # schedules on which the order is measured
     elsewhere: tuple[str, ...] = ()  # of these, between other times: an error coefficient is near 0 on the usual ones
+    late: tuple[str, ...] = ()  # of these, with twice the steps: else the next term is large, or a wrong label small
     # Knots on which it is: "even", "bent" (uneven) or "short" (first steps too short for their low order to show)
     knots: str = "even"
 
@@ -198,9 +199,13 @@ def _cases() -> dict[str, Case]:
         for eta in (0.0, 0.5, 1.0)
     }
     cases |= {
-        "reverse-diffusion": Case(ReverseDiffusion(), textbook.reverse_diffusion, exact_mean=("ve", "edm"), eta=1.0),
+        "reverse-diffusion": Case(
+            ReverseDiffusion(), textbook.reverse_diffusion, exact_mean=("ve", "edm"), eta=1.0, late=SPANNED
+        ),
         "reverse-diffusion-flow": Case(
-            ReverseDiffusion(probability_flow=True), partial(textbook.reverse_diffusion, probability_flow=True)
+            ReverseDiffusion(probability_flow=True),
+            partial(textbook.reverse_diffusion, probability_flow=True),
+            late=SPANNED,
         ),
         "ancestral-small": Case(Ancestral(), textbook.ancestral_ve, FINITE, "exponential", True, everywhere, 1.0),
         "ancestral-small-vp": Case(
@@ -363,11 +368,12 @@ def _multistep() -> dict[str, Case]:
         "dpmpp-3m-sde-paper": paper(3, "x0", 1.0, spans=()),
         "dpm-2m-sde": paper(2, "eps", 1.0, FINITE, orders=(2, 2)),
         "dpmpp-2m-heun": adams(DPMMultistep(2), 2, "x0", elsewhere=("vp-linear",)),
-        "dpmpp-3m": adams(DPMMultistep(3), 3, "x0", FINITE, elsewhere=("subvp",)),
+        "dpmpp-3m": adams(DPMMultistep(3), 3, "x0", FINITE, elsewhere=("subvp",), late=("edm",)),
         "dpm-3m": adams(DPMMultistep(3, "eps"), 3, "eps", elsewhere=("vp-linear",)),
         "dpmpp-3m-sde-0.5": adams(DPMMultistep(3, "x0", "exact", 0.5), 3, "x0", eta=0.5, spans=()),
         "dpm-3m-sde": replace(
             adams(DPMMultistep(3, "eps", "exact", 1.0), 3, "eps", eta=1.0, orders=(3, 2), spans=("vp-linear",)),
+            late=("vp-linear",),
             keeps_marginals=None,
         ),
         "deis-2": adams(DEIS(2), 2, "eps"),
@@ -375,12 +381,12 @@ def _multistep() -> dict[str, Case]:
         "deis-rho-3": adams(DEIS(3, "rho"), 3, "rho"),
         "lms": adams(LMS(), 4, "rho", FINITE, elsewhere=("edm",)),
         "unipc-1": unipc(1, "bh1"),
-        "unipc-2": unipc(2, "bh2"),
+        "unipc-2": unipc(2, "bh2", late=("vp-linear", "edm")),
         "unipc-2-bh1": unipc(2, "bh1"),
-        "unipc-2-vary": unipc(2, "vary"),
-        "unipc-3": unipc(3, "bh2", at=FINITE, elsewhere=("subvp", "ve", "edm")),
+        "unipc-2-vary": unipc(2, "vary", late=("vp-linear",)),
+        "unipc-3": unipc(3, "bh2", at=FINITE, elsewhere=("subvp", "ve", "edm"), late=("subvp",)),
         "unipc-3-eps": unipc(3, "bh2", "eps", elsewhere=("subvp",)),
-        "sa-ode": sa(3, 4, 0.0, elsewhere=("subvp", "ve", "edm")),
+        "sa-ode": sa(3, 4, 0.0, elsewhere=("subvp", "ve", "edm"), late=("subvp",)),
         "sa-1-2-ode": sa(1, 2, 0.0),
         "sa": sa(3, 4, 1.0, FINITE, spans=()),
         "sa-predictor": sa(2, 0, 1.0, **noisy, elsewhere=("ve",)),
@@ -444,6 +450,25 @@ def _composed() -> dict[str, Case]:
 
 CASES = _cases()
 PAIRS = [(name, setting) for name, case in CASES.items() for setting in case.schedules]
+
+
+def cells_of(name: str) -> list[tuple[str, str, bool]]:
+    """(case, setting, to the clean end or not): all cells of a case."""
+    return [(name, setting, clean) for setting in CASES[name].schedules for clean in (True, False)]
+
+
+def pairwise_of(name: str) -> list[tuple[str, str, bool]]:
+    """Cells of a case: its first setting with both ends, and each other with one, in turn."""
+    k, (first, *others) = list(CASES).index(name), CASES[name].schedules
+    turns = [(name, setting, (k + i) % 2 == 0) for i, setting in enumerate(others)]
+    return [(name, first, True), (name, first, False), *turns]
+
+
+def two_of(name: str) -> list[tuple[str, str, bool]]:
+    """Cells of two settings of a case, others from case to case, with both ends."""
+    k, settings = list(CASES).index(name), CASES[name].schedules
+    chosen = dict.fromkeys(settings[(k + i) % len(settings)] for i in range(2))
+    return [(name, setting, clean) for setting in chosen for clean in (True, False)]
 
 
 def knots_of(name: str, setting: str, clean: bool) -> np.ndarray:

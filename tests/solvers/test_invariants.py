@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from cases import CASES, PAIRS, SETTINGS
+from cases import CASES, PAIRS, SETTINGS, cells_of
+from cells import in_each
 from checks import MODEL, check_invariants, planned
 
 from fastscore.process.continuous import EDM
@@ -26,10 +27,9 @@ from fastscore.solvers import (
 )
 
 
-@pytest.mark.parametrize("clean", [pytest.param(True, id="to-clean"), pytest.param(False, id="to-noise")])
-@pytest.mark.parametrize(("name", "setting"), PAIRS)
-def test_rows(name, setting, clean):
-    check_invariants(name, setting, clean)
+@pytest.mark.parametrize("name", CASES)
+def test_rows(name):
+    in_each(cells_of(name), check_invariants)
 
 
 def test_every_solver_has_a_case():
@@ -45,18 +45,24 @@ def test_every_schedule_has_a_solver():
     assert {setting for _, setting in PAIRS} == set(SETTINGS)
 
 
+# One number of steps a schedule, in turn; the others with the slow tests.
+@pytest.mark.parametrize("turn", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.family not in ("pc", "published")])
-def test_few_steps_to_clean_on_every_schedule(name):
-    solver = CASES[name].solver
+def test_few_steps_to_clean_on_every_schedule(name, turn):
+    solver, k = CASES[name].solver, list(CASES).index(name) + turn
     pure = CASES[name].family == "exponential"  # the others have f, infinite at pure noise
-    for setting, here in SETTINGS.items():
-        if setting == "flow-from-noise" and not pure:
-            continue
+
+    def check(setting, n):
+        knots = np.append(SETTINGS[setting].knots[:n], SETTINGS[setting].knots[-1])
+        last = planned(MODEL, setting, solver, knots).plan.rows[-1]
+        assert (last.a, last.b, last.c, last.m, last.s) == (0.0, 1.0, 0.0, "x0", knots[-1])
+
+    def few(i, setting):
+        last = len(SETTINGS[setting].knots) - 1
         # A restart wants a level of the grid below its own.
-        for n in (1, 2, 3) if name != "restart" else (1, len(here.knots) - 1):
-            knots = np.append(here.knots[:n], here.knots[-1])
-            last = planned(MODEL, setting, solver, knots).plan.rows[-1]
-            assert (last.a, last.b, last.c, last.m, last.s) == (0.0, 1.0, 0.0, "x0", knots[-1])
+        return ((1, 2, 3) if name != "restart" else (1, last, last))[(k + i) % 3]
+
+    in_each(((s, few(i, s)) for i, s in enumerate(SETTINGS) if pure or s != "flow-from-noise"), check)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The engine against plain loops written from the papers, float64, recorded noise."""
 
 import ast
+from functools import partial
 from pathlib import Path
 
 import cases
@@ -10,7 +11,8 @@ import pytest
 import textbook
 import textbook_exponential
 import torch
-from cases import CASES, PAIRS, SETTINGS
+from cases import CASES, SETTINGS, cells_of, pairwise_of, two_of
+from cells import in_each
 from checks import DENOISER, NOISE, N, check_textbook
 
 from fastscore.model.score import ScoreModel
@@ -19,19 +21,31 @@ from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import DDIM, Ancestral, DPMpp2M, Euler, EulerMaruyama, Heun
 
-ENDS = [pytest.param(True, id="to-clean"), pytest.param(False, id="to-noise")]
+SHORT = [name for name, case in CASES.items() if case.family != "published"]
+one_step = partial(check_textbook, steps=1)
 
 
-@pytest.mark.parametrize("clean", ENDS)
-@pytest.mark.parametrize(("name", "setting"), PAIRS)
-def test_equals_the_textbook(name, setting, clean):
-    check_textbook(name, setting, clean)
+# Every solver on every schedule and with both ends at every run; the rest of the product with the slow tests.
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_textbook(name):
+    in_each(pairwise_of(name), check_textbook)
 
 
-@pytest.mark.parametrize("clean", ENDS)
-@pytest.mark.parametrize(("name", "setting"), [pair for pair in PAIRS if CASES[pair[0]].family != "published"])
-def test_one_step(name, setting, clean):
-    check_textbook(name, setting, clean, steps=1)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if set(cells_of(name)) > set(pairwise_of(name))])
+def test_equals_the_textbook_at_the_other_end(name):
+    in_each((cell for cell in cells_of(name) if cell not in pairwise_of(name)), check_textbook)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_one_step(name):
+    in_each(two_of(name), one_step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SHORT if set(cells_of(name)) > set(two_of(name))])
+def test_one_step_of_the_other_settings(name):
+    in_each((cell for cell in cells_of(name) if cell not in two_of(name)), one_step)
 
 
 @pytest.mark.parametrize("setting", ["vp-linear", "subvp", "tutorial-ve", "edm", "flow", "smld-table"])

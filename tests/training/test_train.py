@@ -105,7 +105,7 @@ def test_implicit_and_sliced_score_matching_find_the_score():
 
 
 def test_training_learns_a_toy_set_and_samples_from_it(tmp_path):
-    model = fit(tmp_path, replace(CONFIG, images=300_000, batch=500, lr=3e-3, warmup=5000, checkpoint_every=150_000))
+    model = fit(tmp_path, replace(CONFIG, images=150_000, batch=500, lr=6e-3, warmup=5000, checkpoint_every=75_000))
     rows = np.genfromtxt(tmp_path / "loss.csv", delimiter=",", names=True)
     assert rows["loss"][-1] < 0.8 * rows["loss"][0]
     loaded = load_model(tmp_path)
@@ -246,7 +246,7 @@ def test_networks_run_in_half_precision(spec, dtype):
 def test_losses_without_a_target_learn_the_same_score(tmp_path, loss):
     """On N(0, 0.5^2) the score of x_t is -x / (0.25 + sigma^2)."""
     data = Dataset((0.5 * NoiseKey.of(0, range(4000)).normal(0, 2)).numpy())
-    config = replace(CONFIG, images=60_000, batch=300, lr=3e-3, warmup=3000, loss=loss, checkpoint_every=60_000)
+    config = replace(CONFIG, images=30_000, batch=300, lr=3e-3, warmup=3000, loss=loss, checkpoint_every=30_000)
     model = train(tmp_path, data, MLP, EDM(0.05, 5.0), Parametrization("edm", "log_sigma/4", 0.5), config, {})
     t = np.full(200, 0.4)
     x = 0.64 * NoiseKey.of(1, range(200)).normal(0, 2)

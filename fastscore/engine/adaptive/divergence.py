@@ -44,7 +44,7 @@ class DivergenceField:
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Draw the probes of the samples that enter lanes."""
         self.score.load(lanes, positions)
-        key = NoiseKey(self.key.seed, self.key.ids[positions])
+        key = self.key.part(positions)
         draw: Callable[..., Tensor] = key.sign if self.kind == "rademacher" else key.normal
         for j in range(len(self.probes)):
             self.probes[j, lanes] = draw(PROBE_DRAW + j, self.d, self.score.dtype)

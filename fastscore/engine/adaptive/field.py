@@ -21,7 +21,6 @@ from fastscore.engine.request import Request
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, evaluate
-from fastscore.ops.noise import NoiseKey
 
 
 class Field(Protocol):
@@ -159,8 +158,7 @@ def prior_draw(request: Request, positions: Tensor | slice, d: int, dtype: torch
     """Return the normals of draw 0 of some samples, [n, d]: recorded, or of their seed and id."""
     if request.noise is not None:
         return request.noise[0, positions].to(dtype)
-    seed = request.key.seed if len(request.key.seed) == 1 else request.key.seed[positions]
-    return NoiseKey(seed, request.ids[positions]).normal(0, d, dtype)
+    return request.key.part(positions).normal(0, d, dtype)
 
 
 def _circle(lam: Tensor) -> tuple[Tensor, Tensor]:

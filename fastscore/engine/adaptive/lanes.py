@@ -102,8 +102,6 @@ class Lanes:
         counts = torch.zeros(3, n, dtype=torch.int64)
         self.cost = Cost.of(counts, 0, self.lanes)
         self.live.fill_(False)
-        if len(key.seed) == 1:
-            self.key.seed.copy_(key.seed)
         held = torch.full((self.lanes,), -1, dtype=torch.int64)  # position of the sample in each lane, on the host
         loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
@@ -141,8 +139,7 @@ class Lanes:
         """Put new samples into lanes."""
         at, positions = lanes.to(self.index.device), positions.to(self.index.device)
         self.key.ids[at] = self.id[at] = key.ids[positions]
-        if len(key.seed) > 1:
-            self.key.seed[at] = key.seed[positions]
+        self.key.seed[at] = key.seed if len(key.seed) == 1 else key.seed[positions]
         self.field.load(at, positions)
         self.buffer[0][at] = y
         for scalar, value in ((self.tau, self.start), (self.h, self.rule.first)):

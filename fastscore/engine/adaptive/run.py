@@ -69,7 +69,7 @@ class AdaptiveBatches:
         )
         self.ends = [max(float(lam(schedule, t)), solver.earliest) for t in (first, last)]
         clock = [angle(v) for v in self.ends] if solver.clock == "angle" else self.ends
-        self.key = NoiseKey(*(torch.zeros(n, dtype=torch.int64, device=device) for n in (1, lanes)))
+        self.key = NoiseKey(*(torch.zeros(lanes, dtype=torch.int64, device=device) for _ in range(2)))
         path = None
         if self.noisy:
             path = Path(self.key, clock[1] - clock[0], math.prod(model.shape), padded_lanes(lanes), dtype, ops)
