@@ -8,9 +8,6 @@ import pytest
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Tensors here are small: a second thread would spin and not help. Tests of threads set their own number.
-torch.set_num_threads(1)
-
 collect_ignore_glob = [] if HAS_TRITON else ["kernels/*"]
 
 
@@ -24,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One thread, whatever the test before has set: tensors here are small, so a second one would spin and not help."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
