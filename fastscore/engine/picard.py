@@ -30,6 +30,7 @@ from fastscore.errors import NonFiniteError
 from fastscore.kernels import abi
 from fastscore.model.score import evaluate
 from fastscore.ops.norms import sum_of_squares
+from fastscore.ops.update import KnownRow
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.schedule import transition
 
@@ -72,7 +73,7 @@ class Parallel:
         evaluations: of each sample of the last stream, [n]; a sequential run has as many as there are evaluating rows.
 
     Raises:
-        ValueError: a row of the plan sets its step from norms, or known data follow every row.
+        ValueError: a row of the plan sets its step from norms.
     """
 
     mode = "picard"
@@ -83,8 +84,6 @@ class Parallel:
                 "parallel: Langevin's step depends on the norm of the score, which a window does not have yet; use "
                 "AnnealedLangevin, or leave parallel out"
             )
-        if loop.known is not None:
-            raise ValueError("parallel: known data follow the rows in order; leave parallel out")
         self.loop = loop
         starts = [k for k, row in enumerate(loop.plan.rows) if row.evaluate]
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
@@ -93,10 +92,13 @@ class Parallel:
         self.turn = Turn(loop.model.net, loop.second.net)
 
         dtype, device = loop.x.dtype, loop.x.device
-        idle = torch.zeros_like(loop.table[:1])
-        idle[0, abi.A], idle[0, abi.PUSH] = 1.0, -1.0
-        self.table = torch.cat([loop.table, idle])  # the last row keeps x: for samples at their end
+        # After the plan's rows come as many that keep x: one for each, with the known data that it left.
+        count, known = len(loop.plan.rows), loop.known_table
+        idle = torch.zeros_like(loop.table)
+        idle[:, abi.A], idle[:, abi.PUSH] = 1.0, -1.0
+        self.table = torch.cat([loop.table, idle])
         self.table[:, abi.DRAW].clamp_(min=0.0)
+        self.known_table = None if known is None else torch.cat([known, known])
         self.noisy = any(row.noisy for row in loop.plan.rows[self.first :])
         mixed = [kind.mixed for kind in loop.kinds]
         self.mixed, self.mixed_rows = any(mixed), torch.tensor(mixed, device=device)
@@ -111,8 +113,9 @@ class Parallel:
         # Rows of each stage: the one that evaluates and those up to the next, then idle ones.
         ends = [*starts[1:], len(loop.plan.rows)]
         longest = max((end - start for start, end in zip(starts, ends, strict=bool(starts))), default=0)
-        rows = torch.full((longest, self.stages + 1), len(loop.plan.rows))
+        rows = torch.full((longest, self.stages + 1), 2 * count - 1)
         for k, (start, end) in enumerate(zip(starts, ends, strict=bool(starts))):
+            rows[:, k] = count + end - 1
             rows[: end - start, k] = torch.arange(start, end)
         self.rows = rows.to(device)
 
@@ -192,8 +195,10 @@ class Parallel:
             self.x[k + 1].copy_(self.x[k])
             self.hist[k + 1].copy_(self.hist[k])
             for idx in rows[:, k]:
-                second = None if F2 is None else F2[k]
-                loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise, F2=second)
+                second, known = None if F2 is None else F2[k], None
+                if self.known_table is not None and loop.known is not None and loop.mask is not None:
+                    known = KnownRow(loop.known, loop.mask, self.known_table, idx, loop.key)
+                loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise, F2=second, known=known)
         change = self.x[1:-1] - before[1:-1]
         square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.x.shape[2]
         limit = self.limit[stage[1:-1]]

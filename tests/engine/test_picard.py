@@ -11,7 +11,10 @@ import torch
 
 from fastscore.engine.picard import Picard
 from fastscore.errors import NonFiniteError
+from fastscore.guidance.guides import DynamicThreshold
+from fastscore.guidance.mixture import Guidance
 from fastscore.model import analytic
+from fastscore.model.conditions import Known
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.continuous import EDM, VP
@@ -20,6 +23,7 @@ from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import (
     DDIM,
+    DDPM,
     DEIS,
     PNDM,
     AnnealedLangevin,
@@ -30,6 +34,7 @@ from fastscore.solvers import (
     Interval,
     Langevin,
     PredictorCorrector,
+    RePaint,
     Restart,
     UniPC,
 )
@@ -189,3 +194,19 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(NonFiniteError, match="first id 7"):
         broken.run([7, 8])
     assert sampler(DDIM(), 4).run([]).shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("name", ["ddim-eta1", "2m", "heun", "repaint"])
+def test_mixtures_guides_and_known_data_are_those_of_the_rows(name, guided):
+    solver = {**SOLVERS, "repaint": RePaint(DDPM(), 2, 2)}[name]
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[:, 0] = True
+    known = Known(torch.full(SHAPE, 0.25), mask)
+    settings = {"guidance": Guidance(2.0, (0.1, 5.0)), "guide": DynamicThreshold(0.5, 0.2) if guided else None}
+    for run in ({}, {"known": known}):
+        rows, sweeps = (
+            sampler(solver, window, classes=3, batch=2, **settings).run([4, 0, 9], 3, labels=[0, 1, 2], **run)
+            for window in (None, 3)
+        )
+        assert torch.equal(rows, sweeps)

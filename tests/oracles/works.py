@@ -1,0 +1,137 @@
+"""What works with what, found by trying: ``python tests/oracles/works.py`` writes the table into README.md."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastscore as fs
+
+README = Path(__file__).parents[2] / "README.md"
+MARKS = "<!-- works -->", "<!-- /works -->"
+SHAPE, IDS = (2, 3), (4, 0, 9)
+COLUMNS = ("plan", "plan + Langevin", "Picard", "adaptive ODE", "adaptive SDE", "joint")
+
+
+def net(u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    shift = 0.0 if cond is None else 0.3 * cond.to(u).reshape(len(u), -1)[:, :1].reshape(-1, *[1] * (u.ndim - 1))
+    return u / (1.0 + u * u) + 0.1 * c_noise.reshape(-1, *[1] * (u.ndim - 1)) + shift
+
+
+def worse(u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    return 0.5 * net(u, c_noise, cond)
+
+
+def both(u: dict, c_noise: dict, cond: Tensor | None = None) -> dict:
+    return {name: net(u[name], c_noise[name], cond) for name in u}
+
+
+def both_worse(u: dict, c_noise: dict, cond: Tensor | None = None) -> dict:
+    return {name: worse(u[name], c_noise[name], cond) for name in u}
+
+
+def run(
+    column: str, model: dict, settings: dict, asked: dict, batch: int = 2, ids: tuple[int, ...] = IDS, seed: Any = 3
+) -> Tensor:
+    """Draw with one kind of sampler; return [n, D]."""
+    if column == "joint":
+        parts = {"a": fs.Part(SHAPE, fs.VP()), "b": fs.Part(SHAPE, fs.VE())}
+        init = asked.get("init")
+        asked = {**asked, "init": {"a": init, "b": init}} if init is not None else asked
+        guidance = settings.get("guidance")
+        if guidance is not None and guidance.model is not None:
+            settings = {**settings, "guidance": replace(guidance, model=fs.JointModel(both_worse, parts, **model))}
+        sampler: Any = fs.JointSampler(fs.JointModel(both, parts, **model), grid=fs.uniform(4), batch=batch, **settings)
+        result = sampler.run(ids, seed, **asked)
+        return torch.cat([result[k].flatten(1) for k in parts], 1)
+    loose = {"rtol": 0.02, "atol": 0.02}
+    solver = {
+        "plan": fs.DDIM(0.5),
+        "plan + Langevin": fs.PredictorCorrector(fs.DDIM(), fs.Langevin()),
+        "Picard": fs.DDIM(0.5),
+        "adaptive ODE": fs.BogackiShampine(**loose),
+        "adaptive SDE": fs.GottaGoFast(**loose),
+    }[column]
+    grid = None if column.startswith("adaptive") else fs.uniform(4)
+    parallel = fs.Picard(3) if column == "Picard" else None
+    sampler = fs.Sampler(
+        fs.ScoreModel(net, SHAPE, fs.VP(), fs.Parametrization("v"), **model),
+        solver=solver,
+        grid=grid,
+        batch=batch,
+        parallel=parallel,
+        **settings,
+    )
+    return sampler.run(ids, seed, **asked).flatten(1)
+
+
+def _second() -> fs.ScoreModel:
+    return fs.ScoreModel(worse, SHAPE, fs.VP(), fs.Parametrization("v"), classes=3)
+
+
+def features() -> dict[str, tuple[dict, dict, dict, dict]]:
+    """Each feature: model, what a run is given anyway, settings and arguments that bring the feature in."""
+    labels, classes = {"labels": [0, 1, 2]}, {"classes": 3}
+    y = 0.25 * torch.ones(SHAPE)
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[0] = True
+    recorded = torch.linspace(-1.0, 1.0, 12 * 3 * 12).reshape(12, 3, 12)
+    return {
+        "labels": (classes, {}, {}, labels),
+        "conditioning tensors": ({"cond_shape": (2,)}, {}, {}, {"cond": torch.ones(2)}),
+        "guidance": (classes, labels, {"guidance": fs.Guidance(2.0)}, {}),
+        "guidance in an interval": (classes, labels, {"guidance": fs.Guidance(2.0, (0.1, 5.0))}, {}),
+        "guidance by a second model": (classes, labels, {"guidance": fs.Guidance(2.0, model=_second())}, {}),
+        "guides (DPS, PiGDM, ..)": ({}, {}, {"guide": fs.DynamicThreshold(0.5, 0.2)}, {}),
+        "known data": ({}, {}, {}, {"known": fs.Known(y, mask)}),
+        "start from data or a state": ({}, {}, {"start": "data"}, {"init": y}),
+        "clip": ({}, {}, {"clip": 0.3}, {}),
+        "recorded noise": ({}, {}, {}, {"noise": recorded}),
+        "callback": ({}, {}, {}, {"callback": lambda step: None}),
+    }
+
+
+def attempt(feature: str, column: str, batch: int = 2) -> tuple[Tensor, Tensor | None, str]:
+    """Return samples without and with a feature; None and the reason where they do not go together."""
+    model, given, settings, asked = features()[feature]
+    if feature == "recorded noise" and column != "joint":
+        asked = {"noise": asked["noise"][..., :6]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Langevin in few dimensions
+        plain = run(column, model, {}, given, batch)
+        try:
+            return plain, run(column, model, settings, {**given, **asked}, batch), ""
+        except (ValueError, TypeError) as error:
+            return plain, None, str(error)
+
+
+def works(feature: str, column: str) -> bool:
+    return attempt(feature, column)[1] is not None
+
+
+def table() -> str:
+    """The table in Markdown."""
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for feature in features():
+        cells = ["yes" if works(feature, column) else "no" for column in COLUMNS]
+        lines.append(f"| {feature} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def shown() -> str:
+    """The table that README.md shows."""
+    match = re.search(f"{MARKS[0]}\n(.*?)\n{MARKS[1]}", README.read_text(), re.S)
+    assert match is not None, f"README.md has no {MARKS[0]} .. {MARKS[1]}"
+    return match[1]
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    README.write_text(text.replace(shown(), table()))
+    print(table())

@@ -1,0 +1,46 @@
+"""What works with what, cell by cell: a feature has its effect, in any company, or is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from works import COLUMNS, attempt, features, run, shown, table
+
+NO_EFFECT = ("callback",)
+REFUSALS = {
+    ("guides (DPS, PiGDM, ..)", "joint"): "guide",
+    ("known data", "adaptive SDE"): "known",
+    ("known data", "joint"): "known",
+    ("recorded noise", "Picard"): "recorded noise",
+    ("recorded noise", "adaptive SDE"): "noise",
+    ("callback", "Picard"): "callback",
+    ("callback", "adaptive ODE"): "callback",
+    ("callback", "adaptive SDE"): "callback",
+    ("callback", "joint"): "callback",
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_feature_has_its_effect_or_is_refused_by_name(column):
+    for feature in features():
+        plain, result, reason = attempt(feature, column)
+        if result is None:
+            assert REFUSALS.get((feature, column), "no refusal is expected") in reason, (feature, reason)
+            continue
+        assert (feature, column) not in REFUSALS, f"{feature} with {column} works now: say so"
+        assert result.isfinite().all()
+        assert torch.equal(result, plain) == (feature in NO_EFFECT), feature
+        assert torch.equal(attempt(feature, column, batch=3)[1], result), feature
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.filterwarnings("ignore:Langevin with per-sample norms")
+def test_one_seed_a_sample(column):
+    ids, seeds = (4, 0, 9), [5, 2**64 - 1, 5]
+    mixed = run(column, {}, {}, {}, ids=ids, seed=seeds)
+    alone = [run(column, {}, {}, {}, ids=(k,), seed=seed) for k, seed in zip(ids, seeds, strict=True)]
+    assert torch.equal(mixed, torch.cat(alone))
+
+
+def test_the_readme_shows_it():
+    assert shown() == table()
