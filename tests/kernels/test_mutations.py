@@ -18,7 +18,7 @@ from .conftest import load
 row = partial(test_update.test_same_bits, case=Case(48, guided=True, slots=3, known=True, mean=True, own=True))
 points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
 normals = partial(test_noise.test_normals, d=129)
-norms = partial(test_norms.test_same_bits, case=Case(1500), norm="sample")
+norms = partial(test_norms.test_same_bits, case=Case(1700, n=2), norm="sample")
 batch = partial(test_norms.test_same_bits, case=Case(3, n=2), norm="batch")
 image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="floor")
 seeds = partial(test_seeds.test_row, case=Case(2, n=7, own=True))
