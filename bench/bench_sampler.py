@@ -96,15 +96,15 @@ class Bench:
         if self.setting.no_compile:
             self.skipped["compiled"] = self.setting.no_compile
         else:
-            self.add("compiled", {"graph": "off", "compile": "full"})
+            self.add("compiled", {"graph": "off", "network": "compile"})
         kinds = list(self.samplers)
         for graph in ("step", "loop"):
             try:
-                self.add(f"{graph} graph", {"graph": graph, "compile": "full" if "compiled" in kinds else "off"})
+                self.add(f"{graph} graph", {"graph": graph, "network": "compile" if "compiled" in kinds else "own"})
             except ValueError as error:  # no CUDA device, or a network that cannot be captured
                 self.skipped[f"{graph} graph"] = str(error)
         for kind in kinds:
-            net = self.samplers[kind].model.net
+            net = self.samplers[kind].prepared.net
             self.ways[f"published, {kind}"] = self.published(net)
             self.ways[f"network alone, {kind}"] = self.alone(net)
         for mode in self.samplers:
@@ -135,8 +135,8 @@ class Bench:
     def add(self, mode: str, how: dict[str, str]) -> None:
         """Add fastscore in one mode, with the network and with the stub."""
         sampler, around = self.sampler(self.model, how), self.sampler(self.stub, {"graph": how["graph"]})
-        self.prepared[mode] = sampler.prepare()
-        around.prepare()
+        self.prepared[mode] = sampler.warm_up()
+        around.warm_up()
         self.samplers[mode], self.stubs[mode] = sampler, around
         self.ways[f"fastscore, {mode}"] = self.ours(sampler)
         self.ways[f"stub: fastscore, {mode}"] = self.ours(around)

@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HostClock, paired, spread
+from common import HostClock, count, paired, spread
 from records import RESULTS, ROOT, append, between, processor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastscore as fs
-from fastscore.cli.types import Count
 from fastscore.data.load import load
 from fastscore.model.nets import build
 from fastscore.network.prepare import Prepared, Trial
@@ -49,7 +48,7 @@ def models() -> dict[str, fs.ScoreModel]:
 @torch.no_grad()
 def measure(name: str, model: fs.ScoreModel, batch: int, repeats: int, clock: HostClock) -> dict[str, Any]:
     """Return errors over t and paired rates of one network in each numerics."""
-    nets = {kind: fs.prepare(model, batch, dtype=kind).net for kind in KINDS}
+    nets = {kind: fs.prepare(model, batch, network=kind).net for kind in KINDS}
     unprepared = [kind for kind in KINDS[1:] if not isinstance(nets[kind], Prepared)]
     if unprepared:
         raise SystemExit(f"{name}: {unprepared} could not be prepared; see the warning above")
@@ -153,9 +152,7 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, record, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--num", type=lambda v: Count().convert(v, None, None), default=10_000, help="images; 0: no FID"
-    )
+    parser.add_argument("--num", type=count, default=10_000, help="images; 0: no FID")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)

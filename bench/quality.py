@@ -16,10 +16,10 @@ from datetime import date
 
 import numpy as np
 import torch
+from common import count
 from records import RESULTS, ROOT, between, processor
 
 import fastscore as fs
-from fastscore.cli.types import Count
 from fastscore.data.load import load
 from fastscore.network.jit import has_compiler
 from fastscore.ops.quantize import quantize_ref
@@ -47,20 +47,20 @@ def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, ba
     schedule, solver, grid = CASES[name]
     sampler = fs.Sampler(model, schedule=schedule, solver=solver, grid=grid, batch=batch)
     sampler.run(range(1), labels="random")  # compile outside the clock
+    request = sampler.request(range(num), seed=0, labels="random")
     start, parts = time.perf_counter(), []
-    for _, x in sampler.stream(range(num), seed=0, labels="random", progress=True):
+    for _, x in sampler.stream(request, progress=True):
         parts.append(quantize_ref(x).numpy())
     seconds = time.perf_counter() - start
     net, names = load_classifier("fashion-classifier")
     ours, predicted = features(net, np.concatenate(parts))
-    asked = sampler.label_of(range(num), 0, "random")
-    assert asked is not None
+    assert request.cond is not None
     share = np.bincount(predicted, minlength=len(names)) / num
     return {
         "solver": name,
         "nfe": sampler.plan.nfe,
         "classifier-FID": round(frechet_distance(ours, reference), 3),
-        "label agreement": round(float((predicted == asked.numpy()).mean()), 4),
+        "label agreement": round(float((predicted == request.cond.numpy()).mean()), 4),
         "predicted classes": {k: round(float(v), 4) for k, v in zip(names, share, strict=True)},
         "samples/s": round(num / seconds, 1),
     }
@@ -89,7 +89,7 @@ def table(run: dict) -> str:
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num", type=lambda v: Count(2).convert(v, None, None), default=10_000, help="samples of each")
+    parser.add_argument("--num", type=count, default=10_000, help="samples of each")
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), help="solvers to run")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-compile", action="store_true")

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         "names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)}; all if left out"
     )
     parser.add_argument("--quick", action="store_true", help="see that everything works; figures mean nothing")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; cuda where there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto: cuda where there is one")
     parser.add_argument("--points", type=int, default=1_000_000, metavar="N", help="two-dimensional samples of peers")
     parser.add_argument("--match", default="", metavar="TEXT", help="only peers' cases whose name contains TEXT")
     parser.add_argument("--json", type=Path, metavar="F", help="append records to F, not to bench/results")
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from fastscore.cli.options import checked_device
+    from fastscore.ops.backend import named_device
 
-    device = torch.device(checked_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = named_device(args.device)
     # float32 is float32 in every way of every bench; else the gate would compare roundings of TF32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     setting, env = common.Setting(device, args.quick, args.points, args.match), records.environment(device)

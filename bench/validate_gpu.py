@@ -46,7 +46,7 @@ def steps(run: Run, records: Path, quick: bool) -> list[Step]:
     """Run every step, whatever the others did."""
     python, kernels = sys.executable, ROOT / "tests" / "kernels"
     check = (
-        "import torch; from fastscore.backend import resolve; from fastscore.engine.selfcheck import checks; "
+        "import torch; from fastscore.ops.backend import resolve; from fastscore.engine.selfcheck import checks; "
         "device = torch.device('cuda'); [*map(print, checks(device, resolve('auto', device)))]"
     )
     done = [

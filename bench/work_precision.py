@@ -187,7 +187,7 @@ def adaptive_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
             def measure(make: Callable[[float], Adaptive] = make, rtol: float = rtol) -> dict:
                 sampler = fs.Sampler(model, schedule=fs.EDM(), solver=make(rtol), batch=min(num, 8192))
                 error = sliced_wasserstein(sampler.run(range(num), seed=0), truth)
-                return {"nfe": round(float(sampler.effort.nfe.double().mean()), 1), "error": error}
+                return {"nfe": round(float(sampler.cost.nfe.double().mean()), 1), "error": error}
 
             yield Cell("mixture", name, "adaptive", rtol), measure
 

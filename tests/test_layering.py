@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor, the lowest first. A room imports from the floors below its own.
 FLOORS = (
     "_version errors files testing kernels process data",
-    "ops plan output",
-    "solvers model execution",
+    "ops plan",
+    "solvers model execution output",
     "guidance network report",
     "engine training",
     "sampler joint flow chains",

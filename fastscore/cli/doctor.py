@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import click
 
+from fastscore.cli.options import device_option
+
 
 @click.command()
-@click.option("--device", default=None, help="cpu, cuda or cuda:N.  [default: cuda where there is one]")
-def doctor(device: str | None) -> None:
+@device_option
+def doctor(device: str) -> None:
     """Check that this machine gives the promised bits, and print what runs what."""
     import importlib.util
     import os
     import time
 
-    import torch
-
-    from fastscore.cli.options import checked_device
     from fastscore.engine.selfcheck import checks, fingerprint
     from fastscore.network.bf16 import native_bf16
     from fastscore.network.jit import has_compiler
-    from fastscore.ops.backend import resolve
+    from fastscore.ops.backend import named_device, resolve
 
-    where = torch.device(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    where = named_device(device)
     ops = resolve("auto", where)
     start = time.perf_counter()
     click.echo(fingerprint(where))
@@ -31,7 +30,7 @@ def doctor(device: str | None) -> None:
     click.echo(f"backend on {where}: {ops.name} (update, langevin, quantize)")
     if where.type == "cpu":
         kind = "bf16 where the scores agree within 1 %" if native_bf16() else "fp32 (this CPU has no bfloat16)"
-        click.echo(f"network on cpu: --dtype auto is {kind if has_compiler() else 'the network as it is'}")
+        click.echo(f"network on cpu: --network auto is {kind if has_compiler() else 'the network as it is'}")
     advice = []
     if where.type == "cuda" and importlib.util.find_spec("triton") is None:
         advice.append("pip install triton for the fused kernels")

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import checked_device, load, make_solver
-from fastscore.cli.output import check_out, draw
-from fastscore.cli.sample import make_sampler, sample
+from fastscore.cli.options import load, make_solver
+from fastscore.cli.sample import draw_and_tell, drawing_options, make_execution, make_sampler, network_of
 from fastscore.cli.types import Count, Name, Number, shorten
 
 METHODS = ("repaint", "replace", "pigdm")
@@ -50,7 +49,8 @@ class Box(click.ParamType):
 @click.option("--resample", type=Count(1, 10_000), default=5, show_default=True, help="Times that repaint goes down.")
 @click.option("--noise", type=Number(0), default=0.02, show_default=True, help="Of known pixels in -1 .. 1, for pigdm.")
 @click.option("--class", "label", type=Count(), help="Class of every image; its own label, or none, if left out.")
-def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, num: int, **o: Any) -> None:
+@drawing_options
+def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any) -> None:
     """Fill in the masked part of IMAGES with MODEL.
 
     IMAGES is an image, a folder of them, an .npy or .npz file, or a set that `fastscore train` knows. Writes
@@ -58,10 +58,16 @@ def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, nu
     original, masked, results) and run.json. Result j of image k has the id k n + j. A class-conditional model is told
     --class, else the labels that come with the images, else none. The other options are those of `fastscore sample`.
     """
-    start = time.perf_counter()
-    if (mask is None) == (o["box"] is None):
+    from fastscore.output.run import refuse_earlier_run
+
+    started, method = time.perf_counter(), options["method"]
+    if (mask is None) == (options["box"] is None):
         raise ValueError("say what to fill in: either --mask FILE or --box TOP,LEFT,HEIGHT,WIDTH")
-    check_out(out, o["overwrite"])
+    refuse_earlier_run(options["out"], options["overwrite"])
+    _refuse_unused(method)
+    if method == "repaint" and not _typed("solver"):
+        options["solver"] = "ddpm"
+    solver, network = make_solver(options), network_of(options)
 
     import numpy as np
     import torch
@@ -69,49 +75,45 @@ def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, nu
     from fastscore.guidance.guides import PiGDM
     from fastscore.guidance.measurements import Masked
     from fastscore.model.conditions import Known
+    from fastscore.ops.backend import named_device
     from fastscore.output.images import contact_sheet
     from fastscore.solvers import RePaint
     from fastscore.solvers.adaptive import Adaptive
 
-    score_model = load(model, checked_device(o["device"]))
-    data = _images(images, score_model.shape, o["limit"])
-    unknown = _unknown(mask, o["box"], data.x.shape)
+    if method == "repaint":
+        if isinstance(solver, Adaptive):
+            raise ValueError(
+                f"solver {options['solver']} chooses its own steps, and repaint goes back and forth on a grid; use "
+                "another solver, or --method replace"
+            )
+        solver = RePaint(solver, options["jump"], options["resample"])
+    elif method == "pigdm":
+        if network in ("fp32", "bf16"):
+            raise ValueError(f"--method pigdm differentiates the network, which --network {network} rules out; use own")
+        network = "own" if network == "auto" else network
+    device = named_device(options["device"])
+    score_model = load(model, device)
+    data = _images(images, score_model.shape, options["limit"])
+    unknown = _unknown(mask, options["box"], data.x.shape)
     y = torch.from_numpy(data.network_range(np.arange(len(data.x)))).repeat_interleave(num, 0)
     known = torch.from_numpy(~unknown).permute(0, 3, 1, 2)
     known = known.repeat_interleave(num, 0) if len(known) > 1 else known[0]
-
-    _refuse_unused(o["method"])
-    solver_given = click.get_current_context().get_parameter_source("solver") == click.core.ParameterSource.COMMANDLINE
-    if o["method"] == "repaint" and not solver_given:
-        o["solver"] = "ddpm"
-    solver = make_solver(o)
-    if isinstance(solver, Adaptive):
-        raise ValueError(
-            f"--solver {o['solver']} chooses its own steps, and known pixels follow a plan; use another one"
-        )
-    if o["method"] == "repaint":
-        sampler = make_sampler(score_model, o, RePaint(solver, o["jump"], o["resample"]))
-    elif o["method"] == "replace":
-        sampler = make_sampler(score_model, o, solver)
-    else:
+    guide, measured = None, {}
+    if method == "pigdm":
         if known.ndim == 4:
             raise ValueError("--method pigdm takes one mask for all images; use repaint or replace")
         spread = float(score_model.parametrization.sigma_data)
-        sampler = make_sampler(
-            score_model, o, solver, guide=PiGDM(Masked(known), o["noise"], spread), network="own"
-        )  # which can be differentiated
-    inputs: dict[str, Any] = {"known": Known(y, known)}
-    inputs |= {"y": torch.where(known, y, 0.0)} if o["method"] == "pigdm" else {}
-
-    labels = o["label"]
-    if labels is None and not o["unconditional"] and data.labels is not None and score_model.classes:
+        guide = PiGDM(Masked(known.to(device)), options["noise"], spread)
+        measured = {"y": torch.where(known, y, 0.0)}
+    labels = options["label"]
+    if labels is None and not options["unconditional"] and data.labels is not None and score_model.classes:
         labels = torch.from_numpy(data.labels).repeat_interleave(num)
-    if o["guidance"] is not None and labels is None and o["guidance_model"] is None:
+    if options["guidance"] is not None and labels is None and options["guidance_model"] is None:
         raise ValueError("--guidance leads away from the null class: give --class, or images with labels")
+    execution = make_execution(score_model, options, device, network)
+    sampler = make_sampler(score_model, options, solver, execution, guide)
     ids = range(len(data.x) * num)
-    given = sampler.label_of(ids, seed, labels)
-    more = {"image": np.repeat(np.arange(len(data.x)), num), "originals": data.x, "mask": unknown}
-    more |= {} if given is None else {"labels": given.cpu().numpy()}
+    request = sampler.request(ids, options["seed"], labels=labels, known=Known(y, known), **measured)
 
     def sheet(results: Any) -> Any:
         """Draw one line an image: original, masked in grey, results."""
@@ -119,12 +121,9 @@ def inpaint(model: str, images: str, mask: Path | None, out: Path, seed: int, nu
         shown = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
         return contact_sheet(np.concatenate(shown).astype(np.uint8), columns=len(shown[0]))
 
-    settings = {"model": model, "images": images, "mask": str(mask) if mask else None, "seed": seed, "num": num}
-    draw(sampler, out, ids, seed, o, start, settings, more, sheet, labels=labels, **inputs)
-
-
-_OWN = {p.name for p in inpaint.params}
-inpaint.params += [p for p in sample.params if p.name not in {*_OWN, "ids"}]
+    settings = {"model": model, "images": images, "mask": str(mask) if mask else None, "num": num, "network": network}
+    arrays = {"image": np.repeat(np.arange(len(data.x)), num), "originals": data.x, "mask": unknown}
+    draw_and_tell(sampler, request, options, settings, started, sheet=sheet, extra_arrays=arrays)
 
 
 def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
@@ -138,12 +137,13 @@ def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
         raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
     path = Path(source)
     if path.is_file() and path.suffix not in (".npy", ".npz"):
-        found = Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
+        dataset = Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
     else:
-        found = load_data(source, "test")
-    if found.x.dtype != np.uint8 or found.shape != shape:
-        raise ValueError(f"{source} holds {found.x.dtype} {found.shape}; this model has images of shape {shape}")
-    return Dataset(found.x[:limit], None if found.labels is None else found.labels[:limit], found.class_names)
+        dataset = load_data(source, "test")
+    x, labels = dataset.x, dataset.labels
+    if x.dtype != np.uint8 or dataset.shape != shape:
+        raise ValueError(f"{source} holds {x.dtype} {dataset.shape}; this model has images of shape {shape}")
+    return Dataset(x[:limit], None if labels is None else labels[:limit], dataset.class_names)
 
 
 def _picture(path: Path, mode: str) -> Any:
@@ -198,9 +198,13 @@ def _mask_values(path: Path) -> Any:
 
 
 def _refuse_unused(method: str) -> None:
-    """Raise ValueError for an option that was given and that the method would ignore."""
+    """Raise ValueError for an option on the command line that the method would ignore."""
     owner = {"jump": "repaint", "resample": "repaint", "noise": "pigdm"}
     for option, of in owner.items():
-        source = click.get_current_context().get_parameter_source(option)
-        if method != of and source == click.core.ParameterSource.COMMANDLINE:
+        if method != of and _typed(option):
             raise ValueError(f"--{option} belongs to --method {of}, not {method}")
+
+
+def _typed(option: str) -> bool:
+    """Return whether an option stands on the command line."""
+    return click.get_current_context().get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE

@@ -11,7 +11,7 @@ from fastscore.cli.options import make_grid, make_schedule, make_solver, solver_
 
 @click.command()
 @solver_options
-def plan(**o: Any) -> None:
+def plan(**options: Any) -> None:
     """Print the table of a schedule and a solver: every coefficient of every step.
 
     A row does x <- a x + b m + sum w_k h_k + c z, where m is what the network says about x at
@@ -19,15 +19,18 @@ def plan(**o: Any) -> None:
     """
     from fastscore import plan as plans
     from fastscore.process.continuous import VP
+    from fastscore.process.grid import Span
     from fastscore.solvers.adaptive import Adaptive
 
-    solver = make_solver(o)
+    solver = make_solver(options)
     if isinstance(solver, Adaptive):
-        raise ValueError(f"--solver {o['solver']} chooses its steps while it runs; there is no table to print")
-    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], VP())
-    made = plans.make_plan(solver, schedule, make_grid(o, schedule, schedule)(schedule))
-    if o["clip"] is not None:
-        made = plans.clip(made, o["clip"])
-    click.echo(str(made))
-    counts = f"{made.nfe} network evaluations, {made.draws} noise draws, {made.slots} history slots"
+        raise ValueError(f"solver {options['solver']} chooses its steps while it runs; there is no table to print")
+    schedule = make_schedule(options, VP())
+    grid = make_grid(options, solver, schedule, schedule)
+    assert not isinstance(grid, Span)
+    table = plans.make_plan(solver, schedule, grid(schedule))
+    if options["clip"] is not None:
+        table = plans.clip(table, options["clip"])
+    click.echo(str(table))
+    counts = f"{table.nfe} network evaluations, {table.draws} noise draws, {table.slots} history slots"
     click.echo(f"{type(schedule).__name__}: {counts}")

@@ -3,156 +3,236 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.options import checked_device, load, make_grid, make_schedule, make_solver, solver_options
-from fastscore.cli.output import check_out, draw
-from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number
+from fastscore.cli.options import (
+    BACKENDS,
+    GRAPHS,
+    NETWORKS,
+    device_option,
+    load,
+    make_grid,
+    make_schedule,
+    make_solver,
+    solver_options,
+)
+from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, shorten
 
 if TYPE_CHECKING:
+    import torch
+
+    from fastscore.engine.request import Request
+    from fastscore.execution import Execution
+    from fastscore.guidance.denoiser import Guide
     from fastscore.model.score import ScoreModel
     from fastscore.plan.rows import Solver
     from fastscore.sampler import Sampler
     from fastscore.solvers.adaptive import Adaptive
 
 
+def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that draws: where to, guidance, how it is computed, schedule and solver."""
+    options = [
+        click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Seed of all noise."),
+        click.option(
+            "--out",
+            "--outdir",
+            type=click.Path(path_type=Path, file_okay=False),
+            required=True,
+            help="Folder to write.",
+        ),
+        click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model."),
+        click.option(
+            "--guidance", type=Number(), help="Classifier-free guidance weight; 1 is none, above 1 sharpens the class."
+        ),
+        click.option(
+            "--guidance-interval",
+            type=Interval(),
+            help="LO,HI: guide where LO < sigma/alpha <= HI.  [default: everywhere]",
+        ),
+        click.option(
+            "--guidance-model",
+            help="Guide away from this worse model instead of from the null class (autoguidance).",
+        ),
+        click.option(
+            "--batch",
+            type=AutoCount(1, 1 << 20),
+            default=64,
+            show_default=True,
+            help="Micro-batch of the network; auto times it, and the threads, once.",
+        ),
+        click.option(
+            "--network",
+            type=Name(NETWORKS),
+            default="auto",
+            show_default=True,
+            help="How the network runs. auto, fp32, bf16: compiled once for this machine and kept; auto is bf16 where "
+            "the CPU has it and the scores agree within 1 %. own: as it is. compile, regional: torch.compile in this "
+            "process.",
+        ),
+        click.option("--dtype", "old_dtype", type=Name(("auto", "fp32", "bf16")), hidden=True),
+        click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),
+        click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
+        click.option("--backend", type=Name(BACKENDS), default="auto", show_default=True, help="What runs the rows."),
+        device_option,
+        click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id."),
+        click.option("--subdirs", is_flag=True, help="With --png: one folder for each 1000 ids."),
+        click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in --out."),
+        click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
+        solver_options,
+    ]
+    for decorate in reversed(options):
+        command = decorate(command)
+    return command
+
+
 @click.command()
 @click.argument("model")
 @click.option("-n", "--num", type=Count(0, 10_000_000), help="How many samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
-@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Of all noise.")
-@click.option(
-    "--out", "--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
-)
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
-@click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model.")
-@click.option(
-    "--guidance", type=Number(), help="Classifier-free guidance weight; 1 is none, above 1 sharpens the class."
-)
-@click.option(
-    "--guidance-interval", type=Interval(), help="LO,HI: guide where LO < sigma/alpha <= HI.  [default: everywhere]"
-)
-@click.option(
-    "--guidance-model", help="Guide away from this worse model instead of from the null class (autoguidance)."
-)
-@click.option(
-    "--batch",
-    type=AutoCount(1, 1 << 20),
-    default=64,
-    show_default=True,
-    help="Micro-batch of the network; auto times it, and the threads, once.",
-)
-@click.option(
-    "--dtype",
-    type=Name(("auto", "fp32", "bf16")),
-    default="auto",
-    show_default=True,
-    help="Of the network's heavy layers; auto is bf16 where the CPU has it and the scores agree within 1 %.",
-)
-@click.option(
-    "--compile",
-    "compiled",
-    type=Name(("auto", "off", "full", "regional")),
-    default="auto",
-    show_default=True,
-    help="auto compiles the network once for this machine and keeps it; off runs it as it is, in fp32; full and "
-    "regional are torch.compile in this process.",
-)
-@click.option(
-    "--graph", type=Name(("auto", "off", "step", "loop")), default="auto", show_default=True, help="CUDA graphs."
-)
-@click.option(
-    "--backend",
-    type=Name(("auto", "reference", "cpp", "triton")),
-    default="auto",
-    show_default=True,
-    help="What runs the rows.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id.")
-@click.option("--subdirs", is_flag=True, help="With --png: one folder for each 1000 ids.")
-@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in --out.")
-@click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
-@solver_options
-def sample(model: str, num: int | None, ids: list[int] | None, seed: int, out: Path, **o: Any) -> None:
+@drawing_options
+def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -> None:
     """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder, or analytic:NAME.
 
     Writes samples.npz (key samples: uint8 images [N, H, W, C], or float32 points), grid.png and
     run.json (settings, plan hash, versions, timings). A sample is a function of the settings, --seed
     and its id: it does not depend on how many are drawn, or in which order. How the network ran is part of
-    the settings; for the same bytes on another machine of the same kind use --dtype fp32 --compile off.
+    the settings; for the same bytes on another machine of the same kind use --network own.
     """
-    start = time.perf_counter()
+    from fastscore.ops.backend import named_device
+    from fastscore.output.run import refuse_earlier_run
+
+    started = time.perf_counter()
     if num is not None and ids is not None:
         raise ValueError("-n and --ids exclude each other: -n 64 is --ids 0-63")
-    wanted = ids if ids is not None else range(64 if num is None else num)
-    check_out(out, o["overwrite"])
-
-    score_model = load(model, checked_device(o["device"]))
-    sampler = make_sampler(score_model, o, make_solver(o))
-    labels = o["label"]
-    if labels is None and score_model.classes and not o["unconditional"]:
+    chosen = ids if ids is not None else range(64 if num is None else num)
+    refuse_earlier_run(options["out"], options["overwrite"])
+    solver, network = make_solver(options), network_of(options)
+    device = named_device(options["device"])
+    score_model = load(model, device)
+    sampler = make_sampler(score_model, options, solver, make_execution(score_model, options, device, network))
+    labels = options["label"]
+    if labels is None and score_model.classes and not options["unconditional"]:
         labels = "random"
-    if o["subdirs"] and not o["png"]:
-        raise ValueError("--subdirs sorts the files of --png; add it, or leave --subdirs out")
-    image = len(score_model.shape) == 3
-    if not image and o["png"]:
-        raise ValueError(f"samples of shape {score_model.shape} are not images; leave --png out")
-    if image and o["png"] and score_model.shape[0] not in (1, 3):
-        raise ValueError(f"a PNG needs 1 or 3 channels; this model has {score_model.shape[0]}")
-
-    given = sampler.label_of(wanted, seed, labels)
-    more = {} if given is None else {"labels": given.cpu().numpy()}
-    settings = {"model": model, "seed": seed, "num": len(wanted)}
-    settings |= {"ids": _ranges(list(wanted))} if ids is not None else {}
-    draw(sampler, out, wanted, seed, o, start, settings, more, labels=labels)
+    settings = {"model": model, "seed": options["seed"], "num": len(chosen), "network": network}
+    settings |= {"ids": _ranges(list(chosen))} if ids is not None else {}
+    request = sampler.request(chosen, options["seed"], labels=labels)
+    draw_and_tell(sampler, request, options, settings, started)
 
 
-def make_sampler(score_model: ScoreModel, o: dict[str, Any], solver: Solver | Adaptive, **more: Any) -> Sampler:
-    """Return the sampler that the options describe; ``more`` goes to it as it is."""
+def network_of(options: dict[str, Any]) -> str:
+    """Return --network; the options that it replaced keep their meaning for one version, and say what to write.
+
+    Raises:
+        ValueError: old and new options together, or old ones that exclude each other.
+    """
+    dtype, compiled = options["old_dtype"], options["old_compile"]
+    if dtype is None and compiled is None:
+        return options["network"]
+    source = click.get_current_context().get_parameter_source("network")
+    if source == click.core.ParameterSource.COMMANDLINE:
+        raise ValueError("--network replaces --dtype and --compile; leave those out")
+    if dtype == "bf16" and compiled not in (None, "auto"):
+        raise ValueError(f"--dtype bf16 needs --compile auto, not {compiled}; say --network bf16 alone")
+    network = {"off": "own", "full": "compile", "regional": "regional"}.get(compiled or "", dtype or "auto")
+    typed = [f"{flag} {value}" for flag, value in (("--dtype", dtype), ("--compile", compiled)) if value]
+    click.echo(f"fastscore: {' '.join(typed)} is now --network {network}", err=True)
+    return network
+
+
+def make_execution(model: ScoreModel, options: dict[str, Any], device: torch.device, network: str) -> Execution:
+    """Return how the options say to compute; --batch auto times the model's network."""
     import torch
 
-    from fastscore.guidance.mixture import Guidance
+    from fastscore.execution import Execution
     from fastscore.network.timing import choose_batch
-    from fastscore.sampler import Sampler
 
-    if o["label"] is not None and o["unconditional"]:
-        raise ValueError("--class and --unconditional exclude each other")
-    guidance, away = None, o["guidance_model"]
-    if o["guidance"] is not None:
-        if o["unconditional"] and away is None:
-            raise ValueError("--guidance leads away from the null class, which --unconditional asks for; leave one out")
-        interval = o["guidance_interval"] or (0.0, math.inf)
-        guidance = Guidance(o["guidance"], interval, load(away, o["device"]) if away else None)
-    elif o["guidance_interval"] or away:
-        raise ValueError("--guidance-interval and --guidance-model need --guidance, a weight")
-    if o["dtype"] == "bf16" and o["compiled"] != "auto":
-        raise ValueError(f"--dtype bf16 needs --compile auto, not {o['compiled']}")
-    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], score_model.schedule)
-    batch = o["batch"]
+    batch = options["batch"]
     if batch == "auto":
-        choice = choose_batch(score_model, o["device"])
+        choice = choose_batch(model, device)
         batch = choice.batch
         torch.set_num_threads(choice.threads or torch.get_num_threads())
-    settings: dict[str, Any] = {"network": o["dtype"] if o["compiled"] == "auto" else "own", **more}
+    return Execution(device, batch, network=network, backend=options["backend"], graph=options["graph"])
+
+
+def make_sampler(
+    score_model: ScoreModel,
+    options: dict[str, Any],
+    solver: Solver | Adaptive,
+    execution: Execution,
+    guide: Guide | None = None,
+) -> Sampler:
+    """Return the sampler that the options describe."""
+    from fastscore.guidance.mixture import Guidance
+    from fastscore.sampler import Sampler
+
+    if options["label"] is not None and options["unconditional"]:
+        raise ValueError("--class and --unconditional exclude each other")
+    guidance, away = None, options["guidance_model"]
+    if options["guidance"] is not None:
+        if options["unconditional"] and away is None:
+            raise ValueError("--guidance leads away from the null class, which --unconditional asks for; leave one out")
+        interval = options["guidance_interval"] or (0.0, math.inf)
+        guidance = Guidance(options["guidance"], interval, load(away, execution.place) if away else None)
+    elif options["guidance_interval"] or away:
+        raise ValueError("--guidance-interval and --guidance-model need --guidance, a weight")
+    schedule = make_schedule(options, score_model.schedule)
     return Sampler(
         score_model,
         schedule=schedule,
         solver=solver,
-        grid=make_grid(o, schedule, score_model.schedule),
-        batch=batch,
-        clip=o["clip"],
-        device=o["device"],
-        backend=o["backend"],
-        compile="off" if o["compiled"] == "auto" else o["compiled"],
-        graph=o["graph"],
+        grid=make_grid(options, solver, schedule, score_model.schedule),
+        clip=options["clip"],
         guidance=guidance,
-        **settings,
+        guide=guide,
+        execution=execution,
     )
+
+
+def draw_and_tell(
+    sampler: Sampler,
+    request: Request,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    started: float,
+    **arguments: Any,
+) -> None:
+    """Write the samples of a request to --out, and say in one line what was done.
+
+    Args:
+        settings: what was asked for beside the options.
+        started: when the command began, by time.perf_counter.
+        arguments: of output.run.draw.
+    """
+    from fastscore.output.run import draw, files
+
+    out, quiet = options["out"], options["quiet"]
+    elsewhere = ("out", "overwrite", "quiet", "old_dtype", "old_compile")
+    run = draw(
+        sampler,
+        request,
+        out,
+        png=options["png"],
+        subdirs=options["subdirs"],
+        overwrite=options["overwrite"],
+        settings={k: v for k, v in options.items() if k not in elsewhere and v is not None} | settings,
+        command=shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
+        started=started,
+        progress=not quiet,
+        **arguments,
+    )
+    if not quiet:
+        evaluations = f"{run['nfe']} evaluations each" if "nfe" in run else str(sampler.cost)
+        rate = run["timings"]["samples_per_s"]
+        speed = f", {rate:.1f} samples/s on {sampler.execution.place}" if rate else ""
+        click.echo(f"{len(request)} samples, {evaluations}{speed}: {out}/{', '.join(files(out))}")
 
 
 def _ranges(ids: list[int]) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import SCHEDULES, checked_device, make_schedule
+from fastscore.cli.options import device_option, make_schedule, sigma_options
 from fastscore.cli.types import Count, Name, Number
+from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
 NETS = {"image": ("unet", "scorenet"), "point": ("mlp",), "sequence": ("transformer",)}
+SIGMA_MIN, SIGMA_MAX = sigma_options()
 LABELS = ("t", "999t", "sigma", "log_sigma/4")
 
 
@@ -38,8 +40,8 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
 @click.option("--ordered/--unordered", default=True, show_default=True, help="Transformer: whether tokens have places.")
 @click.option("--conditional/--unconditional", default=True, show_default=True, help="Use the labels of labelled data.")
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
-@click.option("--sigma-min", "--sigma_min", type=Number(0, open=True), help="Of ve, edm and smld.")
-@click.option("--sigma-max", "--sigma_max", type=Number(0, open=True), help="Of ve, edm and smld.")
+@SIGMA_MIN
+@SIGMA_MAX
 @click.option(
     "--prediction", type=click.Choice(PREDICTIONS), default="edm", show_default=True, help="What the network predicts."
 )
@@ -89,10 +91,10 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
 @click.option(
     "--compile/--no-compile", "compiled", default=True, show_default=True, help="Run the network through torch.compile."
 )
-@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Of everything random.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Seed of everything random.")
+@device_option
 @click.option("--quiet", is_flag=True, help="No progress bar.")  # fmt: skip
-def train(data: str, out: Path, **o: Any) -> None:
+def train(data: str, out: Path, **options: Any) -> None:
     """Train a score network on DATA by denoising score matching.
 
     DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set (moons, rings,
@@ -101,42 +103,43 @@ def train(data: str, out: Path, **o: Any) -> None:
     any time: the same command goes on from the last checkpoint.
     """
     from fastscore.data.load import load
+    from fastscore.ops.backend import named_device
     from fastscore.process.continuous import EDM
     from fastscore.process.parametrization import Parametrization
     from fastscore.training.train import TrainConfig
     from fastscore.training.train import train as run
 
-    edm = o["prediction"] == "edm"
-    schedule = make_schedule(o["schedule"], o["sigma_min"], o["sigma_max"], EDM())
+    edm = options["prediction"] == "edm"
+    schedule = make_schedule(options, EDM())
     config = TrainConfig(
-        images=o["images"],
-        batch=o["batch"],
-        lr=o["lr"],
-        cooldown=o["cooldown"],
-        loss=o["loss"],
-        weighting=o["weighting"],
-        times=o["times"] or ("lognormal" if edm else "uniform"),
-        mean=o["p_mean"],
-        std=o["p_std"],
-        dtype=o["dtype"],
-        compile=o["compiled"],
-        seed=o["seed"],
+        images=options["images"],
+        batch=options["batch"],
+        lr=options["lr"],
+        cooldown=options["cooldown"],
+        loss=options["loss"],
+        weighting=options["weighting"],
+        times=options["times"] or ("lognormal" if edm else "uniform"),
+        mean=options["p_mean"],
+        std=options["p_std"],
+        dtype=options["dtype"],
+        compile=options["compiled"],
+        seed=options["seed"],
     )
-    device = checked_device(o["device"])
+    device = str(named_device(options["device"]))
     dataset = load(data)
-    sigma_data = o["sigma_data"] or _measure(dataset)
-    label = o["label"] or ("log_sigma/4" if edm else "t")
-    classes = len(dataset.class_names) if o["conditional"] and dataset.labels is not None else 0
+    sigma_data = options["sigma_data"] or _measure(dataset)
+    label = options["label"] or ("log_sigma/4" if edm else "t")
+    classes = len(dataset.class_names) if options["conditional"] and dataset.labels is not None else 0
     run(
         out,
         dataset,
-        _spec(dataset.shape, classes, o),
+        _spec(dataset.shape, classes, options),
         schedule,
-        Parametrization(o["prediction"], label, sigma_data),
+        Parametrization(options["prediction"], label, sigma_data),
         config,
-        {"command": _command(), "data": data, "seed": o["seed"]},
+        {"command": _command(), "data": data, "seed": options["seed"]},
         device,
-        None if o["quiet"] else _Bar("image"),
+        None if options["quiet"] else _Bar("image"),
     )
     click.echo(f"{out}: " + ", ".join(["model.safetensors", "config.json", "loss.csv", *_plot(out)]))
 
@@ -146,7 +149,7 @@ def train(data: str, out: Path, **o: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
 @click.option("--epochs", type=Count(1, 1000), default=6, show_default=True, help="Passes over the data.")
 @click.option("--width", type=Count(8, 512), default=32, show_default=True, help="Channels of the first layer.")
-@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of initialisation and order.")
+@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of initial weights and order.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, quiet: bool) -> None:
     """Train the small classifier that `fastscore evaluate` judges samples with."""
@@ -202,35 +205,35 @@ def _levels(text: str, flag: str) -> list[int]:
     return values
 
 
-def _spec(shape: tuple[int, ...], classes: int, o: dict[str, Any]) -> dict[str, Any]:
+def _spec(shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return the network's description for data of a shape."""
     fitting = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
-    net = o["net"] if o["net"] != "auto" else fitting[0]
+    net = options["net"] if options["net"] != "auto" else fitting[0]
     if net not in fitting:
         raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(fitting)}")
-    if net != "transformer" and not o["ordered"]:
+    if net != "transformer" and not options["ordered"]:
         raise ValueError(f"--unordered belongs to --net transformer; leave it out with --net {net}")
     if net == "transformer":
-        sizes = {"tokens": shape[0], "dim": shape[1], "width": o["width"] or 128}
-        return {"name": "Transformer", **sizes, "ordered": o["ordered"], "classes": classes}
+        sizes = {"tokens": shape[0], "dim": shape[1], "width": options["width"] or 128}
+        return {"name": "Transformer", **sizes, "ordered": options["ordered"], "classes": classes}
     if net == "mlp":
-        return {"name": "MLP", "dim": shape[0], "width": o["width"] or 128, "classes": classes}
+        return {"name": "MLP", "dim": shape[0], "width": options["width"] or 128, "classes": classes}
     if shape[1] != shape[2]:
         raise ValueError(f"images must be square; these are {shape[1]}x{shape[2]}")
     if net == "scorenet":
         if shape[1] != 28:
             raise ValueError(f"--net scorenet is made for 28x28 images; these are {shape[1]}x{shape[2]}")
-        if o["prediction"] != "score" or o["schedule"] != "tutorial":
+        if options["prediction"] != "score" or options["schedule"] != "tutorial":
             raise ValueError("--net scorenet predicts the score of its own SDE: --prediction score --schedule tutorial")
         return {"name": "ScoreNet", "channels": shape[0]}
     return {
         "name": "UNet",
         "channels": shape[0],
         "size": shape[1],
-        "width": o["width"] or 64,
-        "mult": _levels(o["mult"], "--mult"),
-        "blocks": _levels(o["blocks"], "--blocks"),
-        "patch": o["patch"],
+        "width": options["width"] or 64,
+        "mult": _levels(options["mult"], "--mult"),
+        "blocks": _levels(options["blocks"], "--blocks"),
+        "patch": options["patch"],
         "classes": classes,
     }
 

@@ -112,8 +112,12 @@ class Name(click.Choice):
         return str(choice).replace("_", "-").lower()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Parse one name."""
-        return super().convert(shorten(value), param, ctx)
+        """Parse one name; another one is refused in the words of the library."""
+        folded = self.normalize_choice(value, ctx)
+        if folded not in self.choices:
+            what = param.name if param else "name"
+            self.fail(f"{what} = {shorten(value)!r} must be one of {', '.join(map(str, self.choices))}.", param, ctx)
+        return folded
 
 
 def shorten(value: object, limit: int = 60) -> str:

@@ -20,6 +20,29 @@ from fastscore.ops.update import update_ref
 BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
+def named_device(name: str) -> torch.device:
+    """Return the device of a name: a network is loaded there, and samples are drawn where it lies.
+
+    Args:
+        name: "cpu", "cuda" (the current one), "cuda:N", or "auto": CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: another kind of device, or a CUDA device that is not there.
+    """
+    count = torch.cuda.device_count()
+    try:
+        device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device = {name[:60]!r} must be auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if (device.index or 0) >= count:
+        raise ValueError(f"device = {name!r}: this machine has {count} CUDA devices; use device auto or cpu")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
 Update = Callable[["torch.Tensor | None", "torch.Tensor | None", bool], None]
 
 

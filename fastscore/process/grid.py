@@ -12,9 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from fastscore.process.names import SPACINGS
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
-
-SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "linspace")
 
 
 @dataclass(frozen=True)

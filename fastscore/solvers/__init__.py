@@ -1,49 +1,47 @@
-"""Solvers: pure functions from a schedule and knots to plan rows."""
+"""Solvers: pure functions from a schedule and knots to plan rows.
 
-from fastscore.solvers.adaptive import BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
-from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, RePaint, Restart
-from fastscore.solvers.correctors import AnnealedLangevin, Langevin
-from fastscore.solvers.dpm import DPMSolver
-from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
-from fastscore.solvers.ode import RK2, RK4, Euler, Heun, ImplicitMidpoint
-from fastscore.solvers.pndm import IPNDM, PNDM
-from fastscore.solvers.score_sde import ScoreSDE
-from fastscore.solvers.sde import DDIM, DDPM, Ancestral, EulerMaruyama, ReverseDiffusion, StochasticHeun
-from fastscore.solvers.unipc import SASolver, UniPC
+Their classes load on first use, so that the names of solvers/names.py cost no NumPy.
+"""
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "DEIS",
-    "IPNDM",
-    "LMS",
-    "PNDM",
-    "RK2",
-    "RK4",
-    "Ancestral",
-    "AncestralSplit",
-    "AnnealedLangevin",
-    "BogackiShampine",
-    "Churn",
-    "DPMAdaptive",
-    "DPMMultistep",
-    "DPMSolver",
-    "DPMpp2M",
-    "Dopri5",
-    "Euler",
-    "EulerMaruyama",
-    "GottaGoFast",
-    "Heun",
-    "Hybrid",
-    "ImplicitMidpoint",
-    "Interval",
-    "Langevin",
-    "PredictorCorrector",
-    "RePaint",
-    "Restart",
-    "ReverseDiffusion",
-    "SASolver",
-    "ScoreSDE",
-    "StochasticHeun",
-    "UniPC",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastscore.solvers.adaptive import BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
+    from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, RePaint, Restart
+    from fastscore.solvers.correctors import AnnealedLangevin, Langevin
+    from fastscore.solvers.dpm import DPMSolver
+    from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
+    from fastscore.solvers.ode import RK2, RK4, Euler, Heun, ImplicitMidpoint
+    from fastscore.solvers.pndm import IPNDM, PNDM
+    from fastscore.solvers.score_sde import ScoreSDE
+    from fastscore.solvers.sde import DDIM, DDPM, Ancestral, EulerMaruyama, ReverseDiffusion, StochasticHeun
+    from fastscore.solvers.unipc import SASolver, UniPC
+
+_HOME = {
+    "adaptive": "BogackiShampine DPMAdaptive Dopri5 GottaGoFast",
+    "compose": "AncestralSplit Churn Hybrid Interval PredictorCorrector RePaint Restart",
+    "correctors": "AnnealedLangevin Langevin",
+    "dpm": "DPMSolver",
+    "multistep": "DEIS DPMMultistep DPMpp2M LMS",
+    "ode": "Euler Heun ImplicitMidpoint RK2 RK4",
+    "pndm": "IPNDM PNDM",
+    "score_sde": "ScoreSDE",
+    "sde": "Ancestral DDIM DDPM EulerMaruyama ReverseDiffusion StochasticHeun",
+    "unipc": "SASolver UniPC",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'fastscore.solvers' has no attribute {name!r}")
+    return getattr(import_module(f"fastscore.solvers.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE])

@@ -1,139 +1,161 @@
-"""Solvers by name, and the grid that suits a solver: what the command line and ``Sampler(solver="heun")`` share."""
+"""Solvers by name, and the grid that suits a solver: what the command line and ``Sampler(solver="heun")`` share.
+
+A new solver is known to both by its line in the table here. Importing it costs no NumPy.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastscore.plan.rows import Solver
-from fastscore.process.continuous import EDM
-from fastscore.process.discrete import DiscreteVE, DiscreteVP
-from fastscore.process.grid import Grid, Span
-from fastscore.process.schedule import Schedule, lam
-from fastscore.solvers.adaptive import Adaptive, BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
-from fastscore.solvers.compose import AncestralSplit, Churn, PredictorCorrector, RePaint
-from fastscore.solvers.correctors import AnnealedLangevin, Corrector, Langevin
-from fastscore.solvers.dpm import DPMSolver
-from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
-from fastscore.solvers.ode import RK2, RK4, Euler, Heun, ImplicitMidpoint
-from fastscore.solvers.pndm import IPNDM, PNDM
-from fastscore.solvers.score_sde import ScoreSDE
-from fastscore.solvers.sde import DDIM, Ancestral, EulerMaruyama, ReverseDiffusion, StochasticHeun
-from fastscore.solvers.unipc import SASolver, UniPC
+from fastscore import solvers as s
+
+if TYPE_CHECKING:
+    from fastscore.plan.rows import Solver
+    from fastscore.process.grid import Grid, Span
+    from fastscore.process.schedule import Schedule
+    from fastscore.solvers.adaptive import Adaptive
+    from fastscore.solvers.correctors import AnnealedLangevin, Langevin
 
 # Recommended for 5 to 1000 steps by bench/studies/work_precision.py.
 DEFAULT = "dpmpp-2m"
-STEPS = 20
+# What the other options are if they are left out, where that does not depend on the solver.
+STEPS, RHO, SNR, CORRECTIONS, NORM, VARIANCE, PREDICTOR = 20, 7.0, 0.16, 1, "sample", "small", "reverse-diffusion"
 
 Maker = Callable[..., Any]
 _PLANNED: dict[str, Maker] = {
-    "dpmpp-2m": DPMpp2M,
-    "ddim": lambda eta=0.0: DDIM(eta),
-    "euler": Euler,
-    "heun": Heun,
-    "midpoint": RK2,
-    "rk4": RK4,
-    "implicit-midpoint": ImplicitMidpoint,
-    "edm-churn": Churn,
-    "dpm-1": partial(DPMSolver, 1),
-    "dpm-2": partial(DPMSolver, 2),
-    "dpm-3": partial(DPMSolver, 3),
-    "dpm-2m": partial(DPMMultistep, 2, "eps", "paper"),
-    "dpm-3m": partial(DPMMultistep, 3, "eps"),
-    "dpmpp-2s": partial(DPMSolver, 2, "x0"),
-    "dpmpp-3s": partial(DPMSolver, 3, "x0"),
-    "dpmpp-3m": partial(DPMMultistep, 3),
-    "deis": DEIS,
-    "lms": LMS,
-    "unipc": UniPC,
-    "sa": SASolver,
-    "dpm-2-ancestral": lambda: AncestralSplit(DPMSolver(2)),
-    "dpmpp-2s-ancestral": lambda: AncestralSplit(DPMSolver(2, "x0")),
-    "dpmpp-sde": partial(DPMSolver, 2, "x0", 1.0),
-    "dpmpp-2m-sde": partial(DPMMultistep, 2, "x0", "paper", 1.0),
-    "dpmpp-3m-sde": partial(DPMMultistep, 3, "x0", "exact", 1.0),
-    "ddpm": lambda variance="small": Ancestral(variance),
-    "ancestral": lambda variance="small": Ancestral(variance),
-    "em": lambda eta=1.0: EulerMaruyama(eta),
-    "reverse-diffusion": ReverseDiffusion,
-    "heun-sde": StochasticHeun,
-    "pndm": PNDM,
-    "plms": partial(PNDM, prk=False),
-    "ipndm": IPNDM,
+    "dpmpp-2m": lambda: s.DPMpp2M(),
+    "ddim": lambda eta=0.0: s.DDIM(eta),
+    "euler": lambda: s.Euler(),
+    "heun": lambda: s.Heun(),
+    "midpoint": lambda: s.RK2(),
+    "rk4": lambda: s.RK4(),
+    "implicit-midpoint": lambda: s.ImplicitMidpoint(),
+    "edm-churn": lambda: s.Churn(),
+    "dpm-1": lambda: s.DPMSolver(1),
+    "dpm-2": lambda: s.DPMSolver(2),
+    "dpm-3": lambda: s.DPMSolver(3),
+    "dpm-2m": lambda: s.DPMMultistep(2, "eps", "paper"),
+    "dpm-3m": lambda: s.DPMMultistep(3, "eps"),
+    "dpmpp-2s": lambda: s.DPMSolver(2, "x0"),
+    "dpmpp-3s": lambda: s.DPMSolver(3, "x0"),
+    "dpmpp-3m": lambda: s.DPMMultistep(3),
+    "deis": lambda: s.DEIS(),
+    "lms": lambda: s.LMS(),
+    "unipc": lambda: s.UniPC(),
+    "sa": lambda: s.SASolver(),
+    "dpm-2-ancestral": lambda: s.AncestralSplit(s.DPMSolver(2)),
+    "dpmpp-2s-ancestral": lambda: s.AncestralSplit(s.DPMSolver(2, "x0")),
+    "dpmpp-sde": lambda: s.DPMSolver(2, "x0", 1.0),
+    "dpmpp-2m-sde": lambda: s.DPMMultistep(2, "x0", "paper", 1.0),
+    "dpmpp-3m-sde": lambda: s.DPMMultistep(3, "x0", "exact", 1.0),
+    "ddpm": lambda variance=VARIANCE: s.Ancestral(variance),
+    "ancestral": lambda variance=VARIANCE: s.Ancestral(variance),
+    "em": lambda eta=1.0: s.EulerMaruyama(eta),
+    "reverse-diffusion": lambda: s.ReverseDiffusion(),
+    "heun-sde": lambda: s.StochasticHeun(),
+    "pndm": lambda: s.PNDM(),
+    "plms": lambda: s.PNDM(prk=False),
+    "ipndm": lambda: s.IPNDM(),
     "none": lambda: None,
 }
 _ADAPTIVE: dict[str, Maker] = {
-    "dopri5": Dopri5,
-    "bs32": BogackiShampine,
-    "dpm12": partial(DPMAdaptive, 2),
-    "dpm23": partial(DPMAdaptive, 3),
-    "ggf": GottaGoFast,
+    "dopri5": lambda **tolerances: s.Dopri5(**tolerances),
+    "bs32": lambda **tolerances: s.BogackiShampine(**tolerances),
+    "dpm12": lambda **tolerances: s.DPMAdaptive(2, **tolerances),
+    "dpm23": lambda **tolerances: s.DPMAdaptive(3, **tolerances),
+    "ggf": lambda **tolerances: s.GottaGoFast(**tolerances),
 }
 ADAPTIVE = tuple(_ADAPTIVE)
 SOLVERS = (*_PLANNED, "score-sde", *ADAPTIVE)
 CORRECTORS = ("none", "langevin", "ald")
 PREDICTORS = ("euler-maruyama", "reverse-diffusion", "ancestral-sampling", "none")
-_ON_EVEN_TIMES = (
-    Ancestral, EulerMaruyama, ReverseDiffusion, StochasticHeun, PNDM, IPNDM, ScoreSDE, PredictorCorrector,
-)  # fmt: skip
 
 
-def named(name: str, **options: Any) -> Solver | Adaptive:
-    """Return a solver by its name.
+def named(
+    name: str,
+    *,
+    eta: float | None = None,
+    variance: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    predictor: str | None = None,
+    corrector: str | None = None,
+    snr: float | None = None,
+    corrections: int | None = None,
+    norm: str | None = None,
+) -> Solver | Adaptive:
+    """Return a solver by its name. An option that is None counts as left out.
 
     Args:
         name: one of SOLVERS; underscores and any case will do.
-        options: those that belong to the solver: ``eta`` (ddim, em), ``variance`` (ddpm, ancestral), ``rtol`` and
-            ``atol`` (the adaptive ones), ``predictor`` (score-sde); and ``corrector`` with ``snr``, ``corrections`` and
-            ``norm``, after any solver with a grid. One that is None counts as left out.
+        eta: noise of ddim, 0 .. 1 (0 if left out), and of em, at least 0 (1 if left out).
+        variance: of ddpm and ancestral, "small" or "large".
+        rtol, atol: relative and absolute tolerance of the solvers of ADAPTIVE, positive.
+        predictor: of score-sde, one of PREDICTORS.
+        corrector: Langevin steps at each time, after any solver with a grid; one of CORRECTORS.
+        snr, corrections: of the corrector: signal-to-noise ratio, positive, and steps a time, at least 1.
+        norm: of langevin: "sample", "batch" or "expected"; score-sde has its own.
 
     Raises:
         ValueError: an unknown name, an option that belongs to other solvers, or a value out of range.
     """
-    name = name.replace("_", "-").lower()
-    if name not in SOLVERS:
-        raise ValueError(f"solver = {name!r} must be one of {', '.join(SOLVERS)}")
-    given = {k: v for k, v in options.items() if v is not None}
-    refuse_unused(name, given)
+    name = _known("solver", name, SOLVERS)
+    options = {
+        "eta": eta, "variance": variance, "rtol": rtol, "atol": atol, "predictor": predictor, "corrector": corrector,
+        "snr": snr, "corrections": corrections, "norm": norm,
+    }  # fmt: skip
+    options = {k: v for k, v in options.items() if v is not None}
+    refuse_unused(name, options)
     if name in _ADAPTIVE:
-        return _ADAPTIVE[name](**given)
-    corrector = _corrector(name, given)
+        return _ADAPTIVE[name](**options)
+    steps = _corrector(
+        name, corrector, SNR if snr is None else snr, CORRECTIONS if corrections is None else corrections, norm
+    )
     if name == "score-sde":
-        return ScoreSDE(str(given.get("predictor", "reverse-diffusion")).replace("-", "_"), corrector)  # type: ignore
-    if name == "none" and corrector is None:
+        return s.ScoreSDE(_known("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
+    if name == "none" and steps is None:
         raise ValueError("solver none needs a corrector: langevin or ald")
-    solver = _PLANNED[name](**{k: given[k] for k in ("eta", "variance") if k in given})
-    return solver if corrector is None else PredictorCorrector(solver, corrector)
+    solver = _PLANNED[name](**{k: options[k] for k in ("eta", "variance") if k in options})
+    return solver if steps is None else s.PredictorCorrector(solver, steps)
 
 
-def _corrector(name: str, given: Mapping[str, Any]) -> Corrector | None:
-    kind, snr, corrections = given.get("corrector", "none"), given.get("snr", 0.16), given.get("corrections", 1)
-    if kind not in CORRECTORS:
-        raise ValueError(f"corrector = {kind!r} must be one of {', '.join(CORRECTORS)}")
-    if kind == "none":
+def _corrector(
+    solver: str, name: str | None, snr: float, corrections: int, norm: str | None
+) -> Langevin | AnnealedLangevin | None:
+    name = _known("corrector", name or "none", CORRECTORS)
+    if name == "none":
         return None
-    if kind == "ald":
-        return AnnealedLangevin(snr, corrections)
-    return Langevin(snr, corrections, "batch" if name == "score-sde" else given.get("norm", "sample"))
+    if name == "ald":
+        return s.AnnealedLangevin(snr, corrections)
+    return s.Langevin(snr, corrections, "batch" if solver == "score-sde" else norm or NORM)
 
 
-def refuse_unused(name: str, given: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option, of a solver or of its grid, that was given and that the solver would ignore."""
-    corrects, planned = given.get("corrector", "none"), name not in _ADAPTIVE
+def _known(what: str, name: str, names: tuple[str, ...]) -> str:
+    """Return a name as it is listed; raise ValueError for another one."""
+    listed = str(name).replace("_", "-").lower()
+    if listed not in names:
+        raise ValueError(f"{what} = {name!r} must be one of {', '.join(names)}")
+    return listed
+
+
+def refuse_unused(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option, one of those that were set, that the solver ``name`` would ignore."""
+    corrector = str(options.get("corrector", "none")).lower()
     uses = {
-        **{k: (planned, "solvers with a grid") for k in ("steps", "grid", "corrector")},
-        **{k: (not planned, f"the solvers {', '.join(ADAPTIVE)}") for k in ("rtol", "atol")},
         "eta": (name in ("ddim", "em"), "the solvers ddim and em"),
         "variance": (name in ("ddpm", "ancestral"), "the solvers ddpm and ancestral"),
+        "rtol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
+        "atol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
         "predictor": (name == "score-sde", "the solver score-sde"),
-        **{k: (corrects != "none", "the correctors langevin and ald") for k in ("snr", "corrections")},
-        "rho": (planned and given.get("grid") in (None, "karras"), "the grid karras"),
-        "norm": (corrects == "langevin" and name != "score-sde", "the corrector langevin"),
+        "corrector": (name not in _ADAPTIVE, "solvers with a grid"),
+        "snr": (corrector != "none", "the correctors langevin and ald"),
+        "corrections": (corrector != "none", "the correctors langevin and ald"),
+        "norm": (corrector == "langevin" and name != "score-sde", "the corrector langevin"),
     }
-    for option in given:
-        used, owner = uses.get(option, (False, "no solver"))
+    for option in options:
+        used, owner = uses[option]
         if not used:
             raise ValueError(f"{option} belongs to {owner}; leave it out with solver {name}")
 
@@ -148,7 +170,7 @@ def default_grid(
     start: float | None = None,
     end: float | None = None,
     clean: bool | None = None,
-    rho: float = 7.0,
+    rho: float | None = None,
 ) -> Grid | Span:
     """Return the grid that suits a solver and a schedule, or the span of an adaptive solver.
 
@@ -157,15 +179,28 @@ def default_grid(
     not suit. Tables get trailing indices, unless the network's ``own`` schedule has less noise than the last of them.
 
     Args:
-        steps: 20 if left out. spacing, start, end, rho: of the Grid.
+        steps: 20 if left out, or as many as a shorter table has.
+        spacing: one of process.names.SPACINGS.
+        start, end: first and last time of the spacing; the schedule's T and t_end if left out.
         clean: whether the last step goes to sigma = 0; yes if left out, but for score_sde's own grids.
+        rho: exponent of the karras spacing, positive; 7 if left out.
 
     Raises:
-        ValueError: steps for an adaptive solver, or out of range.
+        ValueError: steps, spacing or rho where they would be ignored, or a value out of range.
     """
+    from fastscore.process.continuous import EDM
+    from fastscore.process.discrete import DiscreteVE, DiscreteVP
+    from fastscore.process.grid import Grid, Span
+    from fastscore.process.schedule import lam
+    from fastscore.solvers.adaptive import Adaptive
+
     if isinstance(solver, Adaptive):
-        if steps is not None:
-            raise ValueError(f"steps = {steps}: {type(solver).__name__} chooses its own; give rtol and atol instead")
+        for option, value in (("steps", steps), ("grid spacing", spacing), ("rho", rho)):
+            if value is not None:
+                raise ValueError(
+                    f"{option} = {value} belongs to solvers with a grid; {type(solver).__name__} chooses its steps by "
+                    "rtol and atol"
+                )
         return Span(start, end, clean is not False)
     if spacing is None:
         even = _on_even_times(solver)
@@ -178,14 +213,20 @@ def default_grid(
             spacing = "karras"
         else:
             spacing = "uniform"
+    if rho is not None and spacing != "karras":
+        raise ValueError(f"rho = {rho:g} belongs to the grid spacing karras; leave it out with {spacing}")
     if clean is None:
-        clean = not isinstance(solver, ScoreSDE)
+        clean = not isinstance(solver, s.ScoreSDE)
     if steps is None:
         steps = min(STEPS, int(schedule.T) + 1) if spacing == "trailing" else STEPS
-    return Grid(spacing, steps, start, end, clean, rho)
+    return Grid(spacing, steps, start, end, clean, RHO if rho is None else rho)
 
 
 def _on_even_times(solver: Solver) -> bool:
-    if isinstance(solver, RePaint):
+    if isinstance(solver, s.RePaint):
         return _on_even_times(solver.solver)
-    return isinstance(solver, _ON_EVEN_TIMES) or (isinstance(solver, DDIM) and solver.eta > 0.0)
+    even = (
+        s.Ancestral, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun, s.PNDM, s.IPNDM, s.ScoreSDE,
+        s.PredictorCorrector,
+    )  # fmt: skip
+    return isinstance(solver, even) or (isinstance(solver, s.DDIM) and solver.eta > 0.0)

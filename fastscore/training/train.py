@@ -6,26 +6,19 @@ that is stopped and started again sees the same images, times and noise as one t
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastscore.data.load import Dataset
-from fastscore.files import write_text
-from fastscore.model.folder import save_model, write_tensors
+from fastscore.model.folder import save_model
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import has_compiler
@@ -34,9 +27,9 @@ from fastscore.process.config import schedule_to_dict
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, diffuse
 from fastscore.training import losses
+from fastscore.training.checkpoint import CHECKPOINT, State, append_loss, fingerprint, resume
 
 Progress = Callable[[int, int, dict[str, float]], None]
-CHECKPOINT = "checkpoint.safetensors"
 _NOISE_DRAW, _TIME_DRAW, _SLICE_DRAW = 0, 1, 2  # of one training image: z; (time, time, label dropout); v
 
 
@@ -142,10 +135,10 @@ def train(
         "schedule": schedule_to_dict(schedule),
         "parametrization": asdict(parametrization),
         "train": asdict(config),
-        "data": {"sha256": _fingerprint(data)},
+        "data": {"sha256": fingerprint(data)},
     }
-    state = _State(raw, config.lr)
-    seen = _resume(out, state, settings)
+    state = State(raw, config.lr)
+    seen = resume(out, state, settings)
     net = torch.compile(raw) if config.compile and has_compiler(device) else raw
 
     def export() -> None:
@@ -173,7 +166,7 @@ def train(
             mean = torch.stack(window).mean().item()
             if not math.isfinite(mean):
                 raise ValueError(f"loss is {mean} after {seen} images; lower --lr (now {config.lr}) and resume")
-            _append(out / "loss.csv", seen, mean, config.lr_at(seen), time.perf_counter() - start)
+            append_loss(out / "loss.csv", seen, mean, config.lr_at(seen), time.perf_counter() - start)
             window.clear()
         if progress:
             rate = (seen - first) / (time.perf_counter() - start)
@@ -204,79 +197,6 @@ def _hessian_loss(
     key = NoiseKey.of(config.seed, range(seen, seen + len(x)))
     v = key.normal(_SLICE_DRAW, x[0].numel()).reshape(x.shape).to(x)
     return weight * losses.sliced_score_matching(score, x, v)
-
-
-class _State:
-    """Weights, their average and the optimizer, saved and restored as one file."""
-
-    def __init__(self, net: nn.Module, lr: float) -> None:
-        self.net, self.steps = net, 0
-        self.parameters = dict(net.named_parameters())
-        self.optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-        self.ema = {k: v.detach().clone() for k, v in self.parameters.items()}
-
-    def step(self, gamma: float) -> None:
-        """Apply the gradients, then fold the new weights into the average."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        beta = (1.0 - 1.0 / self.steps) ** (gamma + 1.0)
-        for k, average in self.ema.items():
-            average.lerp_(self.parameters[k].detach(), 1.0 - beta)
-
-    def averaged(self) -> nn.Module:
-        """Return a copy of the network that carries the averaged weights."""
-        net = deepcopy(self.net)
-        net.load_state_dict({**net.state_dict(), **self.ema})
-        return net
-
-    def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """Write everything that the next step depends on, as one file."""
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
-        for k, v in self.parameters.items():
-            slot = self.optimizer.state[v]
-            tensors |= {f"m.{k}": slot["exp_avg"], f"v.{k}": slot["exp_avg_sq"]}
-        write_tensors(path, {**tensors, "steps": torch.tensor(self.steps)}, {"progress": json.dumps(progress)})
-
-    def load(self, path: Path) -> None:
-        """Restore what ``save`` wrote."""
-        tensors = load_file(path)
-        self.steps = int(tensors["steps"])
-        self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-        for k, v in self.parameters.items():
-            self.ema[k].copy_(tensors[f"ema.{k}"])
-            self.optimizer.state[v] = {
-                "step": torch.tensor(float(self.steps)),
-                "exp_avg": tensors[f"m.{k}"].to(v),
-                "exp_avg_sq": tensors[f"v.{k}"].to(v),
-            }
-
-
-def _resume(out: Path, state: _State, settings: dict[str, Any]) -> int:
-    file = out / CHECKPOINT
-    if not file.exists():
-        (out / "loss.csv").unlink(missing_ok=True)
-        return 0
-    try:
-        with safe_open(file, "pt") as opened:
-            saved = json.loads((opened.metadata() or {})["progress"])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{file} is not a readable checkpoint ({error}); choose another --out") from None
-    # A longer or shorter total and another checkpoint interval continue the same run.
-    free = ("images", "checkpoint_every", "compile")
-    old, new = (json.loads(json.dumps(s)) for s in (saved["settings"], settings))
-    for s in (old, new):
-        for k in free:
-            s["train"].pop(k)
-    if old != new:
-        changed = [f"{k}.{j}" for k in new for j in new[k] if old.get(k, {}).get(j) != new[k][j]]
-        raise ValueError(
-            f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out or delete it"
-        )
-    state.load(file)
-    _cut(out / "loss.csv", int(saved["seen"]))
-    return int(saved["seen"])
 
 
 def _batch(
@@ -317,25 +237,3 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
         _cache.clear()
         _cache[n, seed, epoch] = np.random.default_rng([seed, epoch]).permutation(n)
     return _cache[n, seed, epoch]
-
-
-def _fingerprint(data: Dataset) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(data.x).tobytes())
-    digest.update(b"" if data.labels is None else data.labels.tobytes())
-    return digest.hexdigest()
-
-
-def _cut(path: Path, seen: int) -> None:
-    """Drop the rows that were written after the checkpoint."""
-    if path.exists():
-        head, *rows = path.read_text().splitlines()
-        write_text(path, "\n".join([head, *(row for row in rows if int(row.split(",")[0]) <= seen)]) + "\n")
-
-
-def _append(path: Path, seen: int, loss: float, lr: float, seconds: float) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["images", "loss", "lr", "seconds"])
-        writer.writerow([seen, f"{loss:.6f}", f"{lr:.3e}", f"{seconds:.1f}"])

@@ -7,8 +7,8 @@ import math
 import torch
 import work_precision as study
 
-from fastscore.cli import options
 from fastscore.ops.noise import NoiseKey
+from fastscore.solvers import names
 
 
 def test_the_metric_of_a_shift_is_its_mean_projection():
@@ -74,8 +74,8 @@ def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_pat
     assert found["dpmpp-2m"][10]["error"] < found["ddim"][5]["error"]
 
 
-def test_the_command_line_takes_what_the_records_recommend():
-    assert study.recommended(study.load()) == dict.fromkeys(study.BUDGETS, options.DEFAULT_SOLVER)
+def test_the_default_solver_is_what_the_records_recommend():
+    assert study.recommended(study.load()) == dict.fromkeys(study.BUDGETS, names.DEFAULT)
 
 
 def test_every_solver_belongs_to_one_panel_of_the_figure():

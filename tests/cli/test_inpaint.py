@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .test_cli import run
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
@@ -25,14 +23,14 @@ def images(tmp_path_factory):
     return folder, x
 
 
-QUICK = "--batch 4 --steps 2 --compile off --quiet"
+QUICK = "--batch 4 --steps 2 --network own --quiet"
 
 
 @pytest.mark.parametrize("method", ["repaint --jump 1 --resample 2", "replace", "pigdm"])
-def test_known_pixels_come_back_and_the_others_are_new(capsys, tmp_path, images, method):
+def test_known_pixels_come_back_and_the_others_are_new(run, tmp_path, images, method):
     folder, x = images
     argv = f"inpaint fashion {folder / 'two.npz'} --mask {folder / 'mask.png'} -n 2 --method {method} {QUICK}"
-    code, _, error = run(capsys, *argv.split(), "--out", str(tmp_path))
+    code, _, error = run(*argv.split(), "--out", str(tmp_path))
     assert (code, error) == (0, "")
     with np.load(tmp_path / "samples.npz") as saved:
         results, image, labels, ids = (saved[k] for k in ("samples", "image", "labels", "ids"))
@@ -50,16 +48,16 @@ def test_known_pixels_come_back_and_the_others_are_new(capsys, tmp_path, images,
         assert sheet.size == (4 * 58 + 2, 2 * 58 + 2)
 
 
-def test_an_image_file_a_box_and_a_class(capsys, tmp_path, images):
+def test_an_image_file_a_box_and_a_class(run, tmp_path, images):
     folder, _ = images
     base = f"inpaint fashion {folder / 'one.png'} --box 4,10,5,18 -n 1 --method replace {QUICK}".split()
-    assert run(capsys, *base, "--class", "3", "--guidance", "2", "--out", str(tmp_path / "a"))[0] == 0
+    assert run(*base, "--class", "3", "--guidance", "2", "--out", str(tmp_path / "a"))[0] == 0
     with np.load(tmp_path / "a/samples.npz") as saved:
         assert saved["labels"].tolist() == [3]
         assert saved["mask"].sum() == 90
         guided = saved["samples"]
     argv = f"inpaint fashion {folder / 'two.npz'} --limit 1 --mask {folder / 'mask.npy'} -n 1 --method replace {QUICK}"
-    assert run(capsys, *argv.split(), "--out", str(tmp_path / "b"))[0] == 0
+    assert run(*argv.split(), "--out", str(tmp_path / "b"))[0] == 0
     with np.load(tmp_path / "b/samples.npz") as saved:  # the same image, mask and class, unguided
         assert saved["labels"].tolist() == [3]
         plain = saved["samples"]
@@ -67,8 +65,8 @@ def test_an_image_file_a_box_and_a_class(capsys, tmp_path, images):
     assert not np.array_equal(guided[:, 4:9, 10:], plain[:, 4:9, 10:])
 
 
-def test_guided_samples(capsys, tmp_path):
-    base = "sample fashion -n 2 --class 3 --batch 2 --steps 2 --compile off --quiet".split()
+def test_guided_samples(run, tmp_path):
+    base = "sample fashion -n 2 --class 3 --batch 2 --steps 2 --network own --quiet".split()
     found = {}
     for name, argv in {
         "plain": [],
@@ -77,7 +75,7 @@ def test_guided_samples(capsys, tmp_path):
         "part": ["--guidance", "2", "--guidance-interval", "0.5,90"],
         "auto": ["--guidance", "2", "--guidance-model", "fashion"],
     }.items():
-        assert run(capsys, *base, *argv, "--out", str(tmp_path / name))[0] == 0, name
+        assert run(*base, *argv, "--out", str(tmp_path / name))[0] == 0, name
         with np.load(tmp_path / name / "samples.npz") as saved:
             found[name] = saved["samples"].astype(int)
     evaluations = {name: json.loads((tmp_path / name / "run.json").read_text())["nfe"] for name in found}
@@ -104,7 +102,8 @@ BAD = {
     "unused": ("inpaint fashion {two} --box 1,1,2,2 --noise 0.1", "--noise belongs to --method pigdm"),
     "no class": ("inpaint fashion {one} --box 1,1,2,2 --guidance 2", "give --class"),
     "class": ("inpaint fashion {two} --box 1,1,2,2 --class 11", "must lie in 0 .. 9"),
-    "adaptive": ("inpaint fashion {two} --box 1,1,2,2 --method replace --solver dopri5", "chooses its own steps"),
+    "adaptive": ("inpaint fashion {two} --box 1,1,2,2 --method repaint --solver dopri5", "chooses its own steps"),
+    "pigdm": ("inpaint fashion {two} --box 1,1,2,2 --method pigdm --network bf16", "--network bf16 rules out; use own"),
     "model": ("inpaint nothing {two} --box 1,1,2,2", "bundled model"),
     "guidance": ("sample analytic:gaussian --guidance 2", "no null condition"),
     "away from itself": ("sample fashion --unconditional --guidance 2", "leave one out"),
@@ -115,14 +114,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named_with_exit_code_2(capsys, tmp_path, images, name):
+def test_bad_input_is_named_with_exit_code_2(run, tmp_path, images, name):
     folder, _ = images
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (5, 5), 255).save(tmp_path / "small.png")
     line, message = BAD[name]
     files = {"two": folder / "two.npz", "one": folder / "one.png", "mask": folder / "mask.png"}
     argv = line.format(**files, text=tmp_path / "text.png", small=tmp_path / "small.png").split()
-    code, _, error = run(capsys, *argv, "--out", str(tmp_path / "out"))
+    code, _, error = run(*argv, "--out", str(tmp_path / "out"))
     assert code == 2
     assert message in error
     assert len(error.strip().splitlines()) <= 5

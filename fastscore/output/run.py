@@ -1,0 +1,229 @@
+"""A run of samples on disk: what ``fastscore sample`` does, as a function.
+
+A folder holds one run. An earlier one is replaced only if that was asked for, only by a complete one, and never mixed
+with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastscore._version import __version__
+from fastscore.files import write_text
+from fastscore.ops.noise import VERSION, NoiseKey
+from fastscore.output.images import contact_sheet, density_sheet, write_npz, write_png
+from fastscore.output.writer import Writer
+
+FILES = ("samples.npz", "grid.png", "run.json", "png")
+
+
+class Shaped(Protocol):
+    """What has samples of a shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Quantizer(Protocol):
+    """What turns samples [n, C, H, W] in -1 .. 1 into bytes [n, H, W, C]."""
+
+    @property
+    def quantize(self) -> Callable[..., Tensor]: ...
+
+
+class Asked(Protocol):
+    """Which samples are asked for: a Request."""
+
+    @property
+    def key(self) -> NoiseKey: ...
+    @property
+    def cond(self) -> Tensor | None: ...
+
+
+class Source(Protocol):
+    """What draws samples and can say how: a Sampler, or whatever streams as one does.
+
+    Attributes:
+        model: what is drawn.
+        prepared: the model as it runs; read before the clock starts, since it may compile.
+        ops: its ``quantize`` makes bytes of images.
+    """
+
+    @property
+    def model(self) -> Shaped: ...
+    @property
+    def prepared(self) -> object: ...
+    @property
+    def ops(self) -> Quantizer: ...
+    def stream(self, request: Any, /, *, progress: bool) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def record(self) -> dict[str, Any]: ...
+
+
+def draw(
+    sampler: Source,
+    request: Asked,
+    folder: Path | str,
+    *,
+    png: bool = False,
+    subdirs: bool = False,
+    overwrite: bool = False,
+    sheet: Callable[[NDArray[Any]], NDArray[np.uint8]] | None = None,
+    extra_arrays: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    started: float | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Draw the samples of a request and write them to a folder; return what run.json holds.
+
+        draw(sampler, sampler.request(range(64), seed=0, labels="random"), "out")
+
+    The folder receives, once all is done:
+
+        samples.npz  samples: uint8 [n, H, W, C] of models with images, else float32 [n, *shape]; ids: int64 [n];
+                     the extra arrays; labels: int64 [n] of a class-conditional model, the number of classes standing
+                     for none; cond: [n, *cond_shape] of a model that takes tensors; seeds: uint64 [n] if not all equal
+        grid.png     a contact sheet of the first 100 images, or the density of points in their first two coordinates
+        run.json     settings, command, all of ``sampler.record()``, timings in seconds, versions, threads
+        png/         with ``png``: an image a sample, named by its id
+
+    Samples go to disk as they come, so that memory does not grow with their number.
+
+    Args:
+        sampler: a Sampler.
+        request: what ``sampler.request`` returned.
+        folder: made if it is not there.
+        png: also write each image as a file; images of 1 or 3 channels.
+        subdirs: with ``png``: one folder for each 1000 ids.
+        overwrite: replace the run that the folder holds.
+        sheet: makes grid.png, uint8 [H, W, C], of the array of samples.
+        extra_arrays: more arrays for samples.npz, by name.
+        settings: what was asked for, as plain values; seed and num are added if they are not there.
+        command: the command line, if there was one.
+        started: time.perf_counter() when the work began; ``setup_s`` counts from there, or from now if left out.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the folder holds a run, or PNG files of what is no image.
+        OSError: the folder cannot be written.
+        NonFiniteError: a sample became NaN or Inf. Whatever is raised, an earlier run stays as it is.
+    """
+    out, started = Path(folder), time.perf_counter() if started is None else started
+    refuse_earlier_run(out, overwrite)
+    shape = sampler.model.shape
+    image = len(shape) == 3
+    _check_png(shape, png, subdirs)
+    _ = sampler.prepared
+    ids = request.key.ids.cpu().numpy()
+    arrays = {"ids": ids, **(extra_arrays or {}), **_conditions(request)}
+    entry, kind = ((*shape[1:], shape[0]), np.uint8) if image else (shape, np.float32)
+    out.mkdir(parents=True, exist_ok=True)
+    ready, first = time.perf_counter(), None
+    with TemporaryDirectory(prefix=".run-", dir=out) as name:
+        stage = Path(name)
+        with Writer(stage, ids.tolist(), entry, kind, sampler.ops.quantize if image else None, png, subdirs) as writer:
+            for part, x in sampler.stream(request, progress=progress):
+                first = first or time.perf_counter() - ready
+                writer.put(part, x)
+            writer.finish()
+            seconds = time.perf_counter() - ready
+            write_npz(stage / "samples.npz", samples=writer.samples, **arrays)
+            if len(ids):
+                picture = (sheet or _contact_or_density)(writer.samples)
+                if picture.shape[2] in (1, 3):
+                    write_png(stage / "grid.png", picture)
+        run = {
+            **({} if command is None else {"command": command}),
+            "settings": {"seed": _seed(request), "num": len(ids), **(settings or {})},
+            **sampler.record(),
+            "timings": {
+                "setup_s": round(ready - started, 3),
+                "first_batch_s": round(first, 3) if first else None,
+                "sampling_s": round(seconds, 3),
+                "samples_per_s": round(len(ids) / seconds, 3) if len(ids) else None,
+            },
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
+        write_text(stage / "run.json", json.dumps(run, indent=1) + "\n")
+        _replace(out, stage)
+    return run
+
+
+def refuse_earlier_run(folder: Path, overwrite: bool = False) -> None:
+    """Raise ValueError if the folder holds a run and it is not to be replaced."""
+    taken = files(folder)
+    if taken and not overwrite:
+        raise ValueError(f"{folder} already holds {taken[0]}; choose another folder, or overwrite to replace it")
+
+
+def files(folder: Path) -> list[str]:
+    """Return which of FILES a folder holds."""
+    return [name for name in FILES if (folder / name).exists()]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what samples are computed with."""
+    return {
+        "fastscore": __version__,
+        "noise": f"v{VERSION}",
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def _check_png(shape: tuple[int, ...], png: bool, subdirs: bool) -> None:
+    """Raise ValueError for PNG files of samples that are no pictures, or for subfolders of none."""
+    if subdirs and not png:
+        raise ValueError("subdirs sorts the files of png; add png, or leave subdirs out")
+    if png and len(shape) != 3:
+        raise ValueError(f"samples of shape {shape} are not images; leave png out")
+    if png and shape[0] not in (1, 3):
+        raise ValueError(f"a PNG needs 1 or 3 channels; this model has {shape[0]}; leave png out")
+
+
+def _conditions(request: Asked) -> dict[str, NDArray[Any]]:
+    """Return what each sample was told, and its seed where they differ."""
+    arrays, cond, seed = {}, request.cond, request.key.seed
+    if cond is not None:
+        arrays["cond" if cond.is_floating_point() else "labels"] = cond.cpu().numpy()
+    if len(seed) > 1:
+        arrays["seeds"] = seed.cpu().numpy().view(np.uint64)
+    return arrays
+
+
+def _seed(request: Asked) -> int | str:
+    """Return the seed of all samples as it was given."""
+    seed = request.key.seed
+    return int(seed) & 0xFFFFFFFFFFFFFFFF if len(seed) == 1 else "one a sample"
+
+
+def _replace(out: Path, stage: Path) -> None:
+    """Remove what an earlier run left, and nothing else; then move what this one made to its place."""
+    for name in FILES[:-1]:
+        (out / name).unlink(missing_ok=True)
+    for image in (out / FILES[-1]).rglob("*.png"):
+        if image.stem.isdecimal() and len(image.stem) >= 6:
+            image.unlink()
+    for file in sorted(stage.rglob("*")):
+        if file.is_file():
+            target = out / file.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+
+
+def _contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))

@@ -1,0 +1,130 @@
+"""Names mean the same in Python and on the command line, and so do the errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastscore import execution
+from fastscore.cli import options as o
+from fastscore.cli.plan import plan
+from fastscore.model.analytic import by_name
+from fastscore.ops.backend import BACKENDS, named_device
+from fastscore.plan import NORMS
+from fastscore.process.continuous import EDM, VE, VP, Trig
+from fastscore.process.discrete import smld
+from fastscore.process.grid import Grid, Span
+from fastscore.process.names import BOUNDED, SCHEDULES, SPACINGS, named_schedule
+from fastscore.sampler import Sampler
+from fastscore.solvers import DDIM, Heun, RePaint
+from fastscore.solvers.names import SOLVERS, default_grid, named
+
+
+def on_the_command_line(*argv):
+    with plan.make_context("plan", list(argv)) as context:
+        return o.make_solver(context.params)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_is_the_same_in_python(name):
+    corrector = {"corrector": "ald", "snr": 0.2} if name == "none" else {}
+    flags = [word for k, v in corrector.items() for word in (f"--{k}", str(v))]
+    solver = on_the_command_line("--solver", name, *flags)
+    assert repr(named(name, **corrector)) == repr(solver)
+    assert repr(named(name.upper().replace("-", "_"), **corrector)) == repr(solver)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--solver ddim --eta 0.5", "DDIM(eta=0.5, keep_eps=False)"),
+        ("--solver em --eta 0", "EulerMaruyama(eta=0.0)"),
+        ("--solver ddpm --variance large", "Ancestral(variance='large', denoise=True)"),
+        ("--solver heun --corrector langevin --norm batch --corrections 2", "norm='batch'"),
+        ("--solver score-sde --corrector langevin --predictor none", "predictor='none'"),
+        ("--solver dopri5 --rtol 0.1 --atol 0.2", "rtol=0.1, atol=0.2"),
+    ],
+)
+def test_options_reach_the_solver(flags, expected):
+    assert expected in repr(on_the_command_line(*flags.split()))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_has_a_name(name):
+    schedule = named_schedule(name.replace("-", "_"), Trig())
+    assert schedule == named_schedule(name, EDM())
+    assert float(schedule.sigma(np.float64(schedule.T))) > 0.0
+    if name in BOUNDED:
+        bounds = {"sigma_min": 0.1, "sigma_max": 3.0}
+        assert named_schedule(name, Trig(), **bounds) == {"ve": VE, "edm": EDM}.get(name, smld)(**bounds)
+
+
+def test_a_schedule_left_out_is_the_models_own():
+    assert named_schedule(None, VP(t_end=1e-2)) == VP(t_end=1e-2)
+    assert named_schedule(None, Trig()) == VP()
+    assert named_schedule(None, EDM(0.01, 9.0), sigma_max=4.0) == EDM(0.01, 4.0)
+
+
+def gaussian(**settings):
+    return Sampler(by_name("gaussian"), schedule=VP(), **settings)
+
+
+SAME = {
+    "unknown solver": (lambda: named("ddimm"), "--solver ddimm"),
+    "unknown schedule": (lambda: named_schedule("vpp", VP()), "--schedule vpp"),
+    "unknown corrector": (lambda: named("heun", corrector="mala"), "--solver heun --corrector mala"),
+    "eta of heun": (lambda: named("heun", eta=1.0), "--solver heun --eta 1"),
+    "eta out of range": (lambda: gaussian(solver=named("ddim", eta=2.0)), "--solver ddim --eta 2"),
+    "rtol on a grid": (lambda: named("heun", rtol=0.1), "--solver heun --rtol 0.1"),
+    "steps of an adaptive solver": (lambda: gaussian(solver="dopri5", steps=9), "--solver dopri5 --steps 9"),
+    "grid of an adaptive solver": (
+        lambda: default_grid(named("ggf"), VP(), VP(), spacing="karras"),
+        "--solver ggf --grid karras",
+    ),
+    "rho of a uniform grid": (
+        lambda: default_grid(Heun(), VP(), VP(), spacing="uniform", rho=5.0),
+        "--solver heun --grid uniform --rho 5",
+    ),
+    "rho where even times suit": (lambda: default_grid(named("em"), VP(), VP(), rho=5.0), "--solver em --rho 5"),
+    "snr of nothing": (lambda: named("heun", snr=0.3), "--solver heun --snr 0.3"),
+    "norm of ald": (lambda: named("heun", corrector="ald", norm="batch"), "--solver heun --corrector ald --norm batch"),
+    "no predictor": (lambda: named("none"), "--solver none"),
+    "corrector of an adaptive solver": (lambda: named("ggf", corrector="ald"), "--solver ggf --corrector ald"),
+    "bound of vp": (lambda: named_schedule("vp", VP(), sigma_max=3.0), "--schedule vp --sigma-max 3"),
+    "bounds in disorder": (lambda: named_schedule("ve", VP(), sigma_max=1e-3), "--schedule ve --sigma-max 0.001"),
+    "no such device": (lambda: named_device("tpu"), "--device tpu"),
+    "no such GPU": (lambda: named_device("cuda:77"), "--device cuda:77"),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_errors_are_the_same_in_both(run, tmp_path, case):
+    in_python, flags = SAME[case]
+    with pytest.raises(ValueError) as refused:
+        in_python()
+    code, _, error = run("sample", "analytic:gaussian", "--out", tmp_path / "out", *flags.split())
+    assert code == 2
+    assert str(refused.value) in error
+    assert "--" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_grids_suit_solver_and_schedule():
+    assert default_grid(named("dpmpp-2m"), EDM(), EDM()) == Grid("karras", 20, clean=True)
+    assert default_grid(named("em"), VP(), VP(), 7) == Grid("uniform", 7, clean=True)
+    assert default_grid(DDIM(0.5), VP(), VP()).spacing == "uniform"
+    assert default_grid(RePaint(named("ddpm")), VP(), VP()).spacing == "uniform"
+    assert default_grid(named("em"), EDM(), EDM()).spacing == "karras"
+    assert default_grid(named("heun"), smld(), smld()) == Grid("trailing", 10, clean=True)
+    assert default_grid(named("score-sde"), VP(), VP()).clean is False
+    assert default_grid(named("ggf"), VP(), VP(), end=0.01) == Span(end=0.01)
+
+
+def test_words_that_the_command_line_repeats_are_those_of_the_library():
+    """They stand in modules that need torch or NumPy, which no --help is to wait for."""
+    assert sorted(o.NETWORKS) == sorted(execution.NETWORKS)
+    assert sorted(o.GRAPHS) == sorted(("auto", "off", *execution.GRAPHS))
+    assert o.BACKENDS == BACKENDS
+    assert o.NORMS == NORMS
+    for spacing in SPACINGS:
+        assert Grid(spacing, 3).spacing == spacing
