@@ -41,7 +41,8 @@ def summary(records: Sequence[Record], headline: str) -> str:
     if wrong:
         text += f" Failed its check, so not timed: {'; '.join(wrong)}."
     text += " All figures: [`bench/README.md`](bench/README.md#peers)."
-    head = ["peer and its solver", "float32, both eager", "float32, both compiled", "`network=\"auto\"`, peer compiled in float32"]
+    head = ["peer and its solver", "float32, both eager", "float32, both compiled",
+            '`network="auto"`, peer compiled in float32']  # fmt: skip
     return f"{textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)}\n\n{_table(head, rows)}"
 
 
