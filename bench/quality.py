@@ -129,7 +129,7 @@ def main() -> None:
 
 def write_readme(run: dict) -> None:
     """Put the table of a run between the README's markers."""
-    readme = ROOT / "fastscore" / "model" / "README.md"
+    readme = ROOT / "README.md"
     readme.write_text(between(readme.read_text(), "quality", table(run)))
 
 
