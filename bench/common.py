@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -129,6 +131,18 @@ def op_case(
     return Case(
         bench, name, variants, pairs, check, (elements, "element"), elements * bytes_each, facts=facts, skipped=skipped
     )
+
+
+def count(text: str) -> int:
+    """Return a whole number of a command line, also written 10k or 2M.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    match = re.fullmatch(r"(\d{1,12})([kKmM]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number (examples: 64, 10k, 2M)")
+    return int(match[1]) * {"": 1, "k": 1000, "m": 1_000_000}[match[2].lower()]
 
 
 class Clock(Protocol):

@@ -101,14 +101,6 @@ def publish(name: str, title: str, text: str) -> Path:
     return file
 
 
-def count(text: str) -> int:
-    """Parse a whole number of a command line, also as 10k or 1M."""
-    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text)
-    if not match:
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(match[1]) * 1000 ** " km".index(match[2].lower() or " ")
-
-
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -72,6 +72,12 @@ def latest(records: Iterable[Record]) -> list[Record]:
     return list(kept.values())
 
 
+def recorded() -> list[Record]:
+    """Return the records that count, of every file."""
+    every = (r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
+    return latest(r for r in every if "case" in r)  # studies keep records of another kind
+
+
 def tables(records: Sequence[Record], ops: bool = True) -> str:
     """Return markdown: for each device its hardware line and tables."""
     parts = []
@@ -186,8 +192,7 @@ def main() -> int:
     """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    every = (r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
-    records = latest(r for r in every if "case" in r)  # studies keep records of another kind
+    records = recorded()
     if not records:
         print(f"no records in {RESULTS}; run python bench/run.py first")
         return 1

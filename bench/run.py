@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         "names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)}; all if left out"
     )
     parser.add_argument("--quick", action="store_true", help="see that everything works; figures mean nothing")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; cuda where there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto: cuda where there is one")
     parser.add_argument("--points", type=int, default=1_000_000, metavar="N", help="two-dimensional samples of peers")
     parser.add_argument("--match", default="", metavar="TEXT", help="only peers' cases whose name contains TEXT")
     parser.add_argument("--json", type=Path, metavar="F", help="append records to F, not to bench/results")
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from bench import common, records, report
     from fastscore.execution import Execution
 
-    device = Execution(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).on().place
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = Execution(name).on().place
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
     # float32 is float32 in every variant of every bench; else the gate would compare roundings of TF32

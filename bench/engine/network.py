@@ -23,8 +23,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastscore as fs
-from bench.common import HostClock, paired, spread
-from bench.records import RESULTS, append, count, processor, publish
+from bench.common import HostClock, count, paired, spread
+from bench.records import RESULTS, append, processor, publish
 from fastscore.data.load import load
 from fastscore.model.nets import build
 from fastscore.network.prepare import Prepared, Trial

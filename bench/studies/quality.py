@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 import fastscore as fs
-from bench.records import RESULTS, ROOT, append, between, count, processor, publish
+from bench.common import count
+from bench.records import RESULTS, ROOT, append, between, processor, publish
 from fastscore.data.load import load
 from fastscore.network.jit import has_compiler
 from fastscore.ops.quantize import quantize_ref
@@ -45,20 +46,20 @@ def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, ex
     schedule, solver, grid = CASES[name]
     sampler = fs.Sampler(model, schedule=schedule, solver=solver, grid=grid, execution=execution)
     sampler.run(range(1), labels="random")  # compile outside the clock
+    request = sampler.request(range(num), seed=0, labels="random")
     start, parts = time.perf_counter(), []
-    for _, x in sampler.stream(range(num), seed=0, labels="random", progress=True):
+    for _, x in sampler.stream(request, progress=True):
         parts.append(quantize_ref(x).numpy())
     seconds = time.perf_counter() - start
     net, names = load_classifier("fashion-classifier")
     ours, predicted = features(net, np.concatenate(parts))
-    labels = sampler.request(range(num), labels="random").cond
-    assert labels is not None
+    assert request.cond is not None
     share = np.bincount(predicted, minlength=len(names)) / num
     return {
         "solver": name,
         "nfe": sampler.plan.nfe,
         "classifier-FID": round(frechet_distance(ours, reference), 3),
-        "label agreement": round(float((predicted == labels.numpy()).mean()), 4),
+        "label agreement": round(float((predicted == request.cond.numpy()).mean()), 4),
         "predicted classes": {k: round(float(v), 4) for k, v in zip(names, share, strict=True)},
         "samples/s": round(num / seconds, 1),
         "sampler": sampler.record(),
