@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import telemetry
 import torch
 
+from bench import telemetry
+from fastscore.execution import Execution
 from fastscore.network.jit import has_compiler
 from fastscore.ops.backend import Ops, resolve
 
@@ -43,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Setting:
-    """How one call of run.py measures.
+    """Where and how thoroughly one call of run.py measures.
 
     Attributes:
         device: where everything runs.
@@ -56,6 +57,10 @@ class Setting:
     quick: bool = False
     points: int = 1_000_000
     match: str = ""
+
+    def execution(self, batch: int, **fields: Any) -> Execution:
+        """Return how a sampler runs here: on this device, with this micro-batch, float32."""
+        return Execution.of(device=self.device, batch=batch, **fields)
 
     @cached_property
     def ops(self) -> Ops:
@@ -72,25 +77,25 @@ class Setting:
 
 @dataclass
 class Case:
-    """One measurement: ways to do the same work, timed in turn.
+    """One measurement: variants of the same work, timed in turn.
 
     Attributes:
-        bench: stem of the file it comes from.
+        bench: name of the bench it belongs to.
         name: shape or setting, unique within the bench.
-        ways: what is timed, by name.
-        pairs: ratios to publish, (way, baseline): how often the way runs in the baseline's time.
+        variants: what is timed, by name.
+        pairs: ratios to publish, (variant, baseline): how often the variant runs in the baseline's time.
         check: the gate.
         items: samples or elements that a call makes, and their name.
         moved: bytes that OURS must at least read and write; a copy of as many is timed beside it.
         facts: what else the record should say.
         skipped: what is not timed, with the reason.
-        derive: further figures, from the median seconds of each way.
-        costed: ways whose power, energy and memory are read, each in a run of its own.
+        derive: further figures, from the median seconds of each variant.
+        costed: variants whose power, energy and memory are read, each in a run of its own.
     """
 
     bench: str
     name: str
-    ways: dict[str, Work]
+    variants: dict[str, Work]
     pairs: Sequence[tuple[str, str]]
     check: Callable[[], list[Check]]
     items: tuple[int, str]
@@ -113,18 +118,18 @@ def op_case(
     bytes_each: int,
 ) -> Case:
     """Return the case of one operation against eager PyTorch and the same under torch.compile."""
-    ways: dict[str, Work] = {OURS: ours, EAGER: lambda: eager(*arguments)}
+    variants: dict[str, Work] = {OURS: ours, EAGER: lambda: eager(*arguments)}
     skipped = {}
     if setting.no_compile:
         skipped[COMPILED] = setting.no_compile
     else:
         torch.compiler.reset()  # else the shapes of earlier cases count against the recompilation limit
         fast = torch.compile(eager, fullgraph=True, dynamic=False)
-        ways[COMPILED] = lambda: fast(*arguments)
-    pairs = [(OURS, base) for base in (EAGER, COMPILED) if base in ways]
+        variants[COMPILED] = lambda: fast(*arguments)
+    pairs = [(OURS, base) for base in (EAGER, COMPILED) if base in variants]
     facts = {"backend": setting.ops.name, "bytes_per_element": bytes_each}
     return Case(
-        bench, name, ways, pairs, check, (elements, "element"), elements * bytes_each, facts=facts, skipped=skipped
+        bench, name, variants, pairs, check, (elements, "element"), elements * bytes_each, facts=facts, skipped=skipped
     )
 
 
@@ -183,24 +188,24 @@ class CudaClock:
         return sum(start.elapsed_time(end) for start, end in marks) / calls / 1000.0
 
 
-def paired(ways: dict[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
-    """Time every way once a round, in alternating order, so that a drift of the machine cancels in ratios.
+def paired(variants: dict[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
+    """Time every variant once a round, in alternating order, so that a drift of the machine cancels in ratios.
 
     Args:
-        ways: already warm.
+        variants: already warm.
         clock: what times them.
         repeats: rounds.
-        least: seconds that a way takes in a round at least; short work is called often enough.
+        least: seconds that a variant takes in a round at least; short work is called often enough.
 
-    Returns: seconds a call of each way, one a round; 5 rounds where a round takes longer than a second.
+    Returns: seconds a call of each variant, one a round; 5 rounds where a round takes longer than a second.
     """
-    once = {name: min(clock(work, 1), clock(work, 1)) for name, work in ways.items()}  # one alone may be a hiccup
+    once = {name: min(clock(work, 1), clock(work, 1)) for name, work in variants.items()}  # one alone may be a hiccup
     calls = {name: max(1, min(1000, math.ceil(least / max(seconds, 1e-9)))) for name, seconds in once.items()}
     repeats = repeats if sum(once.values()) < 1.0 else min(repeats, 5)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for k in range(repeats):
-        for name in ways if k % 2 == 0 else reversed(ways):
-            seconds[name].append(clock(ways[name], calls[name]))
+        for name in variants if k % 2 == 0 else reversed(variants):
+            seconds[name].append(clock(variants[name], calls[name]))
     return seconds
 
 
@@ -220,14 +225,14 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
     red = [f"{c.name}: error {c.error:.3g}, bound {c.bound:.3g}" for c in checks if not c.ok]
     if red:
         raise RedGate(f"{case.bench} {case.name}: no figures, the result is wrong ({'; '.join(red)})")
-    ways = dict(case.ways)
+    variants = dict(case.variants)
     if case.moved:
-        ways[COPY] = copy_of(case.moved, setting.device)
-    first = {name: HostClock()(lambda work=work: _finish(work, setting.device), 1) for name, work in ways.items()}
+        variants[COPY] = copy_of(case.moved, setting.device)
+    first = {name: HostClock()(lambda work=work: _finish(work, setting.device), 1) for name, work in variants.items()}
     if clock is None:
         clock = CudaClock(setting.device) if setting.device.type == "cuda" else HostClock()
     repeats, least = (5, 0.002) if setting.quick else (15, 0.05)
-    rounds = paired(ways, clock, repeats, least)
+    rounds = paired(variants, clock, repeats, least)
     timed = {name: spread(values) for name, values in rounds.items()}
     medians = {name: value["p50"] for name, value in timed.items()}
     record: dict[str, Any] = {
@@ -245,9 +250,9 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
         "items": {"count": case.items[0], "name": case.items[1]},
         "skipped": case.skipped,
         "facts": case.facts,
-        "derived": case.derive(medians) if ways else {},
+        "derived": case.derive(medians) if variants else {},
     }
-    if case.moved and ways:
+    if case.moved and variants:
         record["bandwidth"] = {
             "bytes": case.moved,
             "gb_per_s": case.moved / medians[OURS] / 1e9,
@@ -255,8 +260,8 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
             "percent_of_copy": 100.0 * medians[COPY] / medians[OURS],
         }
     long = 0.1 if setting.quick else 2.0
-    costed = (name for name in case.costed if name in ways)
-    record["cost"] = {name: telemetry.cost(ways[name], case.items[0], setting.device, long) for name in costed}
+    costed = (name for name in case.costed if name in variants)
+    record["cost"] = {name: telemetry.cost(variants[name], case.items[0], setting.device, long) for name in costed}
     return record
 
 

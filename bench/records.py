@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import telemetry
 import torch
 
+from bench import telemetry
 from fastscore._version import __version__
 from fastscore.ops import noise
 
@@ -91,6 +91,14 @@ def between(text: str, marker: str, content: str) -> str:
         return text
     before, rest = text.split(start, 1)
     return f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
+def publish(name: str, title: str, text: str) -> Path:
+    """Write a generated table to bench/results/NAME.md; return the file."""
+    file = RESULTS / f"{name}.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"# {title}\n\n{text}\n")
+    return file
 
 
 def _git(*arguments: str) -> str | None:

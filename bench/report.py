@@ -1,9 +1,9 @@
 """Tables from records; nobody types a number by hand.
 
-    python bench/report.py      rewrites the tables of README.md and bench/README.md from bench/results/*.jsonl
+    python bench/report.py      writes bench/results/ops.md and peers.md, and the peers of README.md, from *.jsonl
 
-Of each case on each device the latest record counts. A table stands between <!-- bench --> and
-<!-- /bench -->; a file without them is left alone.
+Of each case on each device the latest record counts. In README.md a table stands between <!-- peers --> and
+<!-- /peers -->, or bench for samplers; without them it is left alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from common import COMPILED, COPY, EAGER, OURS
-from peers import tables as peer_tables
-from records import RESULTS, ROOT, between, load
+if not __package__:  # run by its path, not as a module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench.common import COMPILED, COPY, EAGER, OURS
+from bench.peers import tables as peer_tables
+from bench.records import RESULTS, ROOT, between, load, publish
 
 Record = Mapping[str, Any]
 
@@ -55,10 +59,10 @@ def text(record: Record) -> str:
         lines.append(f"  {r['of']} has {times} times the speed of {r['over']}: {verdict}")
     for mode, share in record["derived"].get("shares", {}).items():
         lines.append(f"  {mode}: " + ", ".join(f"{name} {value:.0%}" for name, value in share.items()))
-    for way, value in record["derived"].get("ms_per_step", {}).items():
-        lines.append(f"  {way} {value:.3f} ms a step")
-    for way, value in record["derived"].get("outside_ms_per_step", {}).items():
-        lines.append(f"  outside the network: {way} {value:.3f} ms a step")
+    for name, value in record["derived"].get("ms_per_step", {}).items():
+        lines.append(f"  {name} {value:.3f} ms a step")
+    for name, value in record["derived"].get("outside_ms_per_step", {}).items():
+        lines.append(f"  outside the network: {name} {value:.3f} ms a step")
     return "\n".join(lines)
 
 
@@ -68,18 +72,24 @@ def latest(records: Iterable[Record]) -> list[Record]:
     return list(kept.values())
 
 
+def recorded() -> list[Record]:
+    """Return the records that count, of every file."""
+    every = (r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
+    return latest(r for r in every if "case" in r)  # studies keep records of another kind
+
+
 def tables(records: Sequence[Record], ops: bool = True) -> str:
     """Return markdown: for each device its hardware line and tables."""
     parts = []
     for device in dict.fromkeys(r["env"]["device"] for r in records):
-        mine = [r for r in records if r["env"]["device"] == device]
-        sampled = [r for r in mine if r["bench"] == "sampler"]
-        single = [r for r in mine if r["bench"] not in ("sampler", *peer_tables.BENCHES)] if ops else []
+        here = [r for r in records if r["env"]["device"] == device]
+        sampled = [r for r in here if r["bench"] == "sampler"]
+        single = [r for r in here if r["bench"] not in ("sampler", *peer_tables.BENCHES)] if ops else []
         if not sampled and not single:
             continue
         lines = list(dict.fromkeys(headline(r["env"]) for r in [*sampled, *single]))
-        note = "" if mine[0]["env"]["type"] == "cuda" else "CPU figures: they say nothing about a GPU.  "
-        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in mine) else ""
+        note = "" if here[0]["env"]["type"] == "cuda" else "CPU figures: they say nothing about a GPU.  "
+        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in here) else ""
         parts.append("\n".join([f"**{device}**", "", note + quick + "  ".join(lines) + "."]))
         parts += [_ops_table(single)] if single else []
         parts += [_sampler_table(r) for r in sampled]
@@ -88,12 +98,12 @@ def tables(records: Sequence[Record], ops: bool = True) -> str:
 
 def against_peers(records: Sequence[Record], table: Callable[[Sequence[Record], str], str] = peer_tables.tables) -> str:
     """Return the tables against other samplers, for each device."""
-    mine = [r for r in records if r["bench"] in peer_tables.BENCHES]
+    records = [r for r in records if r["bench"] in peer_tables.BENCHES]
     parts = []
-    for device in dict.fromkeys(r["env"]["device"] for r in mine):
-        some = [r for r in mine if r["env"]["device"] == device]
-        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in some) else ""
-        parts.append(table(some, quick + headline(some[-1]["env"])))
+    for device in dict.fromkeys(r["env"]["device"] for r in records):
+        here = [r for r in records if r["env"]["device"] == device]
+        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in here) else ""
+        parts.append(table(here, quick + headline(here[-1]["env"])))
     return "\n\n".join(parts)
 
 
@@ -119,10 +129,10 @@ def _ops_table(records: Sequence[Record]) -> str:
         times = [duration(r["seconds"][w]["p50"]) if w in r["seconds"] else "" for w in (OURS, EAGER, COMPILED, COPY)]
         if OURS in r["skipped"]:
             times[0] = f"skipped: {r['skipped'][OURS]}"
-        found = [_ratio(r, OURS, base) for base in (EAGER, COMPILED)]
+        ratios = [_ratio(r, OURS, base) for base in (EAGER, COMPILED)]
         b = r.get("bandwidth")
         speed = [f"{b['gb_per_s']:.1f}", f"{b['percent_of_copy']:.0f} %"] if b else ["", ""]
-        rows.append([r["bench"], r["case"], r["facts"].get("backend", ""), *times, *found, *speed])
+        rows.append([r["bench"], r["case"], r["facts"].get("backend", ""), *times, *ratios, *speed])
     note = "Medians; ratios are medians of paired rounds, above 1 where fastscore is faster."
     means = []
     for base in (EAGER, COMPILED):
@@ -137,33 +147,33 @@ def _ops_table(records: Sequence[Record]) -> str:
 def _sampler_table(r: Record) -> str:
     if "red" in r:
         return f"{r['case']}: **wrong result, not timed**"
-    head = ["way", "samples/s", "p20 .. p80", "x eager", "x compiled", "net", "update", "gap", "outside, ms a step",
+    head = ["run", "samples/s", "p20 .. p80", "x eager", "x compiled", "net", "update", "gap", "outside, ms a step",
             "ready after", "J a sample"]  # fmt: skip
     rows, derived = [], r["derived"]
-    for way, rate in derived["rates"].items():
-        mode = way.partition(", ")[2]
-        seconds, share = r["seconds"][way], derived["shares"].get(mode) if way.startswith("fastscore") else None
+    for name, rate in derived["rates"].items():
+        mode = name.partition(", ")[2]
+        seconds, share = r["seconds"][name], derived["shares"].get(mode) if name.startswith("fastscore") else None
         ends = [r["items"]["count"] / seconds[p] for p in ("p80", "p20")]
-        around = derived["outside_ms_per_step"].get(way, derived["outside_ms_per_step"].get(way.split(",")[0]))
-        prepared = r["facts"]["prepare"].get(mode, {}) if way.startswith("fastscore") else {}
+        around = derived["outside_ms_per_step"].get(name, derived["outside_ms_per_step"].get(name.split(",")[0]))
+        prepared = r["facts"]["prepare"].get(mode, {}) if name.startswith("fastscore") else {}
         ready = f"{prepared['first_s'] + prepared['capture_s']:.1f} s" if prepared else ""
-        energy = r["cost"].get(way, {}).get("energy_per_item", {}).get("value")
+        energy = r["cost"].get(name, {}).get("energy_per_item", {}).get("value")
         rows.append([
-            way,
+            name,
             f"{rate['samples_per_s']:.4g}",
             f"{ends[0]:.4g} .. {ends[1]:.4g}",
-            *(_ratio(r, way, f"published, {kind}") for kind in ("eager", "compiled")),
+            *(_ratio(r, name, f"published, {kind}") for kind in ("eager", "compiled")),
             *(f"{share[k]:.0%}" if share else "" for k in ("net", "update", "gap")),
             f"{around:.3f}" if around is not None else "",
             ready,
             f"{energy:.3g}" if energy else "",
         ])  # fmt: skip
-    rows += [[way, f"skipped: {why}", *[""] * 9] for way, why in r["skipped"].items()]
+    rows += [[name, f"skipped: {why}", *[""] * 9] for name, why in r["skipped"].items()]
     return f"{r['case']}, float32, backend {r['facts']['backend']}:\n\n{_table(head, rows)}"
 
 
-def _ratio(r: Record, way: str, base: str) -> str:
-    return next((f"{x['p50']:.2f}" for x in r["ratios"] if (x["of"], x["over"]) == (way, base)), "")
+def _ratio(r: Record, name: str, base: str) -> str:
+    return next((f"{x['p50']:.2f}" for x in r["ratios"] if (x["of"], x["over"]) == (name, base)), "")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -179,22 +189,18 @@ def duration(seconds: float) -> str:
 
 
 def main() -> int:
-    """Rewrite the tables."""
+    """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    every = (r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
-    records = latest(r for r in every if "case" in r)  # studies keep records of another kind
+    records = recorded()
     if not records:
         print(f"no records in {RESULTS}; run python bench/run.py first")
         return 1
-    for file, content, peers in (
-        (ROOT / "README.md", tables(records, ops=False), against_peers(records, peer_tables.summary)),
-        (RESULTS.parent / "README.md", tables(records), against_peers(records)),
-    ):
-        before = file.read_text()
-        after = between(between(before, "bench", content), "peers", peers)
-        print(f"{file.relative_to(ROOT)}: {'no <!-- bench --> markers' if after == before else 'rewritten'}")
-        file.write_text(after)
+    publish("ops", "Operations and samplers", tables(records))
+    publish("peers", "Other samplers", against_peers(records))
+    readme = ROOT / "README.md"
+    text = between(readme.read_text(), "bench", tables(records, ops=False))
+    readme.write_text(between(text, "peers", against_peers(records, peer_tables.summary)))
     return 0
 
 

@@ -1,7 +1,7 @@
 """Measure fastscore against PyTorch on this machine.
 
     python bench/run.py                 every bench, appended to bench/results/<device>.jsonl
-    python bench/run.py noise update    some of them
+    python bench/run.py noise update    only these
     python bench/run.py --quick         smallest sizes, no torch.compile, nothing recorded
 
 A result that is wrong is not timed, and the exit code is 1. See bench/README.md.
@@ -13,8 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+if not __package__:  # run by its path, not as a module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+MODULES = {name: f"bench.ops.{name}" for name in ("noise", "norms", "output", "quantize", "update")}
+MODULES |= {"peers": "bench.peers.cases", "sampler": "bench.engine.sampler"}
+NAMES = sorted(MODULES)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,16 +47,14 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print and record; a record is on disk as soon as it is made."""
     from importlib import import_module
 
-    import common
-    import records
-    import report
     import torch
     from tqdm import tqdm
 
+    from bench import common, records, report
     from fastscore.ops.backend import named_device
 
     device = named_device(args.device)
-    # float32 is float32 in every way of every bench; else the gate would compare roundings of TF32
+    # float32 is float32 in every variant of every bench; else the gate would compare roundings of TF32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     setting, env = common.Setting(device, args.quick, args.points, args.match), records.environment(device)
     file = args.json or (None if args.quick else records.results_file(env))
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     made = []
     with tqdm(args.names or NAMES, unit="bench", disable=None) as bar:
         for name in bar:
-            for case in import_module(f"bench_{name}").cases(setting):
+            for case in import_module(MODULES[name]).cases(setting):
                 bar.set_postfix_str(f"{name}: {case.name}"[:60])
                 try:
                     result = common.measure(case, setting)
@@ -73,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if file:
         print(f"{len(made)} records appended to {file}")
     if args.md:
-        found = (report.tables(made), report.against_peers(made))
-        args.md.write_text("\n\n".join(filter(None, found)) + "\n")
+        texts = (report.tables(made), report.against_peers(made))
+        args.md.write_text("\n\n".join(filter(None, texts)) + "\n")
         print(f"tables written to {args.md}")
     return 1 if any("red" in record for record in made) else 0
 

@@ -18,9 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import report
+if not __package__:  # run by its path, not as a module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
-from records import ROOT, environment, load, results_file
+
+from bench import report
+from bench.records import ROOT, environment, load, results_file
 
 TAIL = 40  # lines of a step's output that the report keeps
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -108,9 +112,9 @@ def main(arguments: list[str] | None = None, run: Run = run_here) -> int:
     base = file.with_name(f"validation-{file.stem}")
     records = base.with_name(f"{base.name}.records.jsonl") if args.quick else file
     done = steps(run, records, args.quick)
-    mine = [r for r in load(records) if r["env"]["date"] >= env["date"]] if records.exists() else []
+    made = [r for r in load(records) if r["env"]["date"] >= env["date"]] if records.exists() else []
     base.with_suffix(".json").write_text(json.dumps({"env": env, "steps": [asdict(s) for s in done]}, indent=1) + "\n")
-    base.with_suffix(".md").write_text(markdown(env, done, report.tables(mine)))
+    base.with_suffix(".md").write_text(markdown(env, done, report.tables(made)))
     print(f"report: {base.with_suffix('.md')}")
     return 0 if all(s.passed is not False for s in done) else 1
 

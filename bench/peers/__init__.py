@@ -43,7 +43,7 @@ class Entry:
         library: distribution it comes from, with its version.
         name: of the solver, there.
         schedule, solver, grid: fastscore's.
-        predicts: what the library wants of a model: "x0", "eps" or "score".
+        predicts: what the library's model returns: "x0", "eps" or "score".
         run: the library's sampling loop, from a model and unit normals [N, *shape] to samples. With a
             Draw, its noise is taken from there, in the order of fastscore's draws.
         tolerance: on the difference, of the largest |x|; both round in float32.
@@ -59,13 +59,13 @@ class Entry:
     tolerance: float = 1e-4
 
 
-def found(adapter: str, steps: int) -> list[Entry] | str:
+def load_entries(adapter: str, steps: int) -> list[Entry] | str:
     """Return the entries of an adapter, or why there are none."""
     modules = LIBRARIES[adapter][1]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed: pip install 'fastscore[peers]'"
-    return import_module(f"peers.{adapter}").entries(steps)
+    return import_module(f"bench.peers.{adapter}").entries(steps)
 
 
 def named(distribution: str) -> str:

@@ -10,8 +10,8 @@ from azula.sample import DDIMSampler, DDPMSampler
 from torch import Tensor
 
 import fastscore as fs
-from peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
-from peers.inject import normals
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers.inject import normals
 
 
 class Wrapped(Denoiser):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import fastscore as fs
-from peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model, named
-from peers.inject import normals
+from bench.peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model, named
+from bench.peers.inject import normals
 
 # A linear table whose last sigma / alpha, 56, the bundled network knows; that of 0.02 is 157.
 TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.016, "beta_schedule": "linear"}

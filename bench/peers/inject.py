@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from peers import Draw
+from bench.peers import Draw
 
 
 @contextmanager

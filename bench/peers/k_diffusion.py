@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 import fastscore as fs
-from peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
-from peers.inject import normals
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers.inject import normals
 
 
 def sampling() -> ModuleType:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import fastscore as fs
-from peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model
-from peers.inject import normals
+from bench.peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model
+from bench.peers.inject import normals
 
 
 def entries(steps: int) -> list[Entry]:

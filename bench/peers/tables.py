@@ -1,4 +1,4 @@
-"""The tables of bench_peers.py, from its records."""
+"""Tables of the comparison with other samplers, from its records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import OURS
+from bench.common import OURS
 
 Record = Mapping[str, Any]
 BENCHES = ("peers", "outside", "points")
@@ -94,9 +94,9 @@ def _around(records: Sequence[Record]) -> str:
         ])  # fmt: skip
     text = (
         f"Around the network {first['network']} (sha256 {first['weights_sha256']}), float32, batch {first['batch']}, "
-        "equal evaluations. The ratios are fastscore's fastest way over the peer's. First sample: batch 1, eager, with "
-        "fastscore's plan and buffers made in it, the peer's scheduler ready before. The last column is a difference "
-        "of two large times and says little; the next table measures it."
+        "equal evaluations. The ratios are fastscore's fastest mode over the peer's. First sample: batch 1, eager, "
+        "with fastscore's plan and buffers made in it, the peer's scheduler ready before. The last column is a "
+        "difference of two large times and says little; the next table measures it."
     )
     return f"{text}\n\n{_table(head, rows)}"
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 import fastscore as fs
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.exponential import one_step_rows
-from peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
 
 
 class ThreeEighths:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchsde import BaseBrownian
 
 import fastscore as fs
-from peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
 
 
 class ReverseVE:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import work_precision as study
 
+from bench import records
+from bench.studies import precision_settings as settings
+from bench.studies import precision_tables as tables
+from bench.studies import work_precision as study
 from fastscore.ops.noise import NoiseKey
 from fastscore.solvers import names
 
@@ -38,19 +41,17 @@ def test_a_cell_has_the_most_steps_that_its_budget_allows():
 
 def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RECORDS", tmp_path / "r.jsonl")
-    monkeypatch.setattr(study, "FIGURE", tmp_path / "f.png")
-    monkeypatch.setattr(study, "ROOT", tmp_path)
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "README.md").write_text("<!-- work-precision -->\n<!-- /work-precision -->\n")
-    monkeypatch.setattr(study, "BUDGETS", (5, 10))
-    monkeypatch.setattr(study, "TOLERANCES", (0.1,))
-    some = {name: study.SOLVERS[name] for name in ("ddim", "dpmpp-2m")}
-    monkeypatch.setattr(study, "SOLVERS", some)
+    monkeypatch.setattr(tables, "FIGURE", tmp_path / "f.png")
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(settings, "BUDGETS", (5, 10))
+    monkeypatch.setattr(settings, "TOLERANCES", (0.1,))
+    solvers = {name: settings.SOLVERS[name] for name in ("ddim", "dpmpp-2m")}
+    monkeypatch.setattr(settings, "SOLVERS", solvers)
     errors = {"ddim": 2.0, "dpmpp-2m": 1.0}
 
     def images():
-        for budget in study.BUDGETS:
-            for name in some:
+        for budget in settings.BUDGETS:
+            for name in solvers:
                 yield (
                     study.Cell("images", name, "karras levels", budget),
                     lambda name=name, budget=budget: {
@@ -66,17 +67,17 @@ def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_pat
     assert len(lines.splitlines()) == 2 * 2 * 2 + 1 + 4
     study.study(study.mixture_cells(64), 64)
     assert (tmp_path / "r.jsonl").read_text() == lines
-    assert study.recommended(study.load()) == {5: "ddim", 10: "dpmpp-2m"}
+    assert tables.recommended(study.load()) == {5: "ddim", 10: "dpmpp-2m"}
     study.report()
-    text = (tmp_path / "bench" / "README.md").read_text()
+    text = (tmp_path / "work_precision.md").read_text()
     assert "ddim at 5, dpmpp-2m at 10" in text and (tmp_path / "f.png").stat().st_size > 1000
-    found = study.best(study.load(), "mixture")
-    assert found["dpmpp-2m"][10]["error"] < found["ddim"][5]["error"]
+    rows = tables.best(study.load(), "mixture")
+    assert rows["dpmpp-2m"][10]["error"] < rows["ddim"][5]["error"]
 
 
 def test_the_default_solver_is_what_the_records_recommend():
-    assert study.recommended(study.load()) == dict.fromkeys(study.BUDGETS, names.DEFAULT)
+    assert tables.recommended(study.load()) == dict.fromkeys(settings.BUDGETS, names.DEFAULT)
 
 
 def test_every_solver_belongs_to_one_panel_of_the_figure():
-    assert sorted(name for names in study.FAMILIES.values() for name in names) == sorted(study.SOLVERS)
+    assert sorted(name for names in settings.FAMILIES.values() for name in names) == sorted(settings.SOLVERS)

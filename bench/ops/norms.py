@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from common import OURS, Case, Check, Setting, op_case
-from inputs import Inputs, dtypes, row, short, sizes
 from torch import Tensor
 
+from bench.common import OURS, Case, Check, Setting, op_case
+from bench.ops.inputs import Inputs, dtypes, row, short, sizes
 from fastscore.kernels import abi
 
 P, Q, SNR = 0.0, -1.3, 2 * 0.16**2
@@ -33,23 +33,25 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def case(setting: Setting, name: str, n: int, d: int, dtype: torch.dtype) -> Case:
     """Return the case of [n, d]; x and F are read."""
-    given, table = Inputs.of(setting, n, d, dtype, 0), row(setting, A=1.0, P=P, Q=Q, SNR=SNR, CAP=1e9)
+    inputs, table = Inputs.of(setting, n, d, dtype, 0), row(setting, A=1.0, P=P, Q=Q, SNR=SNR, CAP=1e9)
     scratch, valid = torch.zeros(n, abi.WIDTH, device=setting.device), torch.ones(n, device=setting.device)
 
     def ours() -> None:
-        setting.ops.langevin(given.x, given.F, table, given.idx, given.key, scratch, "sample", valid)
+        setting.ops.langevin(inputs.x, inputs.F, table, inputs.idx, inputs.key, scratch, "sample", valid)
 
     def check() -> list[Check]:
         ours()
-        m, z = P * given.numpy(given.x) + Q * given.numpy(given.F), given.normal()
+        m, z = P * inputs.numpy(inputs.x) + Q * inputs.numpy(inputs.F), inputs.normal()
         step = SNR * (z**2).sum(1) / (m**2).sum(1)
         rounds = d / abi.LANES + 20  # roundings on the way to a sum, and after it
         return [
-            relative("step against float64", given.numpy(scratch)[:, abi.B], step, 2 * rounds),
-            relative("noise weight against float64", given.numpy(scratch)[:, abi.C], (2 * step) ** 0.5, 2 * rounds),
+            relative("step against float64", inputs.numpy(scratch)[:, abi.B], step, 2 * rounds),
+            relative("noise weight against float64", inputs.numpy(scratch)[:, abi.C], (2 * step) ** 0.5, 2 * rounds),
         ]
 
-    return op_case(setting, "norms", name, ours, langevin, (given.x, given.F), check, n * d, 4 + given.F.element_size())
+    return op_case(
+        setting, "norms", name, ours, langevin, (inputs.x, inputs.F), check, n * d, 4 + inputs.F.element_size()
+    )
 
 
 def langevin(x: Tensor, F: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Predict from the machine code alone whether each kernel is bound by memory; no GPU is needed.
 
-    python bench/static_report.py            print the table and write it into kernels/README.md
-    python bench/static_report.py --check    fail if the README's table is out of date or a target is missed
+    python -m bench.ops.static_report            print the table and write it into kernels/README.md
+    python -m bench.ops.static_report --check    fail if the README's table is out of date or a target is missed
 
     time of memory   = bytes of an element / peak bandwidth
     time of compute  = the slowest of: instruction issue, FP32, integer multiply, ALU, special functions, load/store
@@ -26,7 +26,7 @@ from fastscore.kernels.inspect import aot, sass
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.update import KnownRow
 
-README = Path(__file__).parents[1] / "kernels" / "README.md"
+README = Path(__file__).parents[2] / "kernels" / "README.md"
 BEGIN, END = "<!-- static report: begin -->", "<!-- static report: end -->"
 LIMIT = 0.65  # of compute over memory, for the float32 noise row on A100 and H100
 THREADS = 128  # of a program of every kernel in the table
@@ -72,7 +72,7 @@ OTHER = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to launch a kernel, with the bytes it streams for an element."""
+    """One launch of a kernel, with the bytes it streams for an element."""
 
     name: str
     start: Callable[[], object]
@@ -177,7 +177,7 @@ def report() -> tuple[str, list[str]]:
     """Return (the table in Markdown, the targets that are missed)."""
     head = ["kernel variant", "bytes", *(f"slots {g.name}" for g in GPUS), *(f"compute/memory {g.name}" for g in GPUS)]
     lines = [
-        "Predictions of a model, not measurements; regenerate with `python bench/static_report.py`. Bytes and issue",
+        "Predictions of a model, not measurements; made by `python -m bench.ops.static_report`. Bytes and issue",
         "slots are for an element; D = 3072 unless said otherwise. Below 1: bound by memory.",
         "",
         "| " + " | ".join([*head, "limited by (H100)", "registers"]) + " |",
@@ -187,14 +187,16 @@ def report() -> tuple[str, list[str]]:
     for variant in variants():
         with aot.capture() as launches:
             variant.start()
-        found = [predict(variant, launches[0], gpu) for gpu in GPUS]
-        slots, ratios = [f"{p.slots:.1f}" for p in found], [f"{p.ratio:.2f}" for p in found]
-        registers = "/".join(str(p.registers) for p in found)
+        predictions = [predict(variant, launches[0], gpu) for gpu in GPUS]
+        slots, ratios = [f"{p.slots:.1f}" for p in predictions], [f"{p.ratio:.2f}" for p in predictions]
+        registers = "/".join(str(p.registers) for p in predictions)
         lines.append(
-            "| " + " | ".join([variant.name, f"{variant.bytes:g}", *slots, *ratios, found[1].limit, registers]) + " |"
+            "| "
+            + " | ".join([variant.name, f"{variant.bytes:g}", *slots, *ratios, predictions[1].limit, registers])
+            + " |"
         )
         if variant.name in ("noise row", "noise row, no u"):
-            over = [(gpu, p) for gpu, p in zip(GPUS[:2], found, strict=False) if p.ratio > LIMIT]
+            over = [(gpu, p) for gpu, p in zip(GPUS[:2], predictions, strict=False) if p.ratio > LIMIT]
             missed += [f"{variant.name} on {gpu.name}: {p.ratio:.3f}" for gpu, p in over]
     return "\n".join(lines), missed
 
@@ -212,7 +214,7 @@ def main() -> int:
         print(f"over {LIMIT}: {line}", file=sys.stderr)
     stale = text != README.read_text()
     if check and stale:
-        print("kernels/README.md is out of date: run python bench/static_report.py", file=sys.stderr)
+        print("kernels/README.md is out of date: run python -m bench.ops.static_report", file=sys.stderr)
     elif stale:
         README.write_text(text)
     return 1 if missed or (check and stale) else 0

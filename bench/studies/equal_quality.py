@@ -1,7 +1,7 @@
 """Samples a second at equal quality, against Song's PC with 1,000 steps (2,000 evaluations).
 
-    python bench/equal_quality.py            # appends bench/results/equal-quality.jsonl, rewrites the table
-    python bench/equal_quality.py --quick    # few samples and steps, nothing recorded
+    python -m bench.studies.equal_quality            # appends bench/results/equal-quality.jsonl, writes its .md
+    python -m bench.studies.equal_quality --quick    # few samples and steps, nothing recorded
 
 On a two-dimensional mixture with its exact score. Error is the sliced Wasserstein-2 distance to as many exact
 samples; "floor" is that between exact sets, which both sides have on top of their own error. Of fastscore the
@@ -18,18 +18,20 @@ import statistics
 import sys
 from typing import Any
 
-import common
 import torch
-from bench_peers import SEED, mixture_model, theirs
-from peers import score_sde
-from records import RESULTS, ROOT, SCHEMA, append, between, environment
-from report import headline
 from torch import Tensor
 
 import fastscore as fs
+from bench import common
+from bench.peers import score_sde
+from bench.peers.cases import theirs
+from bench.peers.models import SEED, mixture_model
+from bench.records import RESULTS, SCHEMA, append, environment, load, publish
+from bench.report import headline
 from fastscore.model.analytic import mixture, score_model
 from fastscore.ops.noise import NoiseKey
 
+RECORDS = RESULTS / "equal-quality.jsonl"
 NFE = (5, 8, 10, 15, 20, 30, 50, 100)
 DIRECTIONS = 64
 
@@ -37,8 +39,8 @@ DIRECTIONS = 64
 def sliced(a: Tensor, b: Tensor) -> float:
     """Return the sliced Wasserstein-2 distance of two equal numbers of points in the plane."""
     angle = torch.arange(DIRECTIONS) * (math.pi / DIRECTIONS)
-    ways = torch.stack([angle.cos(), angle.sin()])
-    gaps = (a @ ways).sort(0).values - (b @ ways).sort(0).values
+    directions = torch.stack([angle.cos(), angle.sin()])
+    gaps = (a @ directions).sort(0).values - (b @ directions).sort(0).values
     return float(gaps.square().mean().sqrt())
 
 
@@ -72,13 +74,13 @@ def study(n: int, steps: int) -> dict[str, Any]:
         return run
     timed = max(2, steps // 20)
     (part,) = score_sde.entries(2 * timed)
-    ways = {"fastscore": lambda: chosen.run(range(n), SEED), "PC": theirs(part, model, like)}
-    seconds = common.paired(ways, common.HostClock(), 5, 0.0)
+    variants = {"fastscore": lambda: chosen.run(range(n), SEED), "PC": theirs(part, model, like)}
+    seconds = common.paired(variants, common.HostClock(), 5, 0.0)
     seconds["PC"] = [value * steps / timed for value in seconds["PC"]]
     ratios = [b / a for a, b in zip(seconds["fastscore"], seconds["PC"], strict=True)]
     return run | {
         "nfe": chosen.plan.nfe,
-        "samples_per_s": {way: n / common.spread(values)["p50"] for way, values in seconds.items()},
+        "samples_per_s": {name: n / common.spread(values)["p50"] for name, values in seconds.items()},
         "ratio": common.spread(ratios),
     }
 
@@ -117,7 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=10_000, help="samples of each")
     parser.add_argument("--quick", action="store_true", help="see that it works; figures mean nothing")
+    parser.add_argument("--table", action="store_true", help="only write the table of the last record")
     args = parser.parse_args(arguments)
+    if args.table:
+        publish("equal-quality", "Equal quality", table(load(RECORDS)[-1]))
+        return 0
     if args.num < 2:
         parser.error(f"--num = {args.num} must be at least 2")
     env = environment(torch.device("cpu"))
@@ -125,9 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     run |= study(500, 20) if args.quick else study(args.num, 1000)
     print(table(run))
     if not args.quick:
-        append(RESULTS / "equal-quality.jsonl", run)
-        readme = ROOT / "bench" / "README.md"
-        readme.write_text(between(readme.read_text(), "equal", table(run)))
+        append(RECORDS, run)
+        publish("equal-quality", "Equal quality", table(run))
     return 0
 
 

@@ -11,19 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from common import OURS, Setting
+
+from bench.common import OURS, Setting
 
 SETTING = Setting(torch.device("cuda" if torch.cuda.is_available() else "cpu"), quick=True)
 
 
 @pytest.mark.parametrize("name", ["noise", "norms", "quantize", "update"])
 def test_op(name: str, benchmark: Any) -> None:
-    case = next(import_module(f"bench_{name}").cases(SETTING))
+    case = next(import_module(f"bench.ops.{name}").cases(SETTING))
     with torch.no_grad():
         assert all(check.ok for check in case.check()), "wrong result: nothing to time"
 
         def work() -> None:
-            case.ways[OURS]()
+            case.variants[OURS]()
             if SETTING.device.type == "cuda":
                 torch.cuda.synchronize()
 

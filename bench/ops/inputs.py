@@ -1,4 +1,4 @@
-"""Inputs of the operations: shapes, rows, and what a row must give, in float64."""
+"""Inputs of the operations: shapes, states, rows, and the samples that the gate compares in float64."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import Setting
 from torch import Tensor
 
+from bench.common import Setting
 from fastscore.kernels import abi
 from fastscore.ops.noise import NoiseKey
 
@@ -43,18 +43,18 @@ class Inputs:
         )
 
     @property
-    def some(self) -> Tensor:
+    def checked(self) -> Tensor:
         """Numbers of the samples that the gate looks at: the first and the last ones."""
         n = len(self.x)
         return torch.cat([torch.arange(min(n, 16)), torch.arange(max(n - 16, 0), n)]).unique()
 
     def normal(self, draw: int = DRAW) -> np.ndarray:
         """Return the normals of those samples by the reference on the CPU, float64."""
-        return NoiseKey.of(SEED, self.some).normal(draw, self.x.shape[1]).double().numpy()
+        return NoiseKey.of(SEED, self.checked).normal(draw, self.x.shape[1]).double().numpy()
 
     def numpy(self, values: Tensor) -> np.ndarray:
         """Return the values of those samples in float64."""
-        return values.cpu()[self.some].double().numpy()
+        return values.cpu()[self.checked].double().numpy()
 
 
 def sizes(setting: Setting) -> Iterator[tuple[str, int, int]]:

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
-from common import Case, Check, Setting, op_case
-from inputs import DRAW, Inputs, row, sizes
 from torch import Tensor
 
+from bench.common import Case, Check, Setting, op_case
+from bench.ops.inputs import DRAW, Inputs, row, sizes
 from fastscore.engine.selfcheck import NOISE_SHA256
 from fastscore.ops.noise import NoiseKey
 
@@ -26,21 +26,21 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def case(setting: Setting, name: str, n: int, d: int) -> Case:
     """Return the case of [n, d] normals; they must at least be written, 4 bytes each."""
-    given, table = Inputs.of(setting, n, d, torch.float32, 0), row(setting, C=1.0)
+    inputs, table = Inputs.of(setting, n, d, torch.float32, 0), row(setting, C=1.0)
 
     def ours() -> None:
-        setting.ops.update(given.x, None, given.hist, table, given.idx, given.key)
+        setting.ops.update(inputs.x, None, inputs.hist, table, inputs.idx, inputs.key)
 
     def eager(x: Tensor) -> Tensor:
         return torch.randn_like(x)
 
     def check() -> list[Check]:
         ours()
-        error = abs(given.numpy(given.x) - given.normal(DRAW)).max()
+        error = abs(inputs.numpy(inputs.x) - inputs.normal(DRAW)).max()
         return [Check("equals the known values of noise v1", float(not known(setting)), 0.0),
                 Check("equals the reference to the bit", float(error), 0.0)]  # fmt: skip
 
-    return op_case(setting, "noise", name, ours, eager, (given.x,), check, n * d, 4)
+    return op_case(setting, "noise", name, ours, eager, (inputs.x,), check, n * d, 4)
 
 
 def known(setting: Setting) -> bool:

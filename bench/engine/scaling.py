@@ -1,8 +1,8 @@
 """Scaling: time and peak memory against batch, dimension, steps and number of samples.
 
-    python bench/scaling.py             # appends bench/results/scaling.jsonl, draws scaling.png, rewrites the table
-    python bench/scaling.py --quick     # smallest sizes, nothing recorded
-    python bench/scaling.py --table     # only redraw and rewrite from the last record
+    python -m bench.engine.scaling             # appends bench/results/scaling.jsonl, writes scaling.md and .png
+    python -m bench.engine.scaling --quick     # smallest sizes, nothing recorded
+    python -m bench.engine.scaling --table     # only scaling.md and .png, from the last record
 
 Every point runs in a process of its own, so that its peak resident memory is its own; what the process holds
 before it draws (Python, torch, the plan) is measured apart and taken off. The score costs next to nothing: what
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from records import RESULTS, ROOT, append, between
+from bench.records import RESULTS, ROOT, append, publish
 
 RECORDS, FIGURE = RESULTS / "scaling.jsonl", RESULTS / "scaling.png"
 LIMIT_S = 120.0  # a point that takes longer is left out, and says so
@@ -52,21 +52,21 @@ def settings(axis: str, value: Any) -> dict[str, Any]:
     return base | {"shape": (2,), "batch": 1024, "steps": 10, "ids": value, "stream": True}
 
 
-def point(asked: dict[str, Any]) -> dict[str, Any]:
+def point(drawn: dict[str, Any]) -> dict[str, Any]:
     """Draw in this process; return seconds a run and MiB above what the process held before."""
-    import telemetry
     import torch
 
     import fastscore as fs
+    from bench import telemetry
 
-    shape, batch, n = tuple(asked["shape"]), asked["batch"], asked["ids"]
+    shape, batch, n = tuple(drawn["shape"]), drawn["batch"], drawn["ids"]
     cpu = torch.device("cpu")
     constant = torch.full((batch, *shape), 0.1)
     model = fs.ScoreModel(lambda u, t, cond: constant[: len(u)], shape, fs.EDM(), fs.Parametrization("x0"))
-    sampler = fs.Sampler(model, solver=fs.DDIM(eta=1.0), grid=fs.karras(asked["steps"]), batch=batch)
+    sampler = fs.Sampler(model, solver=fs.DDIM(eta=1.0), grid=fs.karras(drawn["steps"]), batch=batch)
 
     def draw() -> None:
-        if asked["stream"]:
+        if drawn["stream"]:
             for _ in sampler.stream(range(n)):
                 pass
         else:
@@ -84,8 +84,8 @@ def point(asked: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - run)
         if seconds[-1] > 5.0:
             break
-    used = None if peak is None else float(peak) - before
-    return {"seconds": statistics.median(seconds), "runs": len(seconds), "mib": used, "backend": sampler.ops.name}
+    above = None if peak is None else float(peak) - before
+    return {"seconds": statistics.median(seconds), "runs": len(seconds), "mib": above, "sampler": sampler.record()}
 
 
 def _resident() -> float:
@@ -99,13 +99,13 @@ def _resident() -> float:
 
 def measure(axis: str, value: Any) -> dict[str, Any]:
     """Return one point, drawn by a child process."""
-    asked = settings(axis, value)
-    command = [sys.executable, __file__, "--point", json.dumps(asked)]
+    drawn = settings(axis, value)
+    command = [sys.executable, "-m", "bench.engine.scaling", "--point", json.dumps(drawn)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True, cwd=ROOT / "bench")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return {"value": value, "skipped": f"longer than {LIMIT_S:.0f} s"}
-    return {"value": value, **asked, **json.loads(done.stdout.splitlines()[-1])}
+    return {"value": value, **drawn, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def size(value: Any) -> float:
@@ -119,11 +119,13 @@ def size(value: Any) -> float:
 
 
 def table(run: dict[str, Any]) -> str:
-    """Return the tables of one run."""
-    import report
+    """Return the picture and the table of one run."""
+    from bench import report
 
     env = run["env"]
     lines = [
+        "![time and memory against batch, dimension, steps and ids](scaling.png)",
+        "",
         "Around a constant in place of the network, first-order SDE steps (one noise draw a row), float32, each point "
         f"in a process of its own; memory is the peak above what the process held before it drew. "
         f"{report.headline(env)}.",
@@ -185,29 +187,29 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(point(json.loads(args.point))))
         return 0
     if args.table:
-        publish(json.loads(RECORDS.read_text().splitlines()[-1]))
+        write(json.loads(RECORDS.read_text().splitlines()[-1]))
         return 0
 
     import torch
-    from records import SCHEMA, environment
     from tqdm import tqdm
 
+    from bench.records import SCHEMA, environment
+
     run: dict[str, Any] = {"schema": SCHEMA, "bench": "scaling", "env": environment(torch.device("cpu")), "axes": {}}
-    asked = [(axis, value) for axis in args.only for value in (SMALL[axis] if args.quick else AXES[axis][0])]
-    for axis, value in tqdm(asked, unit="point", disable=None):
+    points = [(axis, value) for axis in args.only for value in (SMALL[axis] if args.quick else AXES[axis][0])]
+    for axis, value in tqdm(points, unit="point", disable=None):
         run["axes"].setdefault(axis, []).append(measure(axis, value))
     print(table(run))
     if not args.quick:
         append(RECORDS, run)
-        publish(run)
+        write(run)
     return 0
 
 
-def publish(run: dict[str, Any]) -> None:
-    """Draw the figure and rewrite the table of bench/README.md."""
+def write(run: dict[str, Any]) -> None:
+    """Draw the figure and write the table."""
     figure(run, FIGURE)
-    readme = ROOT / "bench" / "README.md"
-    readme.write_text(between(readme.read_text(), "scaling", table(run)))
+    publish("scaling", "Scaling", table(run))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import baselines
 import torch
-from common import Case, Check, Setting, Work
 from torch import Tensor
 
 import fastscore as fs
+from bench.common import Case, Check, Setting, Work
+from bench.engine import baselines
 from fastscore.model.nets import build
 from fastscore.ops.noise import NoiseKey
 
@@ -45,10 +45,11 @@ class DPMpp2M:
     steps: int
     name = "DPM-Solver++(2M)"
 
-    def sampler(self, model: fs.ScoreModel, **how: Any) -> fs.Sampler:
+    def sampler(self, model: fs.ScoreModel, execution: fs.Execution) -> fs.Sampler:
         """Return fastscore's."""
         schedule = fs.EDM(SIGMA_MIN, SIGMA_MAX)
-        return fs.Sampler(model, schedule=schedule, solver=fs.DPMpp2M(), grid=fs.karras(self.steps), **how)
+        grid = fs.karras(self.steps)
+        return fs.Sampler(model, schedule=schedule, solver=fs.DPMpp2M(), grid=grid, execution=execution)
 
     def published(self, denoise: baselines.Denoiser, x: Tensor, draw: baselines.Draw) -> Tensor:
         """Run the published loop."""
@@ -63,12 +64,11 @@ class PC:
     steps: int
     name = "PC, Langevin"
 
-    def sampler(self, model: fs.ScoreModel, **how: Any) -> fs.Sampler:
+    def sampler(self, model: fs.ScoreModel, execution: fs.Execution) -> fs.Sampler:
         """Return fastscore's."""
         solver = fs.ScoreSDE(corrector=fs.Langevin(SNR, norm="batch"))
-        return fs.Sampler(
-            model, schedule=fs.VE(SIGMA_MIN, SIGMA_MAX), solver=solver, grid=fs.uniform(self.steps), **how
-        )
+        schedule, grid = fs.VE(SIGMA_MIN, SIGMA_MAX), fs.uniform(self.steps)
+        return fs.Sampler(model, schedule=schedule, solver=solver, grid=grid, execution=execution)
 
     def published(self, denoise: baselines.Denoiser, x: Tensor, draw: baselines.Draw) -> Tensor:
         """Run the published loop."""
@@ -76,14 +76,14 @@ class PC:
 
 
 class Bench:
-    """One solver in all its ways."""
+    """One solver in every mode, around the network and around a stub."""
 
     def __init__(self, setting: Setting, model: fs.ScoreModel, name: str, batch: int, solver: DPMpp2M | PC) -> None:
         self.setting, self.model, self.name, self.batch, self.solver = setting, model, name, batch, solver
         self.labels = torch.arange(batch, device=setting.device) % model.classes if model.classes else None
         constant = torch.full((batch, *model.shape), 0.1, device=setting.device)
         self.stub = replace(model, net=lambda u, t, cond: constant)
-        self.ways: dict[str, Work] = {}
+        self.variants: dict[str, Work] = {}
         self.pairs: list[tuple[str, str]] = []
         self.skipped: dict[str, str] = {}
         self.prepared: dict[str, Any] = {}
@@ -92,26 +92,26 @@ class Bench:
 
     def case(self) -> Case:
         """Build every sampler, which compiles and captures, and return the case."""
-        self.add("eager", {"graph": "off"})
+        self.add("eager", graph="off")
         if self.setting.no_compile:
             self.skipped["compiled"] = self.setting.no_compile
         else:
-            self.add("compiled", {"graph": "off", "network": "compile"})
+            self.add("compiled", graph="off", network="compile")
         kinds = list(self.samplers)
         for graph in ("step", "loop"):
             try:
-                self.add(f"{graph} graph", {"graph": graph, "network": "compile" if "compiled" in kinds else "own"})
+                self.add(f"{graph} graph", graph=graph, network="compile" if "compiled" in kinds else "own")
             except ValueError as error:  # no CUDA device, or a network that cannot be captured
                 self.skipped[f"{graph} graph"] = str(error)
         for kind in kinds:
             net = self.samplers[kind].prepared.net
-            self.ways[f"published, {kind}"] = self.published(net)
-            self.ways[f"network alone, {kind}"] = self.alone(net)
+            self.variants[f"published, {kind}"] = self.published(net)
+            self.variants[f"network alone, {kind}"] = self.alone(net)
         for mode in self.samplers:
             bases = ["eager"] if mode == "eager" else kinds
             self.pairs += [(f"fastscore, {mode}", f"published, {kind}") for kind in bases]
             self.pairs.append((f"stub: fastscore, {mode}", "stub: published"))
-        self.ways["stub: published"] = self.published(self.stub.net)
+        self.variants["stub: published"] = self.published(self.stub.net)
         plan = self.samplers["eager"].plan
         facts = {
             "backend": self.setting.ops.name,
@@ -120,30 +120,27 @@ class Bench:
             "nfe": plan.nfe,
             "steps": self.solver.steps,
             "batch": self.batch,
-            "dtype": "float32",
-            "plan_sha256": plan.hash[:16],
             "prepare": self.prepared,
+            "samplers": {mode: sampler.record() for mode, sampler in self.samplers.items()},
         }
         shape = "x".join(str(k) for k in (self.batch, *self.model.shape))
         name = f"{self.solver.name}, {plan.nfe} evaluations, {shape}, {self.name}"
         return Case(
-            "sampler", name, self.ways, self.pairs, self.check, (self.batch, "sample"), facts=facts,
+            "sampler", name, self.variants, self.pairs, self.check, (self.batch, "sample"), facts=facts,
             skipped=self.skipped, derive=self.derive,
-            costed=[way for way in self.ways if way.startswith(("fastscore", "published"))],
+            costed=[name for name in self.variants if name.startswith(("fastscore", "published"))],
         )  # fmt: skip
 
-    def add(self, mode: str, how: dict[str, str]) -> None:
+    def add(self, mode: str, graph: str, network: str = "own") -> None:
         """Add fastscore in one mode, with the network and with the stub."""
-        sampler, around = self.sampler(self.model, how), self.sampler(self.stub, {"graph": how["graph"]})
+        execution = self.setting.execution(self.batch, graph=graph, network=network)
+        sampler = self.solver.sampler(self.model, execution)
+        around = self.solver.sampler(self.stub, replace(execution, network="own"))
         self.prepared[mode] = sampler.warm_up()
         around.warm_up()
         self.samplers[mode], self.stubs[mode] = sampler, around
-        self.ways[f"fastscore, {mode}"] = self.ours(sampler)
-        self.ways[f"stub: fastscore, {mode}"] = self.ours(around)
-
-    def sampler(self, model: fs.ScoreModel, how: dict[str, str]) -> fs.Sampler:
-        """Return fastscore's sampler around a network."""
-        return self.solver.sampler(model, batch=self.batch, device=self.setting.device, **how)
+        self.variants[f"fastscore, {mode}"] = self.ours(sampler)
+        self.variants[f"stub: fastscore, {mode}"] = self.ours(around)
 
     def ours(self, sampler: fs.Sampler) -> Callable[[], Tensor]:
         """Return a call of the public function, checks and copies included."""
@@ -189,16 +186,16 @@ class Bench:
         """Return rates, shares, and the time outside the network."""
         rates, shares, outside = {}, {}, {}
         nfe = self.samplers["eager"].plan.nfe
-        for way, total in seconds.items():
-            source, _, mode = way.partition(", ")
+        for name, total in seconds.items():
+            source, _, mode = name.partition(", ")
             if source == "fastscore":
                 kind = "eager" if mode == "eager" or "compiled" not in self.samplers else "compiled"
-                net, update = seconds[f"network alone, {kind}"] / total, seconds[f"stub: {way}"] / total
+                net, update = seconds[f"network alone, {kind}"] / total, seconds[f"stub: {name}"] / total
                 shares[mode] = {"net": net, "update": update, "gap": 1.0 - net - update}
             if source in ("fastscore", "published"):
-                rates[way] = {"samples_per_s": self.batch / total, "nfe_per_s": nfe / total}
-            if way.startswith("stub: "):
-                outside[way.removeprefix("stub: ")] = 1000.0 * total / self.solver.steps
+                rates[name] = {"samples_per_s": self.batch / total, "nfe_per_s": nfe / total}
+            if name.startswith("stub: "):
+                outside[name.removeprefix("stub: ")] = 1000.0 * total / self.solver.steps
         return {"rates": rates, "shares": shares, "outside_ms_per_step": outside}
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from common import Case, Check, Setting, op_case
 from torch import Tensor
+
+from bench.common import Case, Check, Setting, op_case
 
 SHAPES = ((64, 1, 28, 28), (64, 3, 32, 32), (64, 3, 256, 256))
 

@@ -8,25 +8,23 @@ score. Every case first checks that both give the same samples from the same nor
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from bench_sampler import fingerprint, score_model
-from common import OURS, Case, Check, Setting, Work
-from peers import LIBRARIES, Entry, Model, found
 from torch import Tensor
 
 import fastscore as fs
+from bench.common import OURS, Case, Check, Setting, Work
+from bench.engine.sampler import fingerprint, score_model
+from bench.peers import LIBRARIES, Entry, Model, load_entries
+from bench.peers.models import SEED, Draws, edm_model, mixture_model
 from fastscore.model.analytic import mixture
 from fastscore.model.analytic import score_model as exact
-from fastscore.ops.noise import NoiseKey
 
-SEED = 0
 STUB = (64, 20)  # batch and evaluations around the constant
 BATCH, NFE = 16, 8  # around the network, which takes nearly all the time at any batch
 CHUNK, POINTS_NFE = 8192, 10
@@ -34,23 +32,27 @@ PEER = "peer"
 
 
 @dataclass(frozen=True)
-class Way:
-    """How fastscore runs around the network: which network, arguments of Sampler, tolerance against eager.
+class Mode:
+    """One mode of fastscore around the network: the network's path, and its tolerance against eager.
 
-    A way around "compiled" is left out where there is no compiler.
+    Attributes:
+        name: of the mode.
+        network: the execution's network path.
+        compiles: whether it needs a compiler; it is left out where there is none.
+        tolerance: on the difference from eager, of the largest |x|.
     """
 
     name: str
-    net: str = "eager"
-    how: dict[str, Any] = field(default_factory=dict)
+    network: str = "own"
+    compiles: bool = True
     tolerance: float = 1e-3
 
 
-# Another network path is one more line.
-WAYS = (
-    Way("eager"),
-    Way("compiled", "compiled"),
-    Way("network auto", "compiled", {"network": "auto"}, tolerance=0.05),
+# Another network path is one more line. "compiled" takes the network that the peers take, compiled once for all.
+MODES = (
+    Mode("eager", compiles=False),
+    Mode("compiled"),
+    Mode("network auto", "auto", tolerance=0.05),
 )
 
 
@@ -58,9 +60,9 @@ def cases(setting: Setting) -> Iterator[Case]:
     """Yield the cases of every installed peer."""
     problem = Problem(setting)
     for adapter in LIBRARIES:
-        some = found(adapter, 4)
-        if isinstance(some, str):
-            yield absent(adapter, some)
+        entries = load_entries(adapter, 4)
+        if isinstance(entries, str):
+            yield absent(adapter, entries)
             continue
         makers: list[tuple[str, int, Callable[[Entry], Case]]] = [
             ("outside", STUB[1], lambda entry: outside(setting, entry, problem.net.shape)),
@@ -68,7 +70,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             ("points", POINTS_NFE, lambda entry: points(setting, entry)),
         ]
         for bench, steps, make in makers:
-            for entry in found(adapter, 4 if setting.quick else steps):
+            for entry in load_entries(adapter, 4 if setting.quick else steps):
                 if setting.match in f"{bench}: {entry.library}, {entry.name}":
                     yield make(entry)
 
@@ -80,63 +82,6 @@ def absent(adapter: str, why: str) -> Case:
     )
 
 
-# --- the same model, for both sides ---------------------------------------------------------------
-
-
-def edm_model(net: Callable[..., Tensor], cond: Tensor | None, sigma_data: float, predicts: str) -> Model:
-    """Wrap a network into what a peer calls. Source: Karras et al. 2022, eq. 7 and table 1."""
-
-    def denoise(x: Tensor, sigma: Tensor, alpha: Tensor | float) -> Tensor:
-        ratio = sigma / alpha
-        total = ratio**2 + sigma_data**2
-        c_skip, c_out, c_in = sigma_data**2 / total / alpha, ratio * sigma_data * total.rsqrt(), total.rsqrt() / alpha
-        c_noise = (ratio.log() / 4).expand(len(x))
-        return _column(c_skip, x) * x + _column(c_out, x) * net(_column(c_in, x) * x, c_noise, cond)
-
-    return predicting(denoise, predicts)
-
-
-def mixture_model(predicts: str) -> Model:
-    """Wrap the exact denoiser of the mixture."""
-    target = mixture()
-
-    def denoise(x: Tensor, sigma: Tensor, alpha: Tensor | float) -> Tensor:
-        alpha = torch.as_tensor(alpha, dtype=x.dtype)
-        length = torch.hypot(sigma, alpha.expand_as(sigma))
-        return target(x / _column(length, x), torch.atan2(sigma, alpha).expand(len(x)))
-
-    return predicting(denoise, predicts)
-
-
-def predicting(denoise: Callable[..., Tensor], predicts: str) -> Model:
-    """Turn a denoiser into what a library wants of a model."""
-
-    def model(x: Tensor, sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        d = denoise(x, sigma, alpha)
-        if predicts == "x0":
-            return d
-        s = _column(sigma, x)
-        eps = (x - alpha * d) / s
-        return eps if predicts == "eps" else -eps / s
-
-    return model
-
-
-def _column(v: Tensor, x: Tensor) -> Tensor:
-    return v.reshape(-1, *[1] * (x.ndim - 1)) if v.ndim else v
-
-
-class Draws:
-    """fastscore's normals, one draw after another."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.key, self.count = NoiseKey.of(SEED, range(n), device), itertools.count()
-
-    def __call__(self, like: Tensor) -> Tensor:
-        return self.key.normal(next(self.count), like[0].numel()).reshape(like.shape)
-
-
 def same(name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tolerance: float | None = None) -> Check:
     """Compare fastscore's samples with the peer's from the same normals."""
     draws = Draws(len(like), like.device)
@@ -145,17 +90,15 @@ def same(name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tole
     return Check(f"{name} equals {entry.library}", float(error), entry.tolerance if tolerance is None else tolerance)
 
 
-def sampler(model: fs.ScoreModel, entry: Entry, batch: int, device: torch.device, **how: Any) -> fs.Sampler:
+def sampler(model: fs.ScoreModel, entry: Entry, execution: fs.Execution) -> fs.Sampler:
     """Return fastscore's sampler for what an entry does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Langevin's norms in two dimensions: the same in both
-        return fs.Sampler(
-            model, schedule=entry.schedule, solver=entry.solver, grid=entry.grid, batch=batch, device=device, **how
-        )
+        return fs.Sampler(model, schedule=entry.schedule, solver=entry.solver, grid=entry.grid, execution=execution)
 
 
 def theirs(entry: Entry, model: Model, like: Tensor, chunk: int | None = None) -> Callable[[], object]:
-    """Return the peer's run on its own noise, in chunks if given."""
+    """Return the peer's run on its own noise, at once or in chunks."""
 
     @torch.no_grad()
     def work() -> object:
@@ -164,31 +107,28 @@ def theirs(entry: Entry, model: Model, like: Tensor, chunk: int | None = None) -
     return work
 
 
-# --- cases ----------------------------------------------------------------------------------------
-
-
 def outside(setting: Setting, entry: Entry, shape: tuple[int, ...]) -> Case:
     """Return the case of the loop alone: the model is a constant."""
     batch = 4 if setting.quick else STUB[0]
     like = torch.empty((batch, *shape), device=setting.device)
     constant = torch.full_like(like, 0.1)
     net = fs.ScoreModel(lambda u, t, cond: constant, shape, entry.schedule, fs.Parametrization(entry.predicts))
-    ours = sampler(net, entry, batch, setting.device)
+    ours = sampler(net, entry, setting.execution(batch))
 
     def stub(x: Tensor, sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return constant
 
     steps = len(entry.grid(entry.schedule)) - 1
-    ways: dict[str, Work] = {OURS: lambda: ours.run(range(batch), SEED), PEER: theirs(entry, stub, like)}
+    variants: dict[str, Work] = {OURS: lambda: ours.run(range(batch), SEED), PEER: theirs(entry, stub, like)}
 
     def derive(seconds: dict[str, float]) -> dict[str, Any]:
-        return {"ms_per_step": {way: 1000.0 * value / steps for way, value in seconds.items()}}
+        return {"ms_per_step": {name: 1000.0 * value / steps for name, value in seconds.items()}}
 
     shape_name = "x".join(map(str, like.shape))
     facts = {"library": entry.library, "solver": entry.name, "steps": steps, "nfe": ours.plan.nfe, "shape": shape_name}
-    facts["backend"] = ours.ops.name
+    facts |= {"backend": ours.ops.name, "sampler": ours.record()}
     return Case(
-        "outside", f"{entry.library}, {entry.name}, {shape_name}", ways, [(OURS, PEER)],
+        "outside", f"{entry.library}, {entry.name}, {shape_name}", variants, [(OURS, PEER)],
         # A constant removes no noise, so that diffusers' Heun loses digits where x is large and sigma small.
         lambda: [same("around a constant: fastscore", ours.run(range(batch), SEED), entry, stub, like, 1e-3)],
         (batch, "sample"), facts=facts, derive=derive, costed=(),
@@ -220,26 +160,21 @@ class Problem:
 def around(problem: Problem, entry: Entry) -> Case:
     """Return the case around the network."""
     setting, batch, labels = problem.setting, problem.batch, problem.labels
-    used = [way for way in WAYS if way.net in problem.nets]
-    samplers = {
-        # A network path compiles by itself, and starts from the network as it is.
-        way.name: sampler(
-            replace(problem.net, net=problem.nets["eager" if way.how else way.net]),
-            entry,
-            batch,
-            setting.device,
-            **way.how,
-        )
-        for way in used
-    }
+    modes = [mode for mode in MODES if not (mode.compiles and setting.no_compile)]
 
-    def run(way: str) -> Tensor:
-        return samplers[way].run(range(batch), SEED, labels=labels)
+    def ours(mode: Mode, size: int = batch) -> fs.Sampler:
+        net = problem.nets["compiled" if mode.name == "compiled" else "eager"]
+        return sampler(replace(problem.net, net=net), entry, setting.execution(size, network=mode.network))
 
-    ways: dict[str, Work] = {
+    samplers = {mode.name: ours(mode) for mode in modes}
+
+    def run(mode: str) -> Tensor:
+        return samplers[mode].run(range(batch), SEED, labels=labels)
+
+    variants: dict[str, Work] = {
         f"{PEER}, {net}": theirs(entry, problem.model(net, entry), problem.like) for net in problem.nets
     }
-    ways |= {f"{OURS}, {way}": lambda way=way: run(way) for way in samplers}
+    variants |= {f"{OURS}, {mode}": lambda mode=mode: run(mode) for mode in samplers}
     nfe = samplers["eager"].plan.nfe
     u, t = torch.ones_like(problem.like), torch.zeros(batch, device=setting.device)
 
@@ -248,41 +183,41 @@ def around(problem: Problem, entry: Entry) -> Case:
             problem.net.net(u, t, labels)
 
     def first() -> Tensor:
-        return sampler(problem.net, entry, 1, setting.device).run(
-            [0], SEED, labels=None if labels is None else labels[:1]
-        )
+        return ours(MODES[0], 1).run([0], SEED, labels=None if labels is None else labels[:1])
 
-    ways["network alone"] = alone
-    ways[f"first sample: {OURS}"] = first
-    ways[f"first sample: {PEER}"] = theirs(entry, problem.model("eager", entry, 1), problem.like[:1])
+    variants["network alone"] = alone
+    variants[f"first sample: {OURS}"] = first
+    variants[f"first sample: {PEER}"] = theirs(entry, problem.model("eager", entry, 1), problem.like[:1])
 
     def check() -> list[Check]:
         eager = run("eager")
         checks = [same("fastscore", eager, entry, problem.model("eager", entry), problem.like)]
-        for way in used[1:]:
-            error = float((run(way.name) - eager).abs().max() / eager.abs().max())
-            checks.append(Check(f"fastscore {way.name} equals eager", error, way.tolerance))
+        for mode in modes[1:]:
+            error = float((run(mode.name) - eager).abs().max() / eager.abs().max())
+            checks.append(Check(f"fastscore {mode.name} equals eager", error, mode.tolerance))
         return checks
 
-    pairs = [(f"{OURS}, {way}", f"{PEER}, {net}") for way in samplers for net in problem.nets]
+    pairs = [(f"{OURS}, {mode}", f"{PEER}, {net}") for mode in samplers for net in problem.nets]
     pairs.append((f"first sample: {OURS}", f"first sample: {PEER}"))
     steps = len(entry.grid(entry.schedule)) - 1
 
     def derive(seconds: dict[str, float]) -> dict[str, Any]:
         eager = {side: seconds[f"{side}, eager"] for side in (OURS, PEER)}
         return {
-            "samples_per_s": {way: batch / value for way, value in seconds.items() if way.startswith((OURS, PEER))},
+            "samples_per_s": {name: batch / value for name, value in seconds.items() if name.startswith((OURS, PEER))},
             "subtracted_ms_per_step": {k: 1000.0 * (v - seconds["network alone"]) / steps for k, v in eager.items()},
         }
 
     facts = {
         "library": entry.library, "solver": entry.name, "network": problem.name, "backend": setting.ops.name,
-        "weights_sha256": fingerprint(problem.net.net), "nfe": nfe, "steps": steps, "batch": batch, "dtype": "float32",
+        "weights_sha256": fingerprint(problem.net.net), "nfe": nfe, "steps": steps, "batch": batch,
+        "samplers": {mode: sampler.record() for mode, sampler in samplers.items()},
     }  # fmt: skip
     skipped = {} if "compiled" in problem.nets else {"compiled": setting.no_compile or ""}
     return Case(
-        "peers", f"{entry.library}, {entry.name}, {nfe} evaluations, batch {batch}, {problem.name}", ways, pairs, check,
-        (batch, "sample"), facts=facts, skipped=skipped, derive=derive, costed=[f"{k}, eager" for k in (OURS, PEER)],
+        "peers", f"{entry.library}, {entry.name}, {nfe} evaluations, batch {batch}, {problem.name}", variants, pairs,
+        check, (batch, "sample"), facts=facts, skipped=skipped, derive=derive,
+        costed=[f"{k}, eager" for k in (OURS, PEER)],
     )  # fmt: skip
 
 
@@ -290,8 +225,8 @@ def points(setting: Setting, entry: Entry) -> Case:
     """Return the case on points of the plane: the model costs little, so the loop shows."""
     n, chunk = (1000, 256) if setting.quick else (setting.points, CHUNK)
     like = torch.empty((n, 2), device=setting.device)
-    ours, model = sampler(exact(mixture()), entry, chunk, setting.device), mixture_model(entry.predicts)
-    ways: dict[str, Work] = {
+    ours, model = sampler(exact(mixture()), entry, setting.execution(chunk)), mixture_model(entry.predicts)
+    variants: dict[str, Work] = {
         OURS: lambda: ours.run(range(n), SEED),
         f"{PEER}, at once": theirs(entry, model, like),
         f"{PEER}, chunks": theirs(entry, model, like, chunk),
@@ -302,10 +237,11 @@ def points(setting: Setting, entry: Entry) -> Case:
 
     facts = {
         "library": entry.library, "solver": entry.name, "nfe": ours.plan.nfe, "points": n, "chunk": chunk,
-        "backend": ours.ops.name,
+        "backend": ours.ops.name, "sampler": ours.record(),
     }  # fmt: skip
     return Case(
-        "points", f"{entry.library}, {entry.name}, {n} points, {ours.plan.nfe} evaluations", ways,
+        "points", f"{entry.library}, {entry.name}, {n} points, {ours.plan.nfe} evaluations", variants,
         [(OURS, f"{PEER}, {kind}") for kind in ("at once", "chunks")], check, (n, "sample"), facts=facts,
-        derive=lambda seconds: {"samples_per_s": {way: n / value for way, value in seconds.items()}}, costed=list(ways),
+        derive=lambda seconds: {"samples_per_s": {name: n / value for name, value in seconds.items()}},
+        costed=list(variants),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What the network path costs in accuracy and gives in speed.
 
-    python bench/network.py                # appends bench/results/network.jsonl, rewrites the table of bench/README.md
-    python bench/network.py --num 0        # without the classifier-FID, which takes an hour on two cores
+    python -m bench.engine.network              # appends bench/results/network.jsonl, writes network.md
+    python -m bench.engine.network --num 0        # without the classifier-FID, which takes an hour on two cores
 
 Accuracy: the relative error of the score at each time of the schedule's default grid, and the classifier-FID of
 the same ids and seed in each numerics. Speed: evaluations of one micro-batch, paired; what they make of the
@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HostClock, count, paired, spread
-from records import RESULTS, ROOT, append, between, processor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastscore as fs
+from bench.common import HostClock, count, paired, spread
+from bench.records import RESULTS, append, processor, publish
 from fastscore.data.load import load
 from fastscore.model.nets import build
 from fastscore.network.prepare import Prepared, Trial
@@ -60,11 +60,11 @@ def measure(name: str, model: fs.ScoreModel, batch: int, repeats: int, clock: Ho
     with FlopCounterMode(display=False) as counter:
         model.net(*inputs)
     products = {kind: torch.ones(SIDE, SIDE, dtype=dtype) for kind, dtype in PRECISIONS.items()}
-    ways: dict[str, Callable[[], object]] = {kind: lambda net=net: net(*inputs) for kind, net in nets.items()}
-    ways |= {f"product {kind}": lambda a=a: a @ a for kind, a in products.items()}
-    for work in ways.values():
+    variants: dict[str, Callable[[], object]] = {kind: lambda net=net: net(*inputs) for kind, net in nets.items()}
+    variants |= {f"product {kind}": lambda a=a: a @ a for kind, a in products.items()}
+    for work in variants.values():
         work()
-    rounds = paired(ways, clock, repeats, 0.2)
+    rounds = paired(variants, clock, repeats, 0.2)
     flops, product = counter.get_total_flops(), 2 * SIDE**3
     peak = {kind: product / np.median(rounds[f"product {kind}"]) / 1e9 for kind in PRECISIONS}
     rates = {}
@@ -96,17 +96,17 @@ def quality(model: fs.ScoreModel, num: int, batch: int, steps: int) -> dict[str,
     """Return the classifier-FID of the same samples in each numerics, and how far their pixels differ."""
     net, _ = load_classifier("fashion-classifier")
     reference, _ = features(net, load("fashion-mnist", "test").x)
-    found, images = {}, {}
+    distances, images = {}, {}
     for kind in KINDS:
         sampler = fs.Sampler(model, grid=fs.karras(steps), batch=batch, network=kind)
         parts = [quantize_ref(x) for _, x in sampler.stream(range(num), seed=0, labels="random", progress=True)]
         images[kind] = torch.cat(parts).numpy()
-        found[kind] = frechet_distance(features(net, images[kind])[0], reference)
+        distances[kind] = frechet_distance(features(net, images[kind])[0], reference)
     off = {kind: np.abs(images[kind].astype(int) - images["own"].astype(int)) for kind in KINDS[1:]}
     return {
         "num": num,
         "steps": steps,
-        "classifier-FID": found,
+        "classifier-FID": distances,
         "mean_pixel_difference": {kind: float(v.mean()) for kind, v in off.items()},
     }
 
@@ -115,7 +115,7 @@ def table(record: dict[str, Any]) -> str:
     """Return the tables of a record."""
     lines = [
         f"{record['hardware']}, {record['threads']} thread{'s' * (record['threads'] > 1)}, {record['clock']}, "
-        f"torch {record['torch']}, {record['date']}; by `python bench/network.py`. Ratios are medians of paired "
+        f"torch {record['torch']}, {record['date']}; by `python -m bench.engine.network`. Ratios are medians of paired "
         "rounds, with the 20th and 80th percentile.",
         "",
         "| network | numerics | images/s | over eager float32 | GFLOP/s "
@@ -157,12 +157,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--cpu-time", action="store_true", help="of one thread, on a machine that others use")
-    parser.add_argument("--table", action="store_true", help="only rewrite the tables from the last record")
+    parser.add_argument("--table", action="store_true", help="only write the tables of the last record")
     args = parser.parse_args()
     if args.cpu_time and torch.get_num_threads() != 1:
         parser.error("--cpu-time adds up the threads; set OMP_NUM_THREADS=1")
     clock = HostClock(time.process_time if args.cpu_time else time.perf_counter)
-    readme = ROOT / "bench" / "README.md"
     if not args.table:
         chosen = models()
         record = {
@@ -178,7 +177,7 @@ def main() -> None:
         append(RECORDS, record)
     record = json.loads(RECORDS.read_text().splitlines()[-1])
     print(table(record))
-    readme.write_text(between(readme.read_text(), "network", table(record)))
+    publish("network", "The network path", table(record))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from common import Case, Check, Setting, op_case
-from inputs import Inputs, dtypes, row, short, sizes
 from torch import Tensor
+
+from bench.common import Case, Check, Setting, op_case
+from bench.ops.inputs import Inputs, dtypes, row, short, sizes
 
 A, B, C, P, Q, C_IN, W = 0.9, -0.2, 0.3, 0.1, 0.7, 0.5, 0.25  # a contraction: the state stays finite however often
 UNIT = 2.0**-24
@@ -28,32 +29,32 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def case(setting: Setting, name: str, n: int, d: int, dtype: torch.dtype, noisy: bool) -> Case:
     """Return the case of one row on [n, d]."""
-    given = Inputs.of(setting, n, d, dtype, 0 if noisy else 1)
-    u, noise = torch.empty_like(given.F), given.key if noisy else None
+    inputs = Inputs.of(setting, n, d, dtype, 0 if noisy else 1)
+    u, noise = torch.empty_like(inputs.F), inputs.key if noisy else None
     kind = {"C": C} if noisy else {"W0": W, "PUSH": 0}
     table = row(setting, A=A, B=B, P=P, Q=Q, C_IN=C_IN, **kind)
 
     def ours() -> None:
-        setting.ops.update(given.x, given.F, given.hist, table, given.idx, noise, out_u=u)
+        setting.ops.update(inputs.x, inputs.F, inputs.hist, table, inputs.idx, noise, out_u=u)
 
     def check() -> list[Check]:
-        x, F = given.numpy(given.x), given.numpy(given.F)
+        x, F = inputs.numpy(inputs.x), inputs.numpy(inputs.F)
         m = P * x + Q * F
-        last = C * given.normal() if noisy else W * given.numpy(given.hist[0])
+        last = C * inputs.normal() if noisy else W * inputs.numpy(inputs.hist[0])
         # Each product and sum is rounded, the table's coefficients too: at most 4 roundings a term.
         bound = 4.0 * UNIT * (abs(A * x) + abs(B) * (abs(P * x) + abs(Q * F)) + abs(last))
         ours()
-        checks = [within("x against float64", given.numpy(given.x), A * x + B * m + last, bound)]
+        checks = [within("x against float64", inputs.numpy(inputs.x), A * x + B * m + last, bound)]
         rounding = UNIT if dtype == torch.float32 else 2.0**-8
-        expected = C_IN * given.numpy(given.x)
-        checks.append(within("u against float64", given.numpy(u), expected, rounding * abs(expected)))
+        expected = C_IN * inputs.numpy(inputs.x)
+        checks.append(within("u against float64", inputs.numpy(u), expected, rounding * abs(expected)))
         if not noisy:
             size = 4.0 * UNIT * (abs(P * x) + abs(Q * F))
-            checks.append(within("history against float64", given.numpy(given.hist[0]), m, size))
+            checks.append(within("history against float64", inputs.numpy(inputs.hist[0]), m, size))
         return checks
 
-    eager, arguments = (sde, (given.x, given.F)) if noisy else (two_m, (given.x, given.F, given.hist[0]))
-    network, state = given.F.element_size(), 4
+    eager, arguments = (sde, (inputs.x, inputs.F)) if noisy else (two_m, (inputs.x, inputs.F, inputs.hist[0]))
+    network, state = inputs.F.element_size(), 4
     moved = 2 * network + (2 if noisy else 4) * state  # F, u; x twice; the slot twice
     return op_case(setting, "update", name, ours, eager, arguments, check, n * d, moved)
 

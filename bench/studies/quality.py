@@ -1,6 +1,6 @@
 """Quality of the bundled model: classifier-FID against network evaluations, for several solvers.
 
-    python bench/quality.py --num 10k            # appends bench/results/quality.jsonl, rewrites README's table
+    python -m bench.studies.quality --num 10k    # appends results/quality.jsonl, writes quality.md and README's table
 
 Every row is drawn from the same seed and ids, so that solvers start from the same noise. The record also
 holds samples/s, which stay out of the table: nothing is paired here and the machine may be busy.
@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from datetime import date
 
 import numpy as np
 import torch
-from common import count
-from records import RESULTS, ROOT, between, processor
 
 import fastscore as fs
+from bench.common import count
+from bench.records import RESULTS, ROOT, append, between, processor, publish
 from fastscore.data.load import load
 from fastscore.network.jit import has_compiler
 from fastscore.ops.quantize import quantize_ref
@@ -42,10 +41,10 @@ CASES = {
 }
 
 
-def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, batch: int) -> dict:
+def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, execution: fs.Execution) -> dict:
     """Draw ``num`` images with one solver and judge them."""
     schedule, solver, grid = CASES[name]
-    sampler = fs.Sampler(model, schedule=schedule, solver=solver, grid=grid, batch=batch)
+    sampler = fs.Sampler(model, schedule=schedule, solver=solver, grid=grid, execution=execution)
     sampler.run(range(1), labels="random")  # compile outside the clock
     request = sampler.request(range(num), seed=0, labels="random")
     start, parts = time.perf_counter(), []
@@ -63,17 +62,18 @@ def measure(name: str, num: int, model: fs.ScoreModel, reference: np.ndarray, ba
         "label agreement": round(float((predicted == request.cond.numpy()).mean()), 4),
         "predicted classes": {k: round(float(v), 4) for k, v in zip(names, share, strict=True)},
         "samples/s": round(num / seconds, 1),
+        "sampler": sampler.record(),
     }
 
 
 def table(run: dict) -> str:
-    """Return the README's table of one run."""
+    """Return the table of one run."""
     lines = [
         f"Classifier-FID of the bundled model, {run['num']} samples against {run['reference']} test images "
         f"(as many training images against them: **{run['floor']}**); one seed. "
         f"{run['hardware']}, {run['threads']} threads, "
         f"torch {run['torch']}, float32, torch.compile {'on' if run['compile'] else 'off'}, {run['date']}; "
-        "made by `python bench/quality.py`.",
+        "made by `python -m bench.studies.quality`.",
         "",
         "| solver | evaluations | classifier-FID | right class | class shares |",
         "|---|---|---|---|---|",
@@ -93,17 +93,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), help="solvers to run")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--no-readme", action="store_true", help="leave the README's table alone")
-    parser.add_argument("--table", action="store_true", help="only rewrite the README's table from the last record")
+    parser.add_argument("--no-table", action="store_true", help="only record, and leave the tables alone")
+    parser.add_argument("--table", action="store_true", help="only write the tables, from the last record")
     args = parser.parse_args()
+    if args.num < 2:
+        parser.error(f"--num = {args.num} must be at least 2")
     if args.table:
-        write_readme(json.loads(RECORDS.read_text().splitlines()[-1]))
+        write(json.loads(RECORDS.read_text().splitlines()[-1]))
         return
 
     model = fs.load_model("fashion")
     compiled = has_compiler() and not args.no_compile
-    if compiled:
-        model = replace(model, net=torch.compile(model.net))
+    execution = fs.Execution(batch=args.batch, network="compile" if compiled else "own")
     net, _ = load_classifier("fashion-classifier")
     test = load("fashion-mnist", "test").x
     reference, _ = features(net, test)
@@ -117,18 +118,17 @@ def main() -> None:
         "num": args.num,
         "reference": len(test),
         "floor": round(floor, 3),
-        "rows": [measure(name, args.num, model, reference, args.batch) for name in args.only],
+        "rows": [measure(name, args.num, model, reference, execution) for name in args.only],
     }
-    RESULTS.mkdir(exist_ok=True)
-    with RECORDS.open("a") as file:
-        file.write(json.dumps(run) + "\n")
+    append(RECORDS, run)
     print(table(run))
-    if not args.no_readme:
-        write_readme(run)
+    if not args.no_table:
+        write(run)
 
 
-def write_readme(run: dict) -> None:
-    """Put the table of a run between the README's markers."""
+def write(run: dict) -> None:
+    """Write the table of a run, also between the README's markers."""
+    publish("quality", "Quality of the bundled model", table(run))
     readme = ROOT / "README.md"
     readme.write_text(between(readme.read_text(), "quality", table(run)))
 

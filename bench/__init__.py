@@ -1,0 +1,1 @@
+"""Benchmarks of fastscore; run from the repository's root, see README.md."""

@@ -1,0 +1,1 @@
+"""Studies of quality: errors against network evaluations, whatever they cost."""

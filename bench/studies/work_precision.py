@@ -1,0 +1,206 @@
+"""Work and precision: how far samples are from the truth after so many network evaluations, for every solver.
+
+    python -m bench.studies.work_precision mixture      # exact scores: every solver, every budget
+    python -m bench.studies.work_precision images       # the bundled network: the solvers of IMAGES
+    python -m bench.studies.work_precision report       # figure, table and recommendation from what was measured
+
+Errors are the sliced Wasserstein-2 distance to exact samples of a Gaussian mixture, and the classifier-FID of
+the bundled model. Every cell is one line of results/work_precision.jsonl; a cell that is there is not measured
+again, so a study may be stopped and continued. Nothing is timed here: the axis is evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import fastscore as fs
+from bench.records import RESULTS, append, processor, publish
+from bench.studies import precision_settings as settings
+from bench.studies import precision_tables as tables
+from fastscore import plan as plans
+from fastscore.model.analytic import GaussianMixture, score_model
+from fastscore.ops.noise import NoiseKey
+from fastscore.solvers.adaptive import Adaptive
+
+RECORDS = RESULTS / "work_precision.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a solver on a grid within a budget."""
+
+    target: str
+    solver: str
+    grid: str
+    budget: float
+
+    def sampler(self, model: fs.ScoreModel, batch: int, network: str = "own") -> fs.Sampler | None:
+        """Return the sampler with the most steps within the budget; None if one step exceeds it."""
+        schedule, grid = settings.GRIDS[self.grid]
+        solver = settings.SOLVERS[self.solver]
+
+        def nfe(steps: int) -> int:
+            try:
+                return plans.make_plan(solver, schedule, grid(steps)(schedule)).nfe
+            except ValueError:  # fewer steps than the solver needs
+                return int(self.budget) + 1 if steps > 1 else 0
+
+        low, high = 0, int(self.budget) + 1  # nfe grows with steps
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if nfe(middle) <= self.budget else (low, middle)
+        if low == 0 or nfe(low) < 0.5 * self.budget:
+            return None
+        return fs.Sampler(model, schedule=schedule, solver=solver, grid=grid(low), batch=batch, network=network)
+
+
+def target() -> GaussianMixture:
+    """Return the mixture: six components of unequal weights and widths in eight dimensions."""
+    means = NoiseKey.of(1, range(6)).normal(0, 8, torch.float64)
+    weights = torch.arange(1.0, 7.0, dtype=torch.float64)
+    return GaussianMixture(weights / weights.sum(), means, torch.logspace(-1.3, -0.4, 6, dtype=torch.float64))
+
+
+def exact(mixture: GaussianMixture, n: int, seed: int) -> Tensor:
+    """Return n exact samples."""
+    key = NoiseKey.of(seed, range(n))
+    return mixture.sample(key.normal(0, mixture.means.shape[1]), key.uniform(1, 1)[:, 0])
+
+
+def truth_of(mixture: GaussianMixture, n: int) -> Tensor:
+    """Return n exact samples with each component in its exact share, to compare with."""
+    z = NoiseKey.of(3, range(n)).normal(0, mixture.means.shape[1])
+    return mixture.sample(z, (torch.arange(n) + 0.5) / n)
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128) -> float:
+    r"""Return the sliced Wasserstein-2 distance (mean over directions of W_2^2)^(1/2) of two sets [N, D].
+
+    Source: Rabin et al. 2011; directions are the same in every call.
+    """
+    directions = NoiseKey.of(2, range(projections)).normal(0, x.shape[1], torch.float64)
+    directions /= directions.norm(dim=1, keepdim=True)
+    a, b = ((v.double() @ directions.T).sort(dim=0).values for v in (x, y))
+    return math.sqrt(float((a - b).square().mean()))
+
+
+def mixture_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
+    """Yield every cell on the mixture with what measures it."""
+    mixture = target()
+    model, truth = score_model(mixture), truth_of(mixture, num)
+    for budget in settings.BUDGETS:
+        for name in settings.SOLVERS:
+            for grid in settings.GRIDS:
+                cell = Cell("mixture", name, grid, budget)
+
+                def measure(cell: Cell = cell) -> dict:
+                    sampler = cell.sampler(model, num)
+                    if sampler is None:
+                        return {"nfe": None, "error": None}
+                    try:
+                        x = sampler.run(range(num), seed=0)
+                    except fs.NonFiniteError:
+                        return {"nfe": sampler.plan.nfe, "error": None}
+                    return {"nfe": sampler.plan.nfe, "error": sliced_wasserstein(x, truth)}
+
+                yield cell, measure
+
+
+def adaptive_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
+    """Yield a cell for each adaptive solver and tolerance, which stands in place of the budget."""
+    mixture = target()
+    model, truth = score_model(mixture), truth_of(mixture, num)
+    for name, make in settings.ADAPTIVE.items():
+        for rtol in settings.TOLERANCES:
+
+            def measure(make: Callable[[float], Adaptive] = make, rtol: float = rtol) -> dict:
+                sampler = fs.Sampler(model, schedule=fs.EDM(), solver=make(rtol), batch=min(num, 8192))
+                error = sliced_wasserstein(sampler.run(range(num), seed=0), truth)
+                return {"nfe": round(float(sampler.cost.nfe.double().mean()), 1), "error": error}
+
+            yield Cell("mixture", name, "adaptive", rtol), measure
+
+
+def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], dict]]]:
+    """Yield the cells on the bundled network; longer budgets with fewer solvers, the best ones so far."""
+    from fastscore.data.load import load
+    from fastscore.ops.quantize import quantize_ref
+    from fastscore.report.metrics import features, frechet_distance
+    from fastscore.training.classifier import load_classifier
+
+    net, _ = load_classifier("fashion-classifier")
+    reference, _ = features(net, load("fashion-mnist", "test").x)
+    model = fs.load_model("fashion")
+    for budget in settings.BUDGETS:
+        for name in settings.IMAGES if budget <= 50 else settings.FINALISTS.get(budget, ()):
+            cell = Cell("images", name, "karras levels", budget)
+
+            def measure(cell: Cell = cell) -> dict:
+                sampler = cell.sampler(model, batch, "auto")
+                assert sampler is not None
+                parts = [quantize_ref(x).numpy() for _, x in sampler.stream(range(num), seed=0, labels="random")]
+                images, _ = features(net, np.concatenate(parts))
+                return {"nfe": sampler.plan.nfe, "error": frechet_distance(images, reference)}
+
+            yield cell, measure
+
+
+def study(cells: Iterator[tuple[Cell, Callable[[], dict]]], num: int) -> None:
+    """Measure what is not measured yet, a line each."""
+    done = {(r["target"], r["solver"], r["grid"], r["budget"]) for r in load() if r["num"] == num}
+    for cell, measure in tqdm(list(cells), unit="cell"):
+        if (cell.target, cell.solver, cell.grid, cell.budget) not in done:
+            record = {**cell.__dict__, "num": num, **measure(), "cpu": processor(), "torch": torch.__version__}
+            append(RECORDS, {**record, "date": date.today().isoformat()})
+
+
+def load() -> list[dict]:
+    """Return the records."""
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def report() -> None:
+    """Write picture and tables, of the runs with the most samples."""
+    records = load()
+    counts = {
+        name: max((r["num"] for r in records if r["target"] == name), default=0) for name in ("mixture", "images")
+    }
+    records = [r for r in records if r["num"] == counts[r["target"]]]
+    mixture, floor = target(), math.nan
+    if n := counts["mixture"]:
+        truth = truth_of(mixture, n)
+        floor = float(np.median([sliced_wasserstein(exact(mixture, n, seed), truth) for seed in range(10, 19)]))
+    tables.figure(records, floor)
+    text = tables.text(records, counts, floor)
+    publish("work_precision", "Work and precision", text)
+    print(text)
+
+
+def main() -> None:
+    """Run a part of the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("mixture", "images", "report"))
+    parser.add_argument("--num", type=int, help="samples a cell [mixture: 16384, images: 2048]")
+    args = parser.parse_args()
+    if args.part == "report":
+        report()
+    elif args.part == "mixture":
+        num = args.num or 16384
+        study(itertools.chain(mixture_cells(num), adaptive_cells(num)), num)
+    else:
+        study(image_cells(args.num or 2048), args.num or 2048)
+
+
+if __name__ == "__main__":
+    main()
