@@ -91,12 +91,12 @@ class Meter:
 
     def report(self, items: int) -> dict[str, Figure]:
         """Return the figures of the block, in which ``items`` samples or elements were made."""
-        found = {name: self._summary(name) for name in _READINGS}
-        found["power_limit"] = self._single("power_limit", "W", self.limit)
+        figures = {name: self._summary(name) for name in _READINGS}
+        figures["power_limit"] = self._single("power_limit", "W", self.limit)
         names = ", ".join(sorted(self.throttled)) or "none"
-        found["throttled"] = self._single("throttled", "", names)
-        found["energy_per_item"] = self._energy(items)
-        return found
+        figures["throttled"] = self._single("throttled", "", names)
+        figures["energy_per_item"] = self._energy(items)
+        return figures
 
     def poll(self) -> None:
         """Take one reading of everything."""
@@ -213,7 +213,7 @@ def reset_peak(device: torch.device) -> str | None:
 def peak(device: torch.device, why: str | None) -> dict[str, Figure]:
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        how = "what other ways keep allocated included"
+        how = "what other variants keep allocated included"
         return {
             "peak_allocated": Figure(allocated / MIB, "MiB", how=how),
             "peak_reserved": Figure(reserved / MIB, "MiB", how=how),

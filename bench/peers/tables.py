@@ -77,9 +77,9 @@ def tables(records: Sequence[Record], headline: str) -> str:
 
 def _around(records: Sequence[Record]) -> str:
     first = records[0]["facts"]
-    ways = [w for r in records for w in r["derived"]["samples_per_s"]]
-    ways = list(dict.fromkeys(ways))
-    head = ["peer", "solver", "evaluations", *(f"{w}, samples/s" for w in ways), "x peer, eager", "x peer, compiled",
+    names = [w for r in records for w in r["derived"]["samples_per_s"]]
+    names = list(dict.fromkeys(names))
+    head = ["peer", "solver", "evaluations", *(f"{w}, samples/s" for w in names), "x peer, eager", "x peer, compiled",
             "first sample, ms (fastscore / peer)", "minus network, ms a step (fastscore / peer)"]  # fmt: skip
     rows = []
     for r in records:
@@ -89,7 +89,7 @@ def _around(records: Sequence[Record]) -> str:
         left = r["derived"]["subtracted_ms_per_step"]
         rows.append([
             facts["library"], facts["solver"], str(facts["nfe"]),
-            *(f"{rates[w]:.3g}" if w in rates else "" for w in ways), *best,
+            *(f"{rates[w]:.3g}" if w in rates else "" for w in names), *best,
             " / ".join(f"{v:.3g}" for v in firsts), f"{left[OURS]:.2g} / {left[PEER]:.2g}",
         ])  # fmt: skip
     text = (
@@ -121,12 +121,12 @@ def _points(records: Sequence[Record]) -> str:
     rows = []
     for r in records:
         rates, facts = r["derived"]["samples_per_s"], r["facts"]
-        ways = (OURS, f"{PEER}, at once", f"{PEER}, chunks")
-        peaks = [r["cost"][w].get("peak_resident", {}).get("value") for w in ways]
+        names = (OURS, f"{PEER}, at once", f"{PEER}, chunks")
+        peaks = [r["cost"][w].get("peak_resident", {}).get("value") for w in names]
         memory = " / ".join("unknown" if p is None else f"{p:.0f}" for p in peaks)
         rows.append([
-            facts["library"], facts["solver"], str(facts["nfe"]), *(f"{rates[w]:.3g}" for w in ways),
-            *(_ratio(r, [OURS], w) for w in ways[1:]), memory,
+            facts["library"], facts["solver"], str(facts["nfe"]), *(f"{rates[w]:.3g}" for w in names),
+            *(_ratio(r, [OURS], w) for w in names[1:]), memory,
         ])  # fmt: skip
     facts = records[0]["facts"]
     text = (
@@ -136,11 +136,11 @@ def _points(records: Sequence[Record]) -> str:
     return f"{text}\n\n{_table(head, rows)}"
 
 
-def _ratio(r: Record, ways: Sequence[str], base: str) -> str:
-    found = [x for x in r["ratios"] if x["of"] in ways and x["over"] == base]
-    if not found:
+def _ratio(r: Record, names: Sequence[str], base: str) -> str:
+    ratios = [x for x in r["ratios"] if x["of"] in names and x["over"] == base]
+    if not ratios:
         return ""
-    best = max(found, key=lambda x: x["p50"])
+    best = max(ratios, key=lambda x: x["p50"])
     return f"{best['p50']:.2f} ({best['p20']:.2f} .. {best['p80']:.2f})"
 
 

@@ -38,7 +38,7 @@ class ReverseVE:
 
 
 class Recorded(BaseBrownian):
-    """A Brownian motion whose increments are given normals."""
+    """A Brownian motion whose increments are recorded normals."""
 
     def __init__(self, draw: Draw, like: Tensor) -> None:
         self.draw, self.like = draw, like
