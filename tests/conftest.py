@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -23,9 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+# Tensors here are small: a second thread would spin and not help, in this process or in one that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """One thread, whatever the test before has set: tensors here are small, so a second one would spin and not help."""
+    """One thread, whatever the test before has set."""
     torch.set_num_threads(1)
 
 

@@ -30,7 +30,7 @@ FILES = (
 )  # fmt: skip
 FINGERPRINTS = "tests/test_fingerprints.py"
 FIRST = {  # tests that run first, by the folder of the changed file
-    "solvers": (FINGERPRINTS, "tests/solvers"),
+    "solvers": (FINGERPRINTS, "tests/solvers", "tests/engine/test_adaptive.py"),
     "plan": (FINGERPRINTS, "tests/plan", "tests/solvers"),
     "process": (FINGERPRINTS, "tests/process", "tests/solvers"),
     "ops": ("tests/ops", FINGERPRINTS),

@@ -411,7 +411,8 @@ def test_the_probe_stops_where_a_larger_micro_batch_gains_nothing(monkeypatch):
     assert torch.get_num_threads() == before
 
 
-def test_the_probe_times_real_networks():
+def test_the_probe_times_real_networks(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # all numbers of threads
     for model in (unet(), ScoreModel(lambda u, c_noise, cond: u, (2,), VP())):
         choice = probe.choose_batch(model, sizes=(2, 4))
         assert choice.batch in (2, 4)

@@ -1,5 +1,7 @@
 """Identities that every row of every solver satisfies on every schedule."""
 
+import math
+
 import numpy as np
 import pytest
 from cases import CASES, PAIRS, SETTINGS, cells_of
@@ -85,6 +87,11 @@ def test_few_steps_to_clean_on_every_schedule(name, turn):
         (lambda: Churn(churn=-1.0), "churn = -1.0"),
         (lambda: AncestralSplit(Euler(), -1.0), "eta = -1.0"),
         (lambda: Interval(2.0, 1.0), "low < high"),
+        (lambda: Interval(0.0, 1.0), "low < high must be positive"),
+        (lambda: Interval(1.0, 1.0), "low < high"),
+        (lambda: Interval(1.0, math.inf), "low < high"),
+        (lambda: Interval(1.0, 2.0, steps=0), "steps and times at least 1"),
+        (lambda: Interval(1.0, 2.0, times=0), "steps and times at least 1"),
         (lambda: _rows(AncestralSplit(DDIM(1.0))), "deterministic"),
         (lambda: _rows(Restart((Interval(0.1, 0.2),))), "lies below rho = 0.5"),
     ],
