@@ -27,7 +27,7 @@ def model():
 
 def samples(out: Path, *argv: str) -> np.ndarray:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["sample", "fashion", "--steps", "3", "--compile", "off", "--quiet", "--out", str(out), *argv])
+        cli.main(["sample", "fashion", "--steps", "3", "--network", "own", "--quiet", "--out", str(out), *argv])
     assert not stopped.value.code
     with np.load(out / "samples.npz") as saved:
         return saved["samples"]
