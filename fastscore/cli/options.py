@@ -43,9 +43,15 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose schedule, solver and grid."""
     options = [
         click.option(
-            "--solver", type=Name(n.SOLVERS), default=n.DEFAULT, show_default=True, help="Sampler or predictor."
+            "--solver",
+            type=Name(n.SOLVERS),
+            default=n.DEFAULT,
+            show_default=True,
+            help="How to step; `fastscore plan` prints what it does.",
         ),
-        option("--steps", Count(1, 1_000_000), "Steps of the solver.", n.STEPS),
+        option(
+            "--steps", Count(1, 1_000_000), "Steps of the solver; as many as there are if a table is shorter.", n.STEPS
+        ),
         option("--rtol", Number(0, 9, open=True), f"Relative tolerance of {', '.join(n.ADAPTIVE)}."),
         option("--atol", Number(0, 9, open=True), "Absolute tolerance of the same, on x."),
         option("--schedule", Name(SCHEDULES), "Forward SDE; the model's own if left out."),

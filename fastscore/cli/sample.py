@@ -79,7 +79,13 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", "old_dtype", type=Name(("auto", "fp32", "bf16")), hidden=True),
         click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),
         click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
-        click.option("--backend", type=Name(BACKENDS), default="auto", show_default=True, help="What runs the rows."),
+        click.option(
+            "--backend",
+            type=Name(BACKENDS),
+            default="auto",
+            show_default=True,
+            help="What runs the solver's arithmetic: cpp on CPUs, triton on GPUs, reference (PyTorch) anywhere.",
+        ),
         device_option,
         click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id."),
         click.option("--subdirs", is_flag=True, help="With --png: one folder for each 1000 ids."),
@@ -101,10 +107,13 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -> None:
     """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder, or analytic:NAME.
 
-    Writes samples.npz (key samples: uint8 images [N, H, W, C], or float32 points), grid.png and
-    run.json (settings, plan hash, versions, timings). A sample is a function of the settings, --seed
-    and its id: it does not depend on how many are drawn, or in which order. How the network ran is part of
-    the settings; for the same bytes on another machine of the same kind use --network own.
+    \b
+        fastscore sample fashion -n 64 --class 3 --guidance 2 --out dresses
+
+    Writes samples.npz (key samples: uint8 images [N, H, W, C], or float32 points), grid.png and run.json (what was
+    asked, how it was computed, plan hash, versions, timings). A sample is a function of the settings, --seed and its
+    id: it does not depend on how many are drawn, or in which order. How the network ran is part of the settings; for
+    the same bytes on another machine of the same kind use --network own. In Python this is fastscore.draw.
     """
     from fastscore.ops.backend import named_device
     from fastscore.output.run import refuse_earlier_run
