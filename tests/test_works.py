@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from works import COLUMNS, attempt, features, run, shown, table
+from works import COLUMNS, README, attempt, features, page, run
 
 NO_EFFECT = ("callback",)
 REFUSALS = {
@@ -43,4 +43,4 @@ def test_one_seed_a_sample(column):
 
 
 def test_the_readme_shows_it():
-    assert shown() == table()
+    assert README.read_text() == page()

@@ -304,7 +304,6 @@ def test_starts():
         (lambda: Sampler(plain()).run([0], y=torch.zeros(1)), "has none"),
         (lambda: Sampler(plain(), solver=GottaGoFast()).run([0], known=known(1)), "integrates the SDE"),
         (lambda: Sampler(plain(), solver=Dopri5(), parallel=Picard(4)), "which an adaptive solver has not"),
-        (lambda: Sampler(plain(), grid=karras(3), parallel=Picard(4)).run([0], known=known(1)), "known data follow"),
         (lambda: Sampler(two_classes("eps"), schedule=Flow(), guide=lambda *a: a[1]), "start the grid later"),
     ],
 )
