@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         Restart,
         ReverseDiffusion,
         SASolver,
+        ScaledNoise,
         ScoreSDE,
         StochasticHeun,
         UniPC,
@@ -110,7 +111,8 @@ _HOME = {
     "sampler": "Sampler",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
     "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
-    "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScoreSDE StochasticHeun UniPC",
+    "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
+    "StochasticHeun UniPC",
     "solvers.presets": "ncsn ncsnv2",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -109,7 +109,11 @@ def run(
     if score is None:
         assert log_density is not None
         score = _gradient(log_density)
-    model = ScoreModel(lambda x, *_: score(x), tuple(start.shape[1:]), EDM(), Parametrization("score"))
+
+    def net(x: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+        return score(x)
+
+    model = ScoreModel(net, tuple(start.shape[1:]), EDM(), Parametrization("score"))
     execution = replace(execution, batch=min(execution.batch, max(n, 1)))
     loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
     x, acceptance = torch.empty_like(start, memory_format=torch.contiguous_format), start.new_empty(n)

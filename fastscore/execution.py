@@ -3,9 +3,12 @@
 One frozen object, taken by every sampler, written to run.json, and small enough to travel to another process.
 """
 
+# pyright: reportUnnecessaryIsInstance=false, reportUnnecessaryComparison=false
+# What users pass is checked whatever its annotation says.
+
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -161,7 +164,7 @@ def modules(networks: Iterable[object]) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def evaluating(*networks: object) -> Iterator[None]:
+def evaluating(*networks: object) -> Generator[None]:
     """Run networks in eval mode, and leave each of their modules in the mode that it had."""
     training = [m for net in modules(networks) for m in net.modules() if m.training]
     for m in training:

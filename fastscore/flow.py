@@ -8,6 +8,9 @@ along: with x = L x^ for a schedule of length L = hypot(alpha, sigma) in D dimen
 p is the model's density of x at the end of the span, t_end, whose noise is part of it.
 """
 
+# pyright: reportUnnecessaryIsInstance=false, reportUnnecessaryComparison=false
+# What users pass is checked whatever its annotation says.
+
 from __future__ import annotations
 
 import math

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastscore.engine.loop import Kind, Loop, recorded
+from fastscore.engine.loop import Kind, Loop, Outputs, recorded
 from fastscore.engine.request import Asked, Request, Turn, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
@@ -143,10 +143,10 @@ class JointSampler:
         first = next(iter(model.parts.values())).schedule
         if grid is not None and steps is not None:
             raise ValueError(f"steps = {steps} chooses a grid; leave it or grid = {grid} out")
-        grid = grid if grid is not None else default_grid(chosen, first, first, steps)  # pyright: ignore
         if isinstance(chosen, Adaptive) or isinstance(grid, Span):
             raise ValueError(f"{type(chosen).__name__}: parts share the times of a grid, so no solver chooses its own")
-        self.solver, self.grid, knots = chosen, grid, grid(first)
+        self.solver, self.grid = chosen, grid if grid is not None else default_grid(chosen, first, first, steps)
+        knots = self.grid(first)
         self.bound = {
             name: self._bind(name, _own(name, part.schedule, knots, first), k, clip)
             for k, (name, part) in enumerate(model.parts.items())
@@ -237,24 +237,25 @@ class JointSampler:
         if self.cond is not None and part.cond is not None:
             self.cond.copy_(part.cond)
         noise = [recorded(part.columns(c)) for c in self.columns.values()]
-        F = F2 = [None] * len(loops)
+        outputs: Sequence[Outputs] = [(None, None)] * len(loops)
         for kinds in zip(*(loop.kinds for loop in loops), strict=True):
             if kinds[0].evaluate:
-                F, F2 = self._evaluate(kinds)
+                outputs = self._evaluate(kinds)
             for k, (loop, kind) in enumerate(zip(loops, kinds, strict=True)):
-                loop.advance(replace(kind, evaluate=False), (F[k], F2[k]), noise[k])
+                loop.advance(replace(kind, evaluate=False), outputs[k], noise[k])
         return torch.cat([loop.x for loop in loops], 1)
 
-    def _evaluate(self, kinds: Sequence[Kind]) -> tuple[list[Tensor], list[Tensor] | list[None]]:
+    def _evaluate(self, kinds: Sequence[Kind]) -> list[Outputs]:
+        """Return F and F2 of each part."""
         batch = self.execution.batch
         u = {name: loop.input for name, loop in self.loops.items()}
         label = {name: loop.labels.index_select(0, loop.row).expand(batch) for name, loop in self.loops.items()}
-        F = self.model.evaluate(u, label, self.cond)
+        first = self.model.evaluate(u, label, self.cond)
         if not any(kind.mixed for kind in kinds):
-            return F, [None] * len(F)
-        second = {name: loop.second_input() for name, loop in self.loops.items()}
-        u2, label2 = {k: v for k, (v, _) in second.items()}, {k: v.expand(batch) for k, (_, v) in second.items()}
-        return F, self.second.evaluate(u2, label2, self.cond2)
+            return [(F, None) for F in first]
+        inputs = {name: loop.second_input() for name, loop in self.loops.items()}
+        u2, label2 = {k: v for k, (v, _) in inputs.items()}, {k: v.expand(batch) for k, (_, v) in inputs.items()}
+        return list(zip(first, self.second.evaluate(u2, label2, self.cond2), strict=True))
 
     def _report(self, at: slice, part: Request, x: Tensor) -> None:
         for name, columns in self.columns.items():

@@ -83,7 +83,8 @@ class Request:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
         """
         key = NoiseKey.of(seed, ids, device)
-        shapes: dict[str, Shape] = model.shape if isinstance(model.shape, Mapping) else {"": model.shape}
+        shape: Any = model.shape
+        shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
         y = None if y is None else torch.as_tensor(y, device=device)
         if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
             raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")

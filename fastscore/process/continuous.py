@@ -17,17 +17,21 @@ from fastscore.process.schedule import Array, ones, zeros
 class VP:
     """Variance preserving: alpha = exp(-1/2 int beta), sigma^2 = 1 - alpha^2.
 
+    Args:
+        beta: noise rate. t_end: default end of a stochastic solver.
+        T: time of the prior; 1 if left out, or 0.9946 for a cosine rate, which diverges at 1.
+
     Source: Song et al. 2021, eq. 11 and 33.
     """
 
     beta: Beta = field(default_factory=LinearBeta)
     t_end: float = 1e-3
+    T: float = math.nan
     t_clean = 0.0
     prior_std = 1.0
 
-    @property
-    def T(self) -> float:
-        return 0.9946 if isinstance(self.beta, CosineBeta) else 1.0
+    def __post_init__(self) -> None:
+        _fill_T(self)
 
     def alpha(self, t: ArrayLike) -> Array:
         return np.exp(-0.5 * self.beta.integral(t))
@@ -44,16 +48,16 @@ class VP:
 
 @dataclass(frozen=True)
 class SubVP:
-    """Sub-VP: alpha as VP, sigma = 1 - alpha^2. Source: Song et al. 2021, eq. 12 and 29."""
+    """Sub-VP: alpha and T as VP, sigma = 1 - alpha^2. Source: Song et al. 2021, eq. 12 and 29."""
 
     beta: Beta = field(default_factory=LinearBeta)
     t_end: float = 1e-3
+    T: float = math.nan
     t_clean = 0.0
     prior_std = 1.0
 
-    @property
-    def T(self) -> float:
-        return VP(self.beta).T
+    def __post_init__(self) -> None:
+        _fill_T(self)
 
     def alpha(self, t: ArrayLike) -> Array:
         return VP(self.beta).alpha(t)
@@ -213,7 +217,7 @@ class Pair:
         alpha_fn, sigma_fn: vectorised, float64; lam = ln(alpha/sigma) must decrease in t.
         T, t_end: first and last time of a stochastic solver.
         t_clean: the time with alpha = 1 and sigma = 0; -inf if sigma only tends to 0.
-        prior_std: of x_T; sigma(T) if left out.
+        std: prior_std, the standard deviation of x_T; sigma(T) if left out.
     """
 
     alpha_fn: Callable[[Array], Array]
@@ -245,3 +249,17 @@ class Pair:
         h = 1e-2 * np.minimum(abs(self.T), t - self.t_clean) if math.isfinite(self.t_clean) else 1e-2
         near, middle, far = (fn(t + k * h) - fn(t - k * h) for k in (1, 2, 3))
         return (45.0 * near - 9.0 * middle + far) / (60.0 * h)
+
+
+def _fill_T(schedule: VP | SubVP) -> None:
+    """Set T where it was left out.
+
+    Raises:
+        ValueError: T not after t_end, or where a cosine rate diverges.
+    """
+    cosine = isinstance(schedule.beta, CosineBeta)
+    if math.isnan(schedule.T):
+        object.__setattr__(schedule, "T", 0.9946 if cosine else 1.0)
+    if not schedule.t_end < schedule.T < (1.0 if cosine else math.inf):
+        bound = " and below 1, where a cosine rate diverges" if cosine else ""
+        raise ValueError(f"T = {schedule.T} must be above t_end = {schedule.t_end}{bound}")

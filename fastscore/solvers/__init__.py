@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastscore.solvers.adaptive import BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
-    from fastscore.solvers.compose import AncestralSplit, Churn, Hybrid, Interval, PredictorCorrector, RePaint, Restart
+    from fastscore.solvers.compose import (
+        AncestralSplit,
+        Churn,
+        Hybrid,
+        Interval,
+        PredictorCorrector,
+        RePaint,
+        Restart,
+        ScaledNoise,
+    )
     from fastscore.solvers.correctors import AnnealedLangevin, Langevin
     from fastscore.solvers.dpm import DPMSolver
     from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adaptive": "BogackiShampine DPMAdaptive Dopri5 GottaGoFast",
-    "compose": "AncestralSplit Churn Hybrid Interval PredictorCorrector RePaint Restart",
+    "compose": "AncestralSplit Churn Hybrid Interval PredictorCorrector RePaint Restart ScaledNoise",
     "correctors": "AnnealedLangevin Langevin",
     "dpm": "DPMSolver",
     "multistep": "DEIS DPMMultistep DPMpp2M LMS",

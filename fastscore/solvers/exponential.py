@@ -155,7 +155,7 @@ def checked_prediction(name: str, prediction: str) -> None:
         raise ValueError(f"{name}: prediction = {prediction!r} must be x0 or eps")
 
 
-def checked_eta(name: str, eta: float) -> None:
-    """Raise ValueError unless eta is a finite number from 0 on."""
+def checked_eta(name: str, eta: float, symbol: str = "eta") -> None:
+    """Raise ValueError unless eta, or what a solver calls it, is a finite number from 0 on."""
     if not 0.0 <= eta < math.inf:
-        raise ValueError(f"{name}: eta = {eta} must be at least 0")
+        raise ValueError(f"{name}: {symbol} = {eta} must be at least 0")

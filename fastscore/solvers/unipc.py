@@ -102,7 +102,7 @@ class SASolver:
 
     def __post_init__(self) -> None:
         checked_order("SASolver", self.predictor, 4)
-        checked_eta("SASolver", self.tau)
+        checked_eta("SASolver", self.tau, "tau")
         if self.corrector not in range(5):
             raise ValueError(f"SASolver: corrector = {self.corrector} must lie in 0 .. 4")
 

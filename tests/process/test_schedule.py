@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fastscore.process import continuous as sde_classes
 from fastscore.process import schedule as sde
 from fastscore.process.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
 from fastscore.process.config import schedule_from_dict, schedule_to_dict
@@ -168,3 +170,24 @@ def test_functions_cannot_be_saved():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [sde_classes.VP, sde_classes.SubVP])
+def test_the_time_of_the_prior_can_be_chosen(kind):
+    assert kind().T == 1.0
+    assert kind(CosineBeta()).T == 0.9946
+    longer = kind(T=1.5)
+    assert longer.T == 1.5
+    assert float(longer.alpha(1.5)) == pytest.approx(math.exp(-0.5 * (0.1 * 1.5 + 9.95 * 1.5**2)), rel=1e-12)
+    assert replace(longer, t_end=0.01).T == 1.5
+    for wrong in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match=f"T = {wrong} must be above t_end"):
+            kind(T=wrong)
+    with pytest.raises(ValueError, match="below 1, where a cosine rate diverges"):
+        kind(CosineBeta(), T=1.0)
+
+
+def test_saved_schedules_keep_it():
+    assert schedule_from_dict(schedule_to_dict(sde_classes.VP(T=0.9))) == sde_classes.VP(T=0.9)
+    old = {"name": "VP", "beta": {"name": "LinearBeta", "beta_min": 0.1, "beta_max": 20.0}, "t_end": 1e-3}
+    assert schedule_from_dict(old) == sde_classes.VP()
