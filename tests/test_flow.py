@@ -50,8 +50,9 @@ def test_gaussians_have_their_closed_form(schedule, probe):
     assert noise < 0.011
 
 
-@pytest.mark.parametrize("solver", [None, RK4()], ids=["dopri5", "rk4"])
-@pytest.mark.parametrize("schedule", [VP(), SubVP(), VE()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    ("schedule", "solver"), [(VP(), None), (SubVP(), RK4()), (VE(), None)], ids=["VP-dopri5", "SubVP-rk4", "VE-dopri5"]
+)
 def test_the_prior_is_the_schedules_own(schedule, solver):
     """Data with a mean, which the prior lacks: the density that the ODE carries there is Gaussian all the same."""
     mean, std = 0.5, 0.4
@@ -111,18 +112,18 @@ def elementwise(u: torch.Tensor, t: torch.Tensor, cond: torch.Tensor | None) -> 
 
 def test_a_sample_does_not_depend_on_its_company():
     m = ScoreModel(elementwise, (5,), EDM(), Parametrization("edm", "log_sigma/4"))
-    x = normals(9, 5).float()
+    x = normals(5, 5).float()
 
     def run(batch, at=slice(None)):
-        f = ProbabilityFlow(m, batch=batch, solver=BogackiShampine())
-        ids = list(range(9))[at] if isinstance(at, slice) else at
+        f = ProbabilityFlow(m, batch=batch, solver=BogackiShampine(0.01, 0.01))
+        ids = list(range(5))[at] if isinstance(at, slice) else at
         return f.log_likelihood(x[at], probe="gaussian", probes=2, ids=ids)
 
     whole = run(64)
-    for batch in (1, 4):
+    for batch in (1, 3):
         assert torch.equal(run(batch).nats, whole.nats)
         assert torch.equal(run(batch).latent, whole.latent)
-    assert torch.equal(run(4, [7, 2]).nats, whole.nats[[7, 2]])
+    assert torch.equal(run(3, [4, 2]).nats, whole.nats[[4, 2]])
 
 
 def test_one_forward_pass_serves_value_and_divergence():

@@ -12,7 +12,7 @@ from fastscore.guidance.measurements import Matrix
 from fastscore.model.analytic import gaussian
 
 SHAPE = (2, 3)
-ODE = fs.Dopri5(1e-6, 1e-6)
+ODE = fs.Dopri5(1e-5, 1e-5)
 FAST = {"dopri5": fs.Dopri5(0.01, 0.01), "dpm": fs.DPMAdaptive(3), "ggf": fs.GottaGoFast(0.5, 0.5)}
 
 
@@ -46,17 +46,17 @@ def test_weight_one_and_an_empty_interval_are_the_unguided_run_to_the_bit(name):
     assert not torch.equal(draw(FAST[name], guidance=fs.Guidance(1.01)), plain)
 
 
-@pytest.mark.parametrize("schedule", [fs.VP(), fs.SubVP(), fs.VE(), fs.EDM()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [fs.SubVP(), fs.VE()], ids=lambda s: type(s).__name__)
 def test_a_mixture_is_that_of_the_rows(schedule):
     """The same ODE, by a fine grid of RK4 and by Dormand-Prince; an edge of the interval costs both some accuracy."""
     ends = {"start": float(schedule.T) * 0.9, "end": float(schedule.t_end)}
     tolerance = 10.0 * ODE.rtol * max(1.0, schedule.prior_std)  # of a step, on x, which begins as long as the prior
     for guidance in (fs.Guidance(2.5), fs.Guidance(2.5, model=model("eps"))):
-        rows = draw(fs.RK4(), schedule=schedule, grid=fs.logsnr(300, clean=False, **ends), guidance=guidance)
+        rows = draw(fs.RK4(), schedule=schedule, grid=fs.logsnr(100, clean=False, **ends), guidance=guidance)
         adaptive = draw(ODE, schedule=schedule, grid=fs.Span(clean=False, **ends), guidance=guidance)
         assert (adaptive - rows).abs().max() < tolerance
     inner = fs.Guidance(2.5, (0.1, 3.0))
-    rows = draw(fs.RK4(), schedule=schedule, grid=fs.logsnr(600, clean=False, **ends), guidance=inner)
+    rows = draw(fs.RK4(), schedule=schedule, grid=fs.logsnr(200, clean=False, **ends), guidance=inner)
     adaptive = draw(ODE, schedule=schedule, grid=fs.Span(clean=False, **ends), guidance=inner)
     everywhere = draw(ODE, schedule=schedule, grid=fs.Span(clean=False, **ends), guidance=fs.Guidance(2.5))
     assert (adaptive - rows).abs().max() < 0.1 * (adaptive - everywhere).abs().max()
@@ -66,7 +66,7 @@ def test_a_mixture_is_that_of_the_rows(schedule):
 def test_a_guide_that_changes_nothing_changes_nothing(prediction):
     """What goes through the estimate of x0 comes back, for every quantity that is integrated."""
     ends = fs.Span(start=0.95)
-    for solver in (ODE, fs.DPMAdaptive(3, 1e-4, 1e-4), fs.DPMAdaptive(2, 1e-3, 1e-3)):
+    for solver in (fs.Dopri5(1e-3, 1e-3), fs.DPMAdaptive(3, 1e-2, 1e-2), fs.DPMAdaptive(2, 1e-2, 1e-2)):
         plain = draw(solver, of=model(prediction), grid=ends)
         guided = draw(solver, of=model(prediction), grid=ends, guide=lambda denoise, x, alpha, sigma, y: denoise(x))
         assert (guided - plain).abs().max() < 1e-7 * plain.abs().max()

@@ -38,7 +38,10 @@ def test_every_solver_has_a_case():
     import fastscore.solvers as solvers
 
     covered = {type(case.solver).__name__ for case in CASES.values()}
-    parts = {type(getattr(case.solver, "corrector", None)).__name__ for case in CASES.values()} | {"Interval"}
+    parts = {type(getattr(case.solver, "corrector", None)).__name__ for case in CASES.values()} | {
+        "Interval",
+        "ScaledNoise",
+    }
     adaptive = {"BogackiShampine", "DPMAdaptive", "Dopri5", "GottaGoFast"}  # no rows; their tests are of their own
     assert {getattr(solvers, name).__name__ for name in solvers.__all__} <= covered | parts | adaptive
 
@@ -82,7 +85,7 @@ def test_few_steps_to_clean_on_every_schedule(name, turn):
         (lambda: LMS(5), "order = 5"),
         (lambda: UniPC(variant="bh3"), "bh1, bh2, vary"),
         (lambda: SASolver(corrector=5), "corrector = 5"),
-        (lambda: SASolver(tau=-1.0), "eta = -1.0"),
+        (lambda: SASolver(tau=-1.0), "tau = -1.0"),
         (lambda: IPNDM(0), "order = 0"),
         (lambda: Churn(churn=-1.0), "churn = -1.0"),
         (lambda: AncestralSplit(Euler(), -1.0), "eta = -1.0"),

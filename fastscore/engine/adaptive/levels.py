@@ -10,7 +10,10 @@ index.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from fastscore.model.score import ScoreModel
 from fastscore.plan.passes import Folding
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import Trig
+from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 
 SPACING, FEWEST = 0.003, 4096
@@ -92,15 +96,14 @@ class NoiseLevels:
         if not low < high < math.inf:
             raise ValueError(f"from t = {start} to {end} there is nothing to integrate, or lam is infinite")
         count = max(FEWEST, int((high - low) / SPACING)) + 1
-        nodes = np.linspace(low, high, count)
         self.guidance = None if guidance is None or guidance.weight == 1.0 else guidance
         models = [model] if self.guidance is None else [model, self.guidance.model or model]
-        columns = [_length(schedule, nodes, start, end)[:, None]]
+        columns = [_remembered(_length, schedule, low, high, count, start, end)[:, None]]
         for each in models:
             assert isinstance(each, ScoreModel)
-            folded = _folded(each, quantity, nodes)
+            folded = _remembered(_folded, each.schedule, each.parametrization, quantity, low, high, count)
             if not np.all(np.isfinite(folded if guided else folded[:, :4])):
-                bad = nodes[~np.isfinite(folded if guided else folded[:, :4]).all(1)][0]
+                bad = np.linspace(low, high, count)[~np.isfinite(folded if guided else folded[:, :4]).all(1)][0]
                 raise ValueError(
                     f"the network's coefficients are not finite at lam = {bad:.6g} of {low:.6g} .. {high:.6g}: "
                     f"prediction {each.parametrization.prediction!r} with label {each.parametrization.label!r} is "
@@ -139,15 +142,27 @@ def angle(lam: float) -> float:
     return math.atan2(1.0, math.exp(lam))
 
 
-def _folded(model: ScoreModel, quantity: str, nodes: Array) -> Array:
+def _remembered(compute: Callable[..., Array], *settings: Any) -> Array:
+    """Return compute(*settings), once for equal settings: samplers of one model and schedule share their tables."""
+    try:
+        return compute(*settings)
+    except TypeError:  # a schedule of the caller's own that cannot be hashed
+        return compute.__wrapped__(*settings)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@lru_cache(maxsize=64)
+def _folded(
+    schedule: Schedule, parametrization: Parametrization, quantity: str, low: float, high: float, count: int
+) -> Array:
     """Return p, q, c_in, c_noise, a and b at the nodes, [nodes, 6]: those of a plan on the unit circle."""
+    nodes = np.linspace(low, high, count)
     phi = np.arctan2(1.0, np.exp(nodes))
-    bottom = float(lam(model.schedule, model.schedule.T))
+    bottom = float(lam(schedule, schedule.T))
     # Rounding of phi must not lead beyond the network's own noise.
     phi = np.where(lam(Trig(), phi) < bottom, phi * (1.0 - 4e-16), phi)
     m = "v" if quantity == "v" else "eps"
     plan = Plan(Trig(), tuple(Row(t, t, 1.0, 1.0, m=m) for t in phi.tolist()))
-    folding = Folding(plan, model.schedule, model.parametrization)
+    folding = Folding(plan, schedule, parametrization)
     p, q, c_in, c_noise = np.array([(r.p, r.q, r.c_in, r.c_noise) for r in folding.rows()]).T
     a, b = np.array([(r.p, r.q) for r in folding.rows("x0")]).T
     if quantity == "drift":
@@ -156,8 +171,10 @@ def _folded(model: ScoreModel, quantity: str, nodes: Array) -> Array:
     return np.stack([p, q, c_in, c_noise, a, b], 1)
 
 
-def _length(schedule: Schedule, nodes: Array, start: float, end: float) -> Array:
+@lru_cache(maxsize=64)
+def _length(schedule: Schedule, low: float, high: float, count: int, start: float, end: float) -> Array:
     """Return hypot(alpha, sigma) at the nodes; ``start`` and ``end`` stand for their own lam."""
+    nodes = np.linspace(low, high, count)
     t = np.empty_like(nodes)
     t[0], t[-1] = max(start, end), min(start, end)
     t[1:-1] = t_of_lam(schedule, nodes[1:-1])
