@@ -150,7 +150,7 @@ def predict(variant: Variant, launch: aot.Launch, gpu: GPU) -> Prediction:
     n, d = variant.shape
     loops = launch.kernel is norms._norms_kernel  # its grid covers samples, its loop their elements
     path = code.likely_path(trips=d / launch.arguments["BLOCK"] if loops else 1)
-    each = blocks * THREADS / (n * d)  # threads for an element
+    threads = blocks * THREADS / (n * d)  # threads for an element
     pipes = dict.fromkeys(("issue", "FP32", "multiply", "ALU", "special", "load/store"), 0.0)
     for instruction, times in path:
         pipes["issue"] += times
@@ -169,8 +169,8 @@ def predict(variant: Variant, launch: aot.Launch, gpu: GPU) -> Prediction:
     if gpu.fp32 == 2:  # integer products share the one FP32 pipe
         pipes["FP32"] += pipes["multiply"]
     limit = max(pipes, key=pipes.__getitem__)
-    compute = pipes[limit] * each / 32 / (gpu.sms * 4 * gpu.clock)
-    return Prediction(pipes["issue"] * each, code.registers, compute / (variant.bytes / gpu.bandwidth), limit)
+    compute = pipes[limit] * threads / 32 / (gpu.sms * 4 * gpu.clock)
+    return Prediction(pipes["issue"] * threads, code.registers, compute / (variant.bytes / gpu.bandwidth), limit)
 
 
 def report() -> tuple[str, list[str]]:
@@ -208,8 +208,8 @@ def main() -> int:
     check = parser.parse_args().check
     table, missed = report()
     print(table)
-    before, rest = README.read_text().split(BEGIN)
-    text = f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+    before, after = README.read_text().split(BEGIN)
+    text = f"{before}{BEGIN}\n{table}\n{END}{after.split(END)[1]}"
     for line in missed:
         print(f"over {LIMIT}: {line}", file=sys.stderr)
     stale = text != README.read_text()

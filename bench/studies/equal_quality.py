@@ -24,7 +24,7 @@ from torch import Tensor
 import fastscore as fs
 from bench import common
 from bench.peers import score_sde
-from bench.peers.cases import theirs
+from bench.peers.cases import peer_run
 from bench.peers.models import SEED, mixture_model
 from bench.records import RESULTS, SCHEMA, append, environment, load, publish
 from bench.report import headline
@@ -74,7 +74,7 @@ def study(n: int, steps: int) -> dict[str, Any]:
         return run
     timed = max(2, steps // 20)
     (part,) = score_sde.entries(2 * timed)
-    variants = {"fastscore": lambda: chosen.run(range(n), SEED), "PC": theirs(part, model, like)}
+    variants = {"fastscore": lambda: chosen.run(range(n), SEED), "PC": peer_run(part, model, like)}
     seconds = common.paired(variants, common.HostClock(), 5, 0.0)
     seconds["PC"] = [value * steps / timed for value in seconds["PC"]]
     ratios = [b / a for a, b in zip(seconds["fastscore"], seconds["PC"], strict=True)]

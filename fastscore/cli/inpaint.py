@@ -118,8 +118,8 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     def sheet(results: Any) -> Any:
         """Draw one line an image: original, masked in grey, results."""
         lines = [np.stack([data.x[k], np.where(unknown[k % len(unknown)], 128, data.x[k])]) for k in range(len(data.x))]
-        shown = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
-        return contact_sheet(np.concatenate(shown).astype(np.uint8), columns=len(shown[0]))
+        panels = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
+        return contact_sheet(np.concatenate(panels).astype(np.uint8), columns=len(panels[0]))
 
     settings = {"model": model, "images": images, "mask": str(mask) if mask else None, "num": num, "network": network}
     arrays = {"image": np.repeat(np.arange(len(data.x)), num), "originals": data.x, "mask": unknown}

@@ -82,11 +82,11 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--device", default="auto", show_default=True, help=text)(command)
 
 
-def make_schedule(options: dict[str, Any], own: Schedule) -> Schedule:
+def make_schedule(options: dict[str, Any], default: Schedule) -> Schedule:
     """Return the schedule of the options."""
     from fastscore.process.names import named_schedule
 
-    return named_schedule(options["schedule"], own, options["sigma_min"], options["sigma_max"])
+    return named_schedule(options["schedule"], default, options["sigma_min"], options["sigma_max"])
 
 
 def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
@@ -95,12 +95,12 @@ def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
 
-def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, own: Schedule) -> Grid | Span:
+def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, default: Schedule) -> Grid | Span:
     """Return the grid of the options, or the span of an adaptive solver."""
     return n.default_grid(
         solver,
         schedule,
-        own,
+        default,
         options["steps"],
         spacing=options["grid"],
         start=options["t_start"],

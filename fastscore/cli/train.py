@@ -169,14 +169,14 @@ class _Bar:
     def __init__(self, unit: str) -> None:
         self.unit, self.bar = unit, None
 
-    def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def __call__(self, count: int, total: int, figures: dict[str, float]) -> None:
         from tqdm import tqdm
 
         if self.bar is None:
             self.bar = tqdm(total=total, unit=self.unit, initial=0)
-        self.bar.update(done - self.bar.n)
+        self.bar.update(count - self.bar.n)
         self.bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
-        if done >= total:
+        if count >= total:
             self.bar.close()
 
 
@@ -207,10 +207,10 @@ def _levels(text: str, flag: str) -> list[int]:
 
 def _spec(shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return the network's description for data of a shape."""
-    fitting = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
-    net = options["net"] if options["net"] != "auto" else fitting[0]
-    if net not in fitting:
-        raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(fitting)}")
+    choices = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
+    net = options["net"] if options["net"] != "auto" else choices[0]
+    if net not in choices:
+        raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(choices)}")
     if net != "transformer" and not options["ordered"]:
         raise ValueError(f"--unordered belongs to --net transformer; leave it out with --net {net}")
     if net == "transformer":

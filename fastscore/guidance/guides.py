@@ -106,8 +106,8 @@ class CFGRescale:
             raise ValueError(f"CFGRescale: phi = {self.phi} must lie in 0 .. 1")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        D, own = denoise.both(x)
-        spread, target = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, own))
+        D, conditional = denoise.both(x)
+        spread, target = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, conditional))
         return D * (self.phi * (target / spread) + (1.0 - self.phi)).reshape(-1, *[1] * (x.ndim - 1))
 
 

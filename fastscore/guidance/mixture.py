@@ -63,10 +63,10 @@ class Guidance:
             )
         if self.model is not None and self.null is not None:
             raise ValueError("guidance: a second model is given the same condition; leave null out")
-        other = self.model or model
-        if other.shape != model.shape:
-            raise ValueError(f"guidance: the second model has samples of shape {other.shape}, the first {model.shape}")
-        if (other.classes or other.cond_shape) and (other.classes, other.cond_shape) != (
+        second = self.model or model
+        if second.shape != model.shape:
+            raise ValueError(f"guidance: the second model has samples of shape {second.shape}, the first {model.shape}")
+        if (second.classes or second.cond_shape) and (second.classes, second.cond_shape) != (
             model.classes,
             model.cond_shape,
         ):
@@ -129,17 +129,17 @@ class BoundPlan:
     def _second(self) -> tuple[list[bool], Folding | None]:
         """Which rows have a second output, and what its network is at these."""
         guidance, plan = self.guidance, replace(self.unfolded, rows=self._first.rows())
-        where = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
-        if guidance is None or guidance.weight == 1.0 or not any(where):
+        mixed = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
+        if guidance is None or guidance.weight == 1.0 or not any(mixed):
             return [False] * len(plan.rows), None
         second = guidance.model or self.model
         assert isinstance(second, ScoreModel)
-        chosen = tuple(row for row, at in zip(self.unfolded.rows, where, strict=True) if at)
-        return where, Folding(replace(plan, rows=chosen), second.schedule, second.parametrization)
+        chosen = tuple(row for row, at in zip(self.unfolded.rows, mixed, strict=True) if at)
+        return mixed, Folding(replace(plan, rows=chosen), second.schedule, second.parametrization)
 
     def _mixed(self, m: str | None) -> tuple[Row, ...]:
-        rows, (where, folding) = self._first.rows(m), self._second
+        rows, (mixed, folding) = self._first.rows(m), self._second
         if folding is None or self.guidance is None:
             return rows
-        other = iter(folding.rows(m))
-        return mix(rows, tuple(next(other) if at else None for at in where), self.guidance.weight)
+        second_rows = iter(folding.rows(m))
+        return mix(rows, tuple(next(second_rows) if at else None for at in mixed), self.guidance.weight)

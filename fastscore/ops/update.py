@@ -93,10 +93,10 @@ def update_ref(
     if noise is not None:
         y = y + column(abi.C) * noise.normal(column(abi.DRAW)[:, 0], x.shape[1], x.dtype)
     if known is not None:
-        mine = known.table.index_select(0, known.idx)
-        center = mine[:, abi.A : abi.A + 1] * known.y
-        z = known.noise.normal(mine[:, abi.DRAW], x.shape[1], x.dtype)
-        y = torch.where(known.mask, center + mine[:, abi.C : abi.C + 1] * z, y)
+        rows = known.table.index_select(0, known.idx)
+        center = rows[:, abi.A : abi.A + 1] * known.y
+        z = known.noise.normal(rows[:, abi.DRAW], x.shape[1], x.dtype)
+        y = torch.where(known.mask, center + rows[:, abi.C : abi.C + 1] * z, y)
         mean = torch.where(known.mask, center, mean)
     if F is not None:
         for k in range(len(hist)):

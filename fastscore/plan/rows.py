@@ -118,11 +118,11 @@ class Plan:
         return hashlib.sha256(content + repr([(r.evaluate, r.langevin) for r in self.rows]).encode()).hexdigest()
 
     def __str__(self) -> str:
-        used = [k for k in range(self.slots) if any(len(r.w) > k and r.w[k] for r in self.rows)]
-        head = ["row", "t", "s", "sigma_t", "m", "a", "b", "c", *(f"w{k}" for k in used), "push", "net", "draw"]
+        weights = [k for k in range(self.slots) if any(len(r.w) > k and r.w[k] for r in self.rows)]
+        head = ["row", "t", "s", "sigma_t", "m", "a", "b", "c", *(f"w{k}" for k in weights), "push", "net", "draw"]
         lines = [head]
         for k, r in enumerate(self.rows):
-            w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in used]
+            w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in weights]
             b, c = (f"{r.b:.6g}", f"{r.c:.6g}") if r.langevin is None else (f"{r.langevin.norm}", "norm")
             sigma = float(self.schedule.sigma(r.t))
             push, net, draw = "" if r.push is None else r.push, _net(r), "" if r.draw < 0 else r.draw

@@ -104,8 +104,8 @@ class DPM:
         r = self.nodes[stage]
         a, sigma, growth, mean = self._step(tau, r * h)
         slope = self.gains[stage] * sigma * mean
-        rest = [torch.zeros_like(a)] * (self.order - 1)
-        columns = [a, slope - sigma * growth, -slope, *rest]
+        zeros = [torch.zeros_like(a)] * (self.order - 1)
+        columns = [a, slope - sigma * growth, -slope, *zeros]
         return r, torch.stack(columns[: self.width], 1)
 
     def finish(self, tau: Tensor, h: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -292,7 +292,7 @@ def ends(path: Path, *units: int) -> list[torch.Tensor]:
     for unit in units:
         path.to = torch.full_like(path.at, unit)
         path.increment(torch.ones_like(path.at, dtype=torch.bool))
-        found.append(path.there.clone())
+        found.append(path.w_end.clone())
     return found
 
 
@@ -314,7 +314,7 @@ def test_a_path_is_the_same_however_it_is_read():
     assert torch.equal(ends(compiled, 777)[0], second)
     # A rejected step: the increment over two halves is that over the whole.
     path.at.fill_(500)
-    path.here = ends(path, 500)[0]
+    path.w_start = ends(path, 500)[0]
     path.to.fill_(777)
     every = torch.ones_like(path.at, dtype=torch.bool)
     whole = path.increment(every).clone()

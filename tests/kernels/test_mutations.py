@@ -39,7 +39,7 @@ MUTANTS = [
     ("update", "abi.W0 + k", "abi.W0", row),
     ("update", "push * slot + at", "0 * slot + at", row),
     ("update", "counter = (tl.program_id(1) * (BLOCK // 4)", "counter = (tl.program_id(1) * BLOCK", points),
-    ("update", "draw = column(mine, abi.DRAW, real)", "draw = column(row, abi.DRAW, real)", row),
+    ("update", "draw = column(known_row, abi.DRAW, real)", "draw = column(row, abi.DRAW, real)", row),
     ("update", "mean = tl.where(is_known, center, mean)", "mean = mean", row),
     ("update", "m = tl.maximum(m, -bound, propagate_nan=tl.PropagateNan.ALL)", "m = m", points),
     ("update", "column(row, abi.C_IN, real) * y", "column(row, abi.A, real) * y", row),
