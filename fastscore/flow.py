@@ -48,7 +48,7 @@ EXACT_DIMENSIONS = 16  # up to which "auto" takes the exact divergence
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Of n samples of D dimensions.
+    """The log-likelihood of n samples of D dimensions.
 
     Attributes:
         nats: ln p, float64 [n]; the mean over the probes.

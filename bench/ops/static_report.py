@@ -107,7 +107,7 @@ def variants() -> Iterator[Variant]:
             table,
             idx,
             key if use.get("noisy", True) else None,
-            F2=network if use.get("guided") else None,
+            F2=network if use.get("mixed") else None,
             known=KnownRow(x, x > 0, table, idx, key) if use.get("known") else None,
             out_u=network if use.get("u", True) else None,
         )
@@ -120,11 +120,11 @@ def variants() -> Iterator[Variant]:
     yield row("noise row, 28x28", 16, d=784)
     yield row("noise row, 2-D points", 16, n=4096, d=2)
     yield row("noise row, D odd", 16, d=3071)
-    yield row("noise row, guided", 20, guided=True)
+    yield row("noise row, mixed", 20, mixed=True)
     yield row("noise row, mask", 21, known=True)
     yield row("noise row, bf16 I/O", 12, dtype=torch.bfloat16)
     yield row("noise row, fp16 I/O", 12, dtype=torch.float16)
-    yield row("noise row, bf16 I/O, guided", 14, dtype=torch.bfloat16, guided=True)
+    yield row("noise row, bf16 I/O, mixed", 14, dtype=torch.bfloat16, mixed=True)
     x, table, idx = torch.zeros(64, 3072), torch.zeros(2, abi.WIDTH), torch.zeros(1, dtype=torch.int32).expand(64)
     key, scratch, valid = NoiseKey.of(0, range(64)), torch.zeros(64, abi.WIDTH), torch.ones(64)
     for name, F, norm, size in (

@@ -6,7 +6,7 @@
 On a two-dimensional mixture with its exact score. Error is the sliced Wasserstein-2 distance to as many exact
 samples; "floor" is that between exact sets, which both sides have on top of their own error. Of fastscore the
 first number of evaluations counts whose error is at most PC's plus two standard deviations of the floor: below
-that the two cannot be told apart with so many samples. PC is the eager loop of peers/score_sde.py. Both sides are
+that the two cannot be told apart with so many samples. PC is the eager loop of bench/peers/score_sde.py. Both sides are
 timed in the same rounds; PC over a twentieth of its steps, times twenty: every step costs the same.
 """
 

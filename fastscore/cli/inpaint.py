@@ -47,7 +47,13 @@ class Box(click.ParamType):
 )
 @click.option("--jump", type=Count(1, 10_000), default=5, show_default=True, help="Steps that repaint goes back.")
 @click.option("--resample", type=Count(1, 10_000), default=5, show_default=True, help="Times that repaint goes down.")
-@click.option("--noise", type=Number(0), default=0.02, show_default=True, help="Of known pixels in -1 .. 1, for pigdm.")
+@click.option(
+    "--noise",
+    type=Number(0),
+    default=0.02,
+    show_default=True,
+    help="Noise of known pixels, for pigdm; they are in -1 .. 1.",
+)
 @click.option("--class", "label", type=Count(), help="Class of every image; its own label, or none, if left out.")
 @drawing_options
 def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any) -> None:

@@ -58,12 +58,12 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *sigma_options(),
         option("--rho", Number(0.1, 1000), "Exponent of the karras grid.", n.RHO),
         option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
-        option("--variance", Name(VARIANCES), "Of ddpm and ancestral.", n.VARIANCE),
+        option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
         option("--snr", Number(0, 1000, open=True), "Signal-to-noise ratio of the corrector.", n.SNR),
         option("--corrections", Count(1, 10_000), "Corrector steps a time.", n.CORRECTIONS),
         option("--norm", Name(NORMS), "Norms of the Langevin step.", n.NORM),
-        option("--predictor", Name(n.PREDICTORS), "Of --solver score-sde.", n.PREDICTOR),
+        option("--predictor", Name(n.PREDICTORS), "Predictor of --solver score-sde.", n.PREDICTOR),
         option("--clip", Number(0, open=True), "Bound on the x0 estimate of each step."),
     ]
     for decorate in reversed(options):
@@ -73,7 +73,10 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def sigma_options() -> list[Callable[..., Any]]:
     """Return the options that bound the noise of a schedule."""
-    return [option(f"--sigma-{end}", Number(0, open=True), "Of ve, edm and smld.") for end in ("min", "max")]
+    return [
+        option(f"--sigma-{end}", Number(0, open=True), "Bound of the schedules ve, edm and smld.")
+        for end in ("min", "max")
+    ]
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What is asked for, one line a sample, and the one way to serve it a micro-batch at a time."""
+"""Requests: what is asked for, one line a sample, and the one way to serve it a micro-batch at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RequestFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """Which samples are wanted and what each of them is given: everything that a sampler's settings are not.
+    """The samples to draw and what each of them is given: everything that a sampler's settings are not.
 
     Shards, processes and retries cut a request and never change a line of it: sample k of it is the same however it is
     cut. Made by ``Sampler.request`` and its likes.

@@ -89,7 +89,7 @@ class DynamicThreshold:
 
 @dataclass(frozen=True)
 class CFGRescale:
-    """Bring the spread of a guided estimate back to that of its conditional one, D_1.
+    """Bring the spread of a mixed estimate back to that of its conditional one, D_1.
 
         D' = D (phi std(D_1) / std(D) + 1 - phi)
 
@@ -194,7 +194,7 @@ class PiGDM:
     It is exact, and so is the posterior, where the data are N(mu, data_std^2 I).
 
     Args:
-        operator: A, see fastscore.operators.
+        operator: A, see guidance/measurements.py.
         noise: standard deviation of the measurement, 0 for none.
         data_std: of the data.
         scale: of the gradient; 1 is Bayes' rule.

@@ -22,15 +22,15 @@ from fastscore.plan.rows import Plan, Row
 
 @dataclass(frozen=True)
 class Guidance:
-    """A weight, where it acts, and what it is measured against.
+    """A mixture of two outputs: its weight, where it acts, and the output that it leads away from.
 
-    A row outside the interval, and every row at weight 1, makes one evaluation and is unguided to the bit.
-    A guided row calls the networks one after the other, each at the micro-batch of the run: a sample is
+    A row outside the interval, and every row at weight 1, makes one evaluation and has the bits of the model alone.
+    A mixed row calls the networks one after the other, each at the micro-batch of the run: a sample is
     still a function of its own settings, seed and id.
 
     Args:
         weight: w; 1 is the model itself, 0 the second model, above 1 leads away from the second.
-        interval: (low, high), the noise-to-signal ratios sigma / alpha that are guided: low < sigma / alpha <= high.
+        interval: (low, high), the noise-to-signal ratios sigma / alpha that are mixed: low < sigma / alpha <= high.
             EDM's sigma, whatever the schedule.
         model: the second model (a JointModel for a JointSampler); None for the same network under the null condition.
         null: the null condition of a model with ``cond_shape``, [*cond_shape]; zeros if left out. A
@@ -56,7 +56,7 @@ class Guidance:
             raise ValueError(f"guidance interval = {self.interval} must be 0 <= low < high, in sigma / alpha")
 
     def check(self, model: Conditioned) -> None:
-        """Raise ValueError unless ``model`` can be guided so."""
+        """Raise ValueError unless ``model`` can be mixed so."""
         if self.model is None and not model.classes and model.cond_shape is None:
             raise ValueError(
                 "guidance: this model is unconditional and has no null condition; give Guidance a second model"
@@ -88,7 +88,7 @@ class Guidance:
 
 
 class BoundPlan:
-    """A plan bound to the networks that it calls: its rows in m, in x0 and unguided, each folded once.
+    """A plan bound to the networks that it calls: its rows in m, in x0 and without a mixture, each folded once.
 
     Args:
         plan: of a solver, not folded.

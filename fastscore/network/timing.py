@@ -26,7 +26,7 @@ GAIN = 1.05  # a larger micro-batch must give so many times more samples a secon
 
 @dataclass(frozen=True)
 class Choice:
-    """What a probe found.
+    """A micro-batch and a number of threads, with the rates that speak for them.
 
     Attributes:
         batch: micro-batch.

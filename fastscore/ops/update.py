@@ -59,7 +59,7 @@ def update_ref(
         table: lowered plan, [rows, abi.WIDTH] like x.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0); rows may differ in everything.
         noise: where z comes from; None if the row's c is 0.
-        F2: second network output (guidance), like F; None leaves its term out.
+        F2: second network output (a mixture), like F; None leaves its term out.
         known: what replaces x' inside a mask, before u' is made; None for no mask.
         out_u: next network input, [N, D] in the network's dtype; None to leave it.
         out_mean: receives x' without its noise term, and a y inside the mask, [N, D] like x.

@@ -4,7 +4,7 @@ A row is one network evaluation (or none) and one linear update:
 
     m = p x + q F + q2 F2,   x' = a x + b m + sum_k w_k h_k + c z,   h[push] <- m,   u <- c_in x'
 
-F2 is a second output, of rows that ``guide`` gave one. A solver emits rows in terms of a quantity m of its
+F2 is a second output, of rows that ``mix`` gave one. A solver emits rows in terms of a quantity m of its
 choice ("x0", "score", ...); the pass ``fold`` writes m as an affine map of the network's own output. Passes
 are pure functions Plan -> Plan, and ``str(plan)`` prints the table.
 """
@@ -49,7 +49,7 @@ class Row:
         evaluate: whether the network runs; if not, m is made of its last output.
         langevin: sets b and c at run time.
         p, q: m = p x + q F, set by ``fold``; c_in, c_noise: network input scale and time label.
-        q2: weight of a second output F2, 0 for none, set by ``guide``; c_in2, c_noise2: of its network.
+        q2: weight of a second output F2, 0 for none, set by ``mix``; c_in2, c_noise2: of its network.
         clip: bound on |m|, 0 for none.
         draw: number of the noise draw, -1 for none; set when the plan is built.
     """
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample; a guided row has two."""
+        """Network evaluations a sample; a mixed row has two."""
         return sum(row.evaluate * (1 + (row.q2 != 0.0)) for row in self.rows)
 
     @property

@@ -20,10 +20,10 @@ from fastscore.solvers.adaptive import Adaptive, DPMAdaptive, GottaGoFast, Table
 
 
 class Method(Protocol):
-    """A step.
+    """One attempted step of a solver, stage by stage.
 
     Attributes:
-        quantity: what an evaluation gives; see engine/continuous.py.
+        quantity: what an evaluation gives; see engine/adaptive/field.py.
         stages: evaluations of a step, the first included.
         width: of the weights; 1 + stages, and 1 more for noise.
         fsal: whether the last evaluation is at the result.

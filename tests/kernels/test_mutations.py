@@ -15,7 +15,7 @@ from . import test_noise, test_norms, test_quantize, test_seeds, test_update
 from .cases import Case
 from .conftest import load
 
-row = partial(test_update.test_same_bits, case=Case(48, guided=True, slots=3, known=True, mean=True, own=True))
+row = partial(test_update.test_same_bits, case=Case(48, mixed=True, slots=3, known=True, mean=True, own=True))
 points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
 normals = partial(test_noise.test_normals, d=129)
 norms = partial(test_norms.test_same_bits, case=Case(1700, n=2), norm="sample")
