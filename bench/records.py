@@ -89,8 +89,8 @@ def between(text: str, marker: str, content: str) -> str:
     start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
     if start not in text or end not in text:
         return text
-    before, rest = text.split(start, 1)
-    return f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+    before, after = text.split(start, 1)
+    return f"{before}{start}\n{content}\n{end}{after.split(end, 1)[1]}"
 
 
 def publish(name: str, title: str, text: str) -> Path:
@@ -103,7 +103,7 @@ def publish(name: str, title: str, text: str) -> Path:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

@@ -32,7 +32,7 @@ def headline(env: Mapping[str, Any]) -> str:
         limit = env["power_limit_w"]
         parts += [f"power limit {limit:.0f} W" if limit else "power limit unknown", f"CUDA {env['cuda']}"]
         parts.append(f"triton {env['triton']}")
-        parts += [f"TF32 {name} {'on' if used else 'off'}" for name, used in env["tf32"].items()]
+        parts += [f"TF32 {name} {'on' if enabled else 'off'}" for name, enabled in env["tf32"].items()]
     parts += [f"{env['threads']} thread{'s' * (env['threads'] > 1)}", f"torch {env['torch']}"]
     parts.append(f"commit {env['git'] or 'unknown'}{' with uncommitted changes' if env['dirty'] else ''}")
     load = f"load {env['load']:.1f}" if env["load"] is not None else ""
@@ -52,7 +52,7 @@ def text(record: Record) -> str:
             b = record["bandwidth"]
             line += f"  {b['gb_per_s']:.1f} GB/s, {b['percent_of_copy']:.0f} % of a copy's"
         lines.append(line)
-    lines += [f"  {name:28s}   skipped: {why}" for name, why in record["skipped"].items()]
+    lines += [f"  {name:28s}   skipped: {reason}" for name, reason in record["skipped"].items()]
     for r in record["ratios"]:
         verdict = "faster" if r["p20"] > 1.0 else "SLOWER" if r["p80"] < 1.0 else "no clear difference"
         times = f"{r['p50']:.2f} ({r['p20']:.2f} .. {r['p80']:.2f})"
@@ -68,28 +68,28 @@ def text(record: Record) -> str:
 
 def latest(records: Iterable[Record]) -> list[Record]:
     """Keep the last record of each case on each device, without quick ones."""
-    kept = {(r["env"]["device"], r["bench"], r["case"]): r for r in records if not r.get("quick")}
-    return list(kept.values())
+    newest = {(r["env"]["device"], r["bench"], r["case"]): r for r in records if not r.get("quick")}
+    return list(newest.values())
 
 
 def recorded() -> list[Record]:
     """Return the records that count, of every file."""
-    every = (r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
-    return latest(r for r in every if "case" in r)  # studies keep records of another kind
+    loaded = (r for file in sorted(RESULTS.glob("*.jsonl")) for r in load(file))
+    return latest(r for r in loaded if "case" in r)  # studies keep records of another kind
 
 
 def tables(records: Sequence[Record], ops: bool = True) -> str:
     """Return markdown: for each device its hardware line and tables."""
     parts = []
     for device in dict.fromkeys(r["env"]["device"] for r in records):
-        here = [r for r in records if r["env"]["device"] == device]
-        sampled = [r for r in here if r["bench"] == "sampler"]
-        single = [r for r in here if r["bench"] not in ("sampler", *peer_tables.BENCHES)] if ops else []
+        on_device = [r for r in records if r["env"]["device"] == device]
+        sampled = [r for r in on_device if r["bench"] == "sampler"]
+        single = [r for r in on_device if r["bench"] not in ("sampler", *peer_tables.BENCHES)] if ops else []
         if not sampled and not single:
             continue
         lines = list(dict.fromkeys(headline(r["env"]) for r in [*sampled, *single]))
-        note = "" if here[0]["env"]["type"] == "cuda" else "CPU figures: they say nothing about a GPU.  "
-        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in here) else ""
+        note = "" if on_device[0]["env"]["type"] == "cuda" else "CPU figures: they say nothing about a GPU.  "
+        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in on_device) else ""
         parts.append("\n".join([f"**{device}**", "", note + quick + "  ".join(lines) + "."]))
         parts += [_ops_table(single)] if single else []
         parts += [_sampler_table(r) for r in sampled]
@@ -101,9 +101,9 @@ def against_peers(records: Sequence[Record], table: Callable[[Sequence[Record], 
     records = [r for r in records if r["bench"] in peer_tables.BENCHES]
     parts = []
     for device in dict.fromkeys(r["env"]["device"] for r in records):
-        here = [r for r in records if r["env"]["device"] == device]
-        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in here) else ""
-        parts.append(table(here, quick + headline(here[-1]["env"])))
+        on_device = [r for r in records if r["env"]["device"] == device]
+        quick = "**Quick run: these figures mean nothing.**  " if any(r.get("quick") for r in on_device) else ""
+        parts.append(table(on_device, quick + headline(on_device[-1]["env"])))
     return "\n\n".join(parts)
 
 
@@ -156,7 +156,7 @@ def _sampler_table(r: Record) -> str:
         ends = [r["items"]["count"] / seconds[p] for p in ("p80", "p20")]
         around = derived["outside_ms_per_step"].get(name, derived["outside_ms_per_step"].get(name.split(",")[0]))
         prepared = r["facts"]["prepare"].get(mode, {}) if name.startswith("fastscore") else {}
-        ready = f"{prepared['first_s'] + prepared['capture_s']:.1f} s" if prepared else ""
+        startup = f"{prepared['first_s'] + prepared['capture_s']:.1f} s" if prepared else ""
         energy = r["cost"].get(name, {}).get("energy_per_item", {}).get("value")
         rows.append([
             name,
@@ -165,10 +165,10 @@ def _sampler_table(r: Record) -> str:
             *(_ratio(r, name, f"published, {kind}") for kind in ("eager", "compiled")),
             *(f"{share[k]:.0%}" if share else "" for k in ("net", "update", "gap")),
             f"{around:.3f}" if around is not None else "",
-            ready,
+            startup,
             f"{energy:.3g}" if energy else "",
         ])  # fmt: skip
-    rows += [[name, f"skipped: {why}", *[""] * 9] for name, why in r["skipped"].items()]
+    rows += [[name, f"skipped: {reason}", *[""] * 9] for name, reason in r["skipped"].items()]
     return f"{r['case']}, float32, backend {r['facts']['backend']}:\n\n{_table(head, rows)}"
 
 

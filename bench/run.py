@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     setting, env = common.Setting(device, args.quick, args.points, args.match), records.environment(device)
     file = args.json or (None if args.quick else records.results_file(env))
     print(report.headline(env))
-    made = []
+    measured = []
     with tqdm(args.names or NAMES, unit="bench", disable=None) as bar:
         for name in bar:
             for case in import_module(MODULES[name]).cases(setting):
@@ -68,17 +68,17 @@ def run(args: argparse.Namespace) -> int:
                     result = common.measure(case, setting)
                 except common.RedGate as error:
                     result = {"bench": name, "case": case.name, "quick": args.quick, "red": str(error)}
-                made.append({"schema": records.SCHEMA, **result, "env": env})
+                measured.append({"schema": records.SCHEMA, **result, "env": env})
                 tqdm.write(report.text(result), file=sys.stdout)
                 if file:
-                    records.append(file, made[-1])
+                    records.append(file, measured[-1])
     if file:
-        print(f"{len(made)} records appended to {file}")
+        print(f"{len(measured)} records appended to {file}")
     if args.md:
-        texts = (report.tables(made), report.against_peers(made))
+        texts = (report.tables(measured), report.against_peers(measured))
         args.md.write_text("\n\n".join(filter(None, texts)) + "\n")
         print(f"tables written to {args.md}")
-    return 1 if any("red" in record for record in made) else 0
+    return 1 if any("red" in record for record in measured) else 0
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Meter:
         self, uuid: str | None, nvml: Any = None, interval: float = 0.02, now: Callable[[], float] = time.perf_counter
     ) -> None:
         self.uuid, self.nvml, self.interval, self.now = uuid, nvml, interval, now
-        self.why = ""  # nothing can be read at all
+        self.reason = ""  # nothing can be read at all
         self.failed: dict[str, str] = {}  # a reading that failed, once failed for good
         self.values: dict[str, list[tuple[float, float]]] = {name: [] for name in _READINGS}
         self.throttled: set[str] = set()
@@ -72,7 +72,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._open()
-        if not self.why:
+        if not self.reason:
             self.limit = self._read("power_limit", lambda: self.nvml.nvmlDeviceGetEnforcedPowerLimit(self.gpu) / 1000.0)
             self._count()
             self.poll()
@@ -82,7 +82,7 @@ class Meter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self.why:
+        if not self.reason:
             self._stop.set()
             self._thread.join()
             self.poll()
@@ -100,7 +100,7 @@ class Meter:
 
     def poll(self) -> None:
         """Take one reading of everything."""
-        if self.why:
+        if self.reason:
             return
         for name, (_, reading, _) in _READINGS.items():
             value = self._read(name, lambda reading=reading: reading(self.nvml, self.gpu))
@@ -112,20 +112,20 @@ class Meter:
 
     def _open(self) -> None:
         if self.uuid is None:
-            self.why = "no NVIDIA GPU in this run"
+            self.reason = "no NVIDIA GPU in this run"
             return
         if self.nvml is None:
             try:
                 import pynvml
             except ImportError:
-                self.why = "nvidia-ml-py is not installed"
+                self.reason = "nvidia-ml-py is not installed"
                 return
             self.nvml = pynvml
         try:
             self.nvml.nvmlInit()
             self.gpu = self.nvml.nvmlDeviceGetHandleByUUID(self.uuid)
         except self.nvml.NVMLError as error:
-            self.why = f"NVML: {error}"
+            self.reason = f"NVML: {error}"
 
     def _read(self, name: str, reading: Callable[[], Any]) -> Any:
         """Return a reading; after a failure never again, so that no mean is taken over half a run."""
@@ -147,21 +147,21 @@ class Meter:
             self.energy.append(value / 1000.0)
 
     def _single(self, name: str, unit: str, value: Any) -> Figure:
-        why = self.why or self.failed.get(name, "")
-        return Figure(None, unit, why) if why else Figure(value, unit)
+        reason = self.reason or self.failed.get(name, "")
+        return Figure(None, unit, reason) if reason else Figure(value, unit)
 
     def _summary(self, name: str) -> Figure:
         unit, _, reduce = _READINGS[name]
         readings = [value for _, value in self.values[name]]
-        why = self.why or self.failed.get(name, "")
-        if not why and not any(readings):
-            why = "the driver reports 0, which it cannot be"
-        return Figure(None, unit, why) if why else Figure(reduce(readings), unit, how=f"{len(readings)} readings")
+        reason = self.reason or self.failed.get(name, "")
+        if not reason and not any(readings):
+            reason = "the driver reports 0, which it cannot be"
+        return Figure(None, unit, reason) if reason else Figure(reduce(readings), unit, how=f"{len(readings)} readings")
 
     def _energy(self, items: int) -> Figure:
         unit = "J"
-        if self.why:
-            return Figure(None, unit, self.why)
+        if self.reason:
+            return Figure(None, unit, self.reason)
         problem = self.failed.get("energy", "")
         if not problem:
             before, after = self.energy
@@ -210,7 +210,7 @@ def reset_peak(device: torch.device) -> str | None:
     return None
 
 
-def peak(device: torch.device, why: str | None) -> dict[str, Figure]:
+def peak(device: torch.device, reason: str | None) -> dict[str, Figure]:
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         how = "what other variants keep allocated included"
@@ -218,8 +218,8 @@ def peak(device: torch.device, why: str | None) -> dict[str, Figure]:
             "peak_allocated": Figure(allocated / MIB, "MiB", how=how),
             "peak_reserved": Figure(reserved / MIB, "MiB", how=how),
         }
-    if why:
-        return {"peak_resident": Figure(None, "MiB", why)}
+    if reason:
+        return {"peak_resident": Figure(None, "MiB", reason)}
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = next(float(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     return {"peak_resident": Figure(kib / 1024.0, "MiB", how="whole process, Python and torch included")}

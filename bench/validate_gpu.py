@@ -53,14 +53,14 @@ def steps(run: Run, records: Path, quick: bool) -> list[Step]:
         "import torch; from fastscore.ops.backend import resolve; from fastscore.engine.selfcheck import checks; "
         "device = torch.device('cuda'); [*map(print, checks(device, resolve('auto', device)))]"
     )
-    done = [
+    results = [
         step("pytest -m gpu", [python, "-m", "pytest", "-q", "-m", "gpu"], run),
         step("self-check", [python, "-c", check], run),
     ]
     if not shutil.which("compute-sanitizer"):
-        done.append(Step("compute-sanitizer", "", None, 0.0, "compute-sanitizer is not installed (CUDA toolkit)"))
+        results.append(Step("compute-sanitizer", "", None, 0.0, "compute-sanitizer is not installed (CUDA toolkit)"))
     elif not kernels.is_dir():
-        done.append(Step("compute-sanitizer", "", None, 0.0, "there are no tests/kernels"))
+        results.append(Step("compute-sanitizer", "", None, 0.0, "there are no tests/kernels"))
     else:
         # Without torch's caching allocator each tensor is an allocation, so that a stray access shows.
         guard = [
@@ -72,10 +72,12 @@ def steps(run: Run, records: Path, quick: bool) -> list[Step]:
             "--error-exitcode",
             "9",
         ]
-        done.append(step("compute-sanitizer", [*guard, python, "-m", "pytest", "-q", "-m", "gpu", str(kernels)], run))
+        results.append(
+            step("compute-sanitizer", [*guard, python, "-m", "pytest", "-q", "-m", "gpu", str(kernels)], run)
+        )
     bench = [python, str(ROOT / "bench" / "run.py"), "--device", "cuda", "--json", str(records)]
-    done.append(step("bench", bench + ["--quick"] * quick, run))
-    return done
+    results.append(step("bench", bench + ["--quick"] * quick, run))
+    return results
 
 
 def step(name: str, command: Sequence[str], run: Run) -> Step:
@@ -89,12 +91,12 @@ def step(name: str, command: Sequence[str], run: Run) -> Step:
     return Step(name, " ".join(command), passed, round(time.perf_counter() - start, 1), "\n".join(lines))
 
 
-def markdown(env: dict, done: Sequence[Step], tables: str) -> str:
+def markdown(env: dict, results: Sequence[Step], tables: str) -> str:
     """Return the report."""
     words = {True: "passed", False: "**FAILED**", None: "could not run"}
     lines = [f"# Validation on {env['device']}", "", f"{report.headline(env)}.", "", "| step | result | seconds |"]
-    lines += ["|---|---|---|", *(f"| {s.name} | {words[s.passed]} | {s.seconds:.0f} |" for s in done)]
-    for s in done:
+    lines += ["|---|---|---|", *(f"| {s.name} | {words[s.passed]} | {s.seconds:.0f} |" for s in results)]
+    for s in results:
         lines += ["", f"## {s.name}", "", f"`{s.command}`" if s.command else "", "```", s.output, "```"]
     return "\n".join([*lines, "", "## Figures", "", tables, ""])
 
@@ -111,12 +113,14 @@ def main(arguments: list[str] | None = None, run: Run = run_here) -> int:
     file = results_file(env)
     base = file.with_name(f"validation-{file.stem}")
     records = base.with_name(f"{base.name}.records.jsonl") if args.quick else file
-    done = steps(run, records, args.quick)
-    made = [r for r in load(records) if r["env"]["date"] >= env["date"]] if records.exists() else []
-    base.with_suffix(".json").write_text(json.dumps({"env": env, "steps": [asdict(s) for s in done]}, indent=1) + "\n")
-    base.with_suffix(".md").write_text(markdown(env, done, report.tables(made)))
+    results = steps(run, records, args.quick)
+    measured = [r for r in load(records) if r["env"]["date"] >= env["date"]] if records.exists() else []
+    base.with_suffix(".json").write_text(
+        json.dumps({"env": env, "steps": [asdict(s) for s in results]}, indent=1) + "\n"
+    )
+    base.with_suffix(".md").write_text(markdown(env, results, report.tables(measured)))
     print(f"report: {base.with_suffix('.md')}")
-    return 0 if all(s.passed is not False for s in done) else 1
+    return 0 if all(s.passed is not False for s in results) else 1
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
-from fastscore.execution import Execution, Short
+from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import NoiseKey
@@ -65,7 +65,7 @@ def run(
     spread: float = 0.0,
     method: str = "mala",
     execution: Execution | None = None,
-    **short: Unpack[Short],
+    **fields: Unpack[ExecutionFields],
 ) -> Chains:
     """Run one chain for each id; a chain is a pure function of (density, start, step, steps, method, seed, id).
 
@@ -80,25 +80,25 @@ def run(
         score: grad ln p, [N, *shape] -> like it; differentiates ``log_density`` if left out.
         spread: adds spread z to the start, at least 0.
         method: "mala" or "ula".
-        execution, short: as for Sampler; batch, 1024 if left out, is how many chains run together. Both functions
+        execution, fields: as for Sampler; batch, 1024 if left out, is how many chains run together. Both functions
             always see that many (the tail is padded).
 
     Raises:
         ValueError: an argument outside its range.
         NonFiniteError: a chain left the numbers, or MALA started where p is zero.
     """
-    for name, value, good in (
+    for name, value, valid in (
         ("step", step, 0.0 < step < math.inf),
         ("spread", spread, 0.0 <= spread < math.inf),
         ("steps", steps, 1 <= steps < 1 << 24),
         ("method", method, method in METHODS),
     ):
-        if not good:
+        if not valid:
             raise ValueError(
                 f"mcmc: {name} = {value!r}; step must be positive, spread at least 0, steps at least 1 and "
                 f"below {1 << 24}, method {' or '.join(METHODS)}"
             )
-    execution = Execution.of(execution or Execution(batch=1024), **short).on(log_density, score)
+    execution = Execution.of(execution or Execution(batch=1024), **fields).on(log_density, score)
     key = NoiseKey.of(seed, ids, execution.place)
     n = len(key.ids)
     if start.ndim < 2 or len(start) not in (1, n):
@@ -166,23 +166,23 @@ def _chain(
     loop.advance(loop.kinds[0], (None, None))
     x = loop.x.clone()
     s, p = score(x), level(x)
-    taken = torch.zeros(loop.batch, dtype=torch.float64, device=x.device)
+    acceptances = torch.zeros(loop.batch, dtype=torch.float64, device=x.device)
     for k, kind in enumerate(loop.kinds[1:], 1):
         loop.advance(kind, (s, None))  # loop.x is the proposal
         s_y = score(loop.x)
         p_y = level(loop.x)
         if p is None or p_y is None:
-            s, taken = s_y, taken + 1.0
+            s, acceptances = s_y, acceptances + 1.0
             continue
         ratio = p_y - p - distance(loop.x, x, s_y) + distance(x, loop.x, s)
         u = loop.key.uniform(ACCEPT_DRAW + k, 1)[:, 0].to(torch.float64)
         accept = u.log() <= ratio  # no for NaN
         loop.x.copy_(torch.where(accept[:, None], loop.x, x))
         x, s = loop.x.clone(), torch.where(accept[:, None], s_y, s)
-        p, taken = torch.where(accept, p_y, p), taken + accept
+        p, acceptances = torch.where(accept, p_y, p), acceptances + accept
     if p is not None:
-        taken = taken + 0.0 * p  # NaN where the density never was positive
-    return loop.x.clone(), (taken.to(x.dtype) / (len(loop.kinds) - 1))[:, None]
+        acceptances = acceptances + 0.0 * p  # NaN where the density never was positive
+    return loop.x.clone(), (acceptances.to(x.dtype) / (len(loop.kinds) - 1))[:, None]
 
 
 def _gradient(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

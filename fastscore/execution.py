@@ -25,7 +25,7 @@ NETWORKS = ("own", "auto", "fp32", "bf16", "compile", "regional")
 GRAPHS = ("step", "loop")
 
 
-class Short(TypedDict, total=False):
+class ExecutionFields(TypedDict, total=False):
     """The fields of Execution as keywords of a sampler: ``Sampler(model, batch=8)``."""
 
     device: torch.device | str | None
@@ -81,19 +81,20 @@ class Execution:
             raise ValueError(f"network = {self.network!r} computes for a float32 state; use network='own'")
 
     @classmethod
-    def of(cls, execution: Execution | None = None, **short: Unpack[Short]) -> Execution:
+    def of(cls, execution: Execution | None = None, **fields: Unpack[ExecutionFields]) -> Execution:
         """Return an execution with some of its fields given by keyword.
 
         Raises:
             ValueError: a value out of range.
             TypeError: a keyword that is no field.
         """
-        unknown = sorted(set(short) - set(Short.__annotations__))
+        unknown = sorted(set(fields) - set(ExecutionFields.__annotations__))
         if unknown:
             raise TypeError(
-                f"unexpected keyword {', '.join(unknown)}; an execution has {', '.join(Short.__annotations__)}"
+                f"unexpected keyword {', '.join(unknown)}; an execution has "
+                f"{', '.join(ExecutionFields.__annotations__)}"
             )
-        return replace(execution or cls(), **short)
+        return replace(execution or cls(), **fields)
 
     def on(self, *networks: object) -> Execution:
         """Return it with the device of these networks, which must agree, and with what that device rules out checked.
@@ -179,9 +180,9 @@ def evaluating(*networks: object) -> Generator[None]:
 def _device(device: torch.device | str) -> torch.device:
     """Return a device with its index: "cuda" is the current CUDA device."""
     try:
-        found = torch.device(device)
+        place = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device = {device!r} must be cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and found.index is None and torch.cuda.is_available():
+    if place.type == "cuda" and place.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return found
+    return place

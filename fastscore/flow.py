@@ -29,7 +29,7 @@ from fastscore.engine.adaptive.field import Field, ScoreField
 from fastscore.engine.adaptive.lanes import Lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.request import Request, Turn
-from fastscore.execution import GRAPHS, Execution, Short
+from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Labels
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import prepare
@@ -51,7 +51,7 @@ EXACT_DIMENSIONS = 16  # up to which "auto" takes the exact divergence
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Of n samples of D dimensions.
+    """The log-likelihood of n samples of D dimensions.
 
     Attributes:
         nats: ln p, float64 [n]; the mean over the probes.
@@ -92,7 +92,7 @@ class ProbabilityFlow:
             step between in the angle phi.
         grid: a Span for an adaptive solver, a Grid or Times that ends at sigma > 0 for the others. Left out:
             from T to t = 1e-5, or to t_end where noise levels are discrete or bounded below.
-        execution, short: as for Sampler; the network is differentiated, so it runs as it is or through torch.compile.
+        execution, fields: as for Sampler; the network is differentiated, so it runs as it is or through torch.compile.
 
     Raises:
         ValueError: settings that do not fit each other.
@@ -106,9 +106,9 @@ class ProbabilityFlow:
         solver: FlowSolver | str | None = None,
         grid: Grid | Times | Span | None = None,
         execution: Execution | None = None,
-        **short: Unpack[Short],
+        **fields: Unpack[ExecutionFields],
     ) -> None:
-        self.model, self.execution = model, Execution.of(execution, **short).on(model.net)
+        self.model, self.execution = model, Execution.of(execution, **fields).on(model.net)
         if self.execution.ahead_of_time or self.execution.graph in GRAPHS:
             raise ValueError(
                 f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a likelihood differentiates "
@@ -208,9 +208,9 @@ class ProbabilityFlow:
     def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
         x, request = self._request(x, None, 0, labels, cond)
         field = self._field()
-        (here, there) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
-        y, _ = self._solve(field, field, x / here, request, progress, up)
-        return (y * there).reshape(-1, *self.model.shape)
+        (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
+        y, _ = self._solve(field, field, x / before, request, progress, up)
+        return (y * after).reshape(-1, *self.model.shape)
 
     def _solve(
         self, field: Field, score: ScoreField, y: Tensor, request: Request, progress: bool, up: bool

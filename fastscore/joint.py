@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastscore.engine.loop import Kind, Loop, Outputs, recorded
-from fastscore.engine.request import Asked, Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, RequestFields, Turn, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
-from fastscore.execution import GRAPHS, Execution, Short
+from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, apart
@@ -109,7 +109,7 @@ class JointSampler:
         clip: bound on the x0 estimate of every part, or None.
         guidance: as for Sampler; a second model is a JointModel of the same parts.
         start: as for Sampler; ``init`` of a run is then a dict by part.
-        execution, short: as for Sampler; the network runs as it is, in the plain loop.
+        execution, fields: as for Sampler; the network runs as it is, in the plain loop.
 
     Raises:
         ValueError: no parts, knots outside a part's schedule, or a solver whose stages differ by schedule.
@@ -126,12 +126,12 @@ class JointSampler:
         guidance: Guidance | None = None,
         start: str = "prior",
         execution: Execution | None = None,
-        **short: Unpack[Short],
+        **fields: Unpack[ExecutionFields],
     ) -> None:
         second = model if guidance is None or guidance.model is None else guidance.model
         assert isinstance(second, JointModel)
         self.model, self.second, self.guidance, self.start = model, second, guidance, start
-        self.execution = Execution.of(execution, **short).on(model.net, second.net)
+        self.execution = Execution.of(execution, **fields).on(model.net, second.net)
         if self.execution.network != "own" or self.execution.graph in GRAPHS:
             raise ValueError(
                 f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a joint network runs "
@@ -148,7 +148,7 @@ class JointSampler:
         self.solver, self.grid = chosen, grid if grid is not None else default_grid(chosen, first, first, steps)
         knots = self.grid(first)
         self.bound = {
-            name: self._bind(name, _own(name, part.schedule, knots, first), k, clip)
+            name: self._bind(name, _knots_of(name, part.schedule, knots, first), k, clip)
             for k, (name, part) in enumerate(model.parts.items())
         }
         _check_in_step({name: bound.plan for name, bound in self.bound.items()}, chosen)
@@ -184,10 +184,10 @@ class JointSampler:
         return {name: bound.plan for name, bound in self.bound.items()}
 
     def request(
-        self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **asked: Unpack[Asked]
+        self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; as Sampler's, without known data and ``y``."""
-        request = Request.of(self.model, self.execution.place, ids, seed, **asked)
+        request = Request.of(self.model, self.execution.place, ids, seed, **fields)
         if request.known is not None or request.y is not None:
             raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
         request.check_start(self.start)
@@ -202,15 +202,15 @@ class JointSampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         progress: bool = False,
-        **asked: Unpack[Asked],
+        **fields: Unpack[RequestFields],
     ) -> Tensors:
         """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
 
         Arguments and errors as for Sampler.run: labels, cond, noise [draws, n, D of all parts], init (a dict by part).
         """
-        done = [x for _, x in self.stream(ids, seed, progress=progress, **asked)]
+        batches = [x for _, x in self.stream(ids, seed, progress=progress, **fields)]
         empty = {name: loop.result()[:0] for name, loop in self.loops.items()}
-        return {name: torch.cat([part[name] for part in [empty, *done]]) for name in self.loops}
+        return {name: torch.cat([part[name] for part in [empty, *batches]]) for name in self.loops}
 
     def stream(
         self,
@@ -218,10 +218,10 @@ class JointSampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         progress: bool = False,
-        **asked: Unpack[Asked],
+        **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
-        request = ids if isinstance(ids, Request) else self.request(ids, seed, **asked)
+        request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
         served = micro_batches(request, self.execution.batch, self.turn, self._run, self._report)
         with tqdm(total=len(request), unit="sample", disable=not progress) as bar:
             for at, x in served:
@@ -263,26 +263,26 @@ class JointSampler:
                 raise NonFiniteError(f"{name}: {bad_samples(x[:, columns], part.ids)}")
 
 
-def _own(name: str, schedule: Schedule, knots: Array, first: Schedule) -> Array:
+def _knots_of(name: str, schedule: Schedule, knots: Array, first: Schedule) -> Array:
     """Return the shared knots as this part's, with its own clean end."""
     clean = knots[-1] == first.t_clean
-    own = np.append(knots[:-1], schedule.t_clean) if clean else knots
-    inner = own[:-1] if clean else own
+    result = np.append(knots[:-1], schedule.t_clean) if clean else knots
+    inner = result[:-1] if clean else result
     if inner[0] > schedule.T or inner[-1] <= schedule.t_clean:
         raise ValueError(
             f"part {name!r}: the shared times {inner[0]:.6g} .. {inner[-1]:.6g} leave {type(schedule).__name__}'s "
             f"range {schedule.T:.6g} .. {schedule.t_clean:.6g}; parts need schedules over the same times"
         )
-    return own
+    return result
 
 
-def _check_in_step(made: Mapping[str, Plan], solver: Solver) -> None:
+def _check_in_step(plans: Mapping[str, Plan], solver: Solver) -> None:
     """Raise ValueError unless all plans evaluate in the same rows, at the same times."""
-    (name, first), *others = made.items()
+    (name, first), *others = plans.items()
     times = [row.t if row.evaluate else math.nan for row in first.rows]
     for other, plan in others:
-        own = [row.t if row.evaluate else math.nan for row in plan.rows]
-        if not np.array_equal(times, own, equal_nan=True):
+        part_times = [row.t if row.evaluate else math.nan for row in plan.rows]
+        if not np.array_equal(times, part_times, equal_nan=True):
             raise ValueError(
                 f"{type(solver).__name__} evaluates parts {name!r} and {other!r} at different times, since its stages "
                 "depend on the schedule; use Heun, DPMpp2M, EulerMaruyama or another solver of fixed stages"

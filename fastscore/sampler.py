@@ -17,9 +17,9 @@ from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.picard import Parallel, Picard
-from fastscore.engine.request import Asked, Request
+from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
-from fastscore.execution import GRAPHS, Execution, Short
+from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
 from fastscore.guidance.mixture import BoundPlan, Guidance
@@ -61,7 +61,7 @@ class Sampler:
             guidance/guides.py. It is Python and may differentiate, so nothing is captured: graph is off.
         start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
             (SDEdit: start the grid at an intermediate time); "state", ``init`` as it is (decoding a latent).
-        execution, short: how it is computed (see Execution); fields of it as keywords, as in ``batch=8``.
+        execution, fields: how it is computed (see Execution); fields of it as keywords, as in ``batch=8``.
 
     Raises:
         ValueError: a solver, grid, model and execution that do not fit each other.
@@ -81,12 +81,12 @@ class Sampler:
         guide: Guide | None = None,
         start: str = "prior",
         execution: Execution | None = None,
-        **short: Unpack[Short],
+        **fields: Unpack[ExecutionFields],
     ) -> None:
         second = model if guidance is None or guidance.model is None else guidance.model
         assert isinstance(second, ScoreModel)
         self.model, self.second = model, second
-        self.execution = Execution.of(execution, **short).on(model.net, second.net)
+        self.execution = Execution.of(execution, **fields).on(model.net, second.net)
         self.net_dtype = self.execution.network_dtype(model.net, second.net)
         self.ops = trusted(self.execution)
         self.schedule = schedule if schedule is not None else model.schedule
@@ -178,21 +178,21 @@ class Sampler:
             return Parallel(loop, self.parallel)
         return Batches(loop, execution.graph if execution.place.type == "cuda" and self.guide is None else "off")
 
-    def warm_up(self, **asked: Unpack[Asked]) -> dict[str, float | str]:
+    def warm_up(self, **fields: Unpack[RequestFields]) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
 
         Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s``, ``graph`` (the mode that will run),
         and ``off_s``, ``step_s``, ``loop_s`` where they were timed. Arguments as for ``run``, where a guide needs them.
         """
         if self.start != "prior":
-            asked.setdefault("init", torch.zeros(self.model.shape))
-        return self.engine.warm_up(self.request(range(self.execution.batch), **asked))
+            fields.setdefault("init", torch.zeros(self.model.shape))
+        return self.engine.warm_up(self.request(range(self.execution.batch), **fields))
 
     def request(
-        self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **asked: Unpack[Asked]
+        self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; arguments and errors as for ``run``."""
-        request = Request.of(self.model, self.execution.place, ids, seed, **asked)
+        request = Request.of(self.model, self.execution.place, ids, seed, **fields)
         request.check_start(self.start)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
@@ -210,7 +210,7 @@ class Sampler:
         *,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
-        **asked: Unpack[Asked],
+        **fields: Unpack[RequestFields],
     ) -> Tensor:
         """Draw the samples ``ids`` of ``seed``.
 
@@ -233,7 +233,7 @@ class Sampler:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
             NonFiniteError: a sample became NaN or Inf.
         """
-        request = ids if isinstance(ids, Request) else self.request(ids, seed, **asked)
+        request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
         out = torch.empty((len(request), *self.model.shape), dtype=self.execution.dtype, device=self.execution.place)
         for at, x in self._engine_of(request).stream(request, callback, progress):
             out[at] = x
@@ -246,13 +246,13 @@ class Sampler:
         *,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
-        **asked: Unpack[Asked],
+        **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``.
 
         An adaptive solver yields samples as they are done, in no order.
         """
-        request = ids if isinstance(ids, Request) else self.request(ids, seed, **asked)
+        request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
         served = self._engine_of(request).stream(request, callback, progress)
         return ((request.ids[at], x) for at, x in served)
 

@@ -8,7 +8,7 @@ B = 1
 C = 2
 P = 3  # m = P x + Q F
 Q = 4
-Q2 = 5  # weight of a second network output (guidance)
+Q2 = 5  # weight of a second network output (a mixture)
 C_IN = 6  # next network input u = C_IN x'
 W0 = 7  # history slots 0 .. 3
 SLOTS = 4

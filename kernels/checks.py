@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_WHOLE = (torch.int64,)
+_INT64 = (torch.int64,)
 
 
 def require(
@@ -19,10 +19,10 @@ def require(
         if tensor is None:
             continue
         if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != device:
-            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            types = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise ValueError(
                 f"{op}: {name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}; "
-                f"expected {wanted} {list(shape)} on {device}"
+                f"expected {types} {list(shape)} on {device}"
             )
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}; expected contiguous, call .contiguous()")
@@ -41,7 +41,7 @@ def require_key(op: str, device: torch.device, n: int, key: object) -> int:
         stride = 1
         if seed.shape == (n,) and n and not seed.stride(0):
             seed, stride = seed[:1], 0
-    require(op, device, seed=(seed, (n,) if stride else (1,), _WHOLE), ids=(key.ids, (n,), _WHOLE))
+    require(op, device, seed=(seed, (n,) if stride else (1,), _INT64), ids=(key.ids, (n,), _INT64))
     return stride
 
 

@@ -1,6 +1,6 @@
 """Noise v1 on the GPU: counter -> Philox4x32-10 words -> uniforms and normals.
 
-The device functions mirror fastscore/noise.py, the specification, operation by operation: each
+The device functions mirror fastscore/ops/noise.py, the specification, operation by operation: each
 multiply and add rounds on its own (kernels are compiled with enable_fp_fusion=False), square roots
 are correctly rounded. One Philox call serves four consecutive elements; no word is wasted.
 """

@@ -66,8 +66,8 @@ def _update_kernel(
         draw = column(row, abi.DRAW, real).to(tl.int32)
         z = normals(seed, sample_id, draw, counter, ROWS, BLOCK)
     if HAS_KNOWN:
-        mine = known_table_ptr + row_of(known_idx_ptr, sample, known_idx_stride, real) * abi.WIDTH
-        draw = column(mine, abi.DRAW, real).to(tl.int32)
+        known_row = known_table_ptr + row_of(known_idx_ptr, sample, known_idx_stride, real) * abi.WIDTH
+        draw = column(known_row, abi.DRAW, real).to(tl.int32)
         z_known = normals(seed, sample_id, draw, counter, ROWS, BLOCK)
 
     x = tl.load(x_ptr + at, mask=inside)
@@ -87,9 +87,9 @@ def _update_kernel(
     if HAS_NOISE:
         y = y + column(row, abi.C, real) * z
     if HAS_KNOWN:
-        center = column(mine, abi.A, real) * tl.load(known_ptr + at, mask=inside)
+        center = column(known_row, abi.A, real) * tl.load(known_ptr + at, mask=inside)
         is_known = tl.load(mask_ptr + at, mask=inside) != 0
-        y = tl.where(is_known, center + column(mine, abi.C, real) * z_known, y)
+        y = tl.where(is_known, center + column(known_row, abi.C, real) * z_known, y)
         mean = tl.where(is_known, center, mean)
 
     tl.store(x_ptr + at, y, mask=inside)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import elementwise, elementwise_model
 
 from fastscore.flow import ProbabilityFlow, dequantize, likelihood_end
 from fastscore.model import analytic
@@ -106,12 +107,8 @@ def test_mixtures_have_their_closed_form():
     assert float(error.mean().abs()) / 6 < 2e-3
 
 
-def elementwise(u: torch.Tensor, t: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
-    return u / (1.0 + u * u) + 0.01 * t[:, None]
-
-
 def test_a_sample_does_not_depend_on_its_company():
-    m = ScoreModel(elementwise, (5,), EDM(), Parametrization("edm", "log_sigma/4"))
+    m = elementwise_model((5,))
     x = normals(5, 5).float()
 
     def run(batch, at=slice(None)):
@@ -196,7 +193,7 @@ def test_uniform_bytes_have_8_bits_in_any_scaling(edge, step):
     assert not torch.equal(dequantize(levels[7:8], NoiseKey.of(6, [7]), step, edge), x[7:8])
 
 
-MODEL = ScoreModel(elementwise, (5,), EDM(), Parametrization("edm", "log_sigma/4"))
+MODEL = elementwise_model((5,))
 X = torch.zeros(2, 5)
 
 

@@ -52,21 +52,21 @@ def settings(axis: str, value: Any) -> dict[str, Any]:
     return base | {"shape": (2,), "batch": 1024, "steps": 10, "ids": value, "stream": True}
 
 
-def point(drawn: dict[str, Any]) -> dict[str, Any]:
+def point(setting: dict[str, Any]) -> dict[str, Any]:
     """Draw in this process; return seconds a run and MiB above what the process held before."""
     import torch
 
     import fastscore as fs
     from bench import telemetry
 
-    shape, batch, n = tuple(drawn["shape"]), drawn["batch"], drawn["ids"]
+    shape, batch, n = tuple(setting["shape"]), setting["batch"], setting["ids"]
     cpu = torch.device("cpu")
     constant = torch.full((batch, *shape), 0.1)
     model = fs.ScoreModel(lambda u, t, cond: constant[: len(u)], shape, fs.EDM(), fs.Parametrization("x0"))
-    sampler = fs.Sampler(model, solver=fs.DDIM(eta=1.0), grid=fs.karras(drawn["steps"]), batch=batch)
+    sampler = fs.Sampler(model, solver=fs.DDIM(eta=1.0), grid=fs.karras(setting["steps"]), batch=batch)
 
     def draw() -> None:
-        if drawn["stream"]:
+        if setting["stream"]:
             for _ in sampler.stream(range(n)):
                 pass
         else:
@@ -99,13 +99,13 @@ def _resident() -> float:
 
 def measure(axis: str, value: Any) -> dict[str, Any]:
     """Return one point, drawn by a child process."""
-    drawn = settings(axis, value)
-    command = [sys.executable, "-m", "bench.engine.scaling", "--point", json.dumps(drawn)]
+    setting = settings(axis, value)
+    command = [sys.executable, "-m", "bench.engine.scaling", "--point", json.dumps(setting)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True, cwd=ROOT)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return {"value": value, "skipped": f"longer than {LIMIT_S:.0f} s"}
-    return {"value": value, **drawn, **json.loads(done.stdout.splitlines()[-1])}
+    return {"value": value, **setting, **json.loads(process.stdout.splitlines()[-1])}
 
 
 def size(value: Any) -> float:
@@ -139,9 +139,9 @@ def table(run: dict[str, Any]) -> str:
             if "skipped" in p:
                 lines.append(f"| {axis} | {value} | skipped: {p['skipped']} | | |")
                 continue
-            each = report.duration(p["seconds"] / p["ids"] / p["steps"])
+            step_time = report.duration(p["seconds"] / p["ids"] / p["steps"])
             memory = "unknown" if p["mib"] is None else f"{max(p['mib'], 0.0):.1f} MiB"
-            lines.append(f"| {axis} | {value} | {report.duration(p['seconds'])} | {each} | {memory} |")
+            lines.append(f"| {axis} | {value} | {report.duration(p['seconds'])} | {step_time} | {memory} |")
     return "\n".join(lines)
 
 
@@ -154,15 +154,15 @@ def figure(run: dict[str, Any], path: Path) -> None:
 
     fig, rows = plt.subplots(2, len(run["axes"]), figsize=(14, 6), sharex="col", squeeze=False)
     for column, (axis, points) in enumerate(run["axes"].items()):
-        drawn = [p for p in points if "skipped" not in p]
-        x = [size(p["value"]) for p in drawn]
+        measured = [p for p in points if "skipped" not in p]
+        x = [size(p["value"]) for p in measured]
         top, bottom = rows[0][column], rows[1][column]
-        seconds = [p["seconds"] for p in drawn]
+        seconds = [p["seconds"] for p in measured]
         top.loglog(x, seconds, "o-", color="C0", label="measured")
         top.loglog(x, [seconds[-1] * k / x[-1] for k in x], ":", color="gray", label="proportional")
         top.set_title(axis)
-        bottom.plot(x, [float("nan") if p["mib"] is None else max(p["mib"], 0.0) for p in drawn], "o-", color="C1")
-        bottom.set_ylim(bottom=0.0, top=max(10.0, *(1.1 * (p["mib"] or 0.0) for p in drawn)))
+        bottom.plot(x, [float("nan") if p["mib"] is None else max(p["mib"], 0.0) for p in measured], "o-", color="C1")
+        bottom.set_ylim(bottom=0.0, top=max(10.0, *(1.1 * (p["mib"] or 0.0) for p in measured)))
         bottom.set_xlabel(AXES[axis][1], fontsize=8)
         for axes in (top, bottom):
             axes.grid(alpha=0.3)

@@ -31,8 +31,8 @@ def case(setting: Setting, shape: tuple[int, ...]) -> Case:
         # float32 arithmetic in NumPy: the rule is exact, so the bytes are
         y = np.float32(127.5) * x.cpu().numpy() + np.float32(128.0)
         expected = np.clip(np.floor(y), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        wrong = (setting.ops.quantize(x).cpu().numpy() != expected).sum()
-        return [Check("bytes that differ from NumPy's", float(wrong), 0.0)]
+        differing = (setting.ops.quantize(x).cpu().numpy() != expected).sum()
+        return [Check("bytes that differ from NumPy's", float(differing), 0.0)]
 
     name = "x".join(str(k) for k in shape)
     return op_case(setting, "quantize", name, lambda: setting.ops.quantize(x), to_bytes, (x,), check, size, 5)

@@ -107,7 +107,7 @@ def variants() -> Iterator[Variant]:
             table,
             idx,
             key if use.get("noisy", True) else None,
-            F2=network if use.get("guided") else None,
+            F2=network if use.get("mixed") else None,
             known=KnownRow(x, x > 0, table, idx, key) if use.get("known") else None,
             out_u=network if use.get("u", True) else None,
         )
@@ -120,11 +120,11 @@ def variants() -> Iterator[Variant]:
     yield row("noise row, 28x28", 16, d=784)
     yield row("noise row, 2-D points", 16, n=4096, d=2)
     yield row("noise row, D odd", 16, d=3071)
-    yield row("noise row, guided", 20, guided=True)
+    yield row("noise row, mixed", 20, mixed=True)
     yield row("noise row, mask", 21, known=True)
     yield row("noise row, bf16 I/O", 12, dtype=torch.bfloat16)
     yield row("noise row, fp16 I/O", 12, dtype=torch.float16)
-    yield row("noise row, bf16 I/O, guided", 14, dtype=torch.bfloat16, guided=True)
+    yield row("noise row, bf16 I/O, mixed", 14, dtype=torch.bfloat16, mixed=True)
     x, table, idx = torch.zeros(64, 3072), torch.zeros(2, abi.WIDTH), torch.zeros(1, dtype=torch.int32).expand(64)
     key, scratch, valid = NoiseKey.of(0, range(64)), torch.zeros(64, abi.WIDTH), torch.ones(64)
     for name, F, norm, size in (
@@ -150,7 +150,7 @@ def predict(variant: Variant, launch: aot.Launch, gpu: GPU) -> Prediction:
     n, d = variant.shape
     loops = launch.kernel is norms._norms_kernel  # its grid covers samples, its loop their elements
     path = code.likely_path(trips=d / launch.arguments["BLOCK"] if loops else 1)
-    each = blocks * THREADS / (n * d)  # threads for an element
+    threads = blocks * THREADS / (n * d)  # threads for an element
     pipes = dict.fromkeys(("issue", "FP32", "multiply", "ALU", "special", "load/store"), 0.0)
     for instruction, times in path:
         pipes["issue"] += times
@@ -169,8 +169,8 @@ def predict(variant: Variant, launch: aot.Launch, gpu: GPU) -> Prediction:
     if gpu.fp32 == 2:  # integer products share the one FP32 pipe
         pipes["FP32"] += pipes["multiply"]
     limit = max(pipes, key=pipes.__getitem__)
-    compute = pipes[limit] * each / 32 / (gpu.sms * 4 * gpu.clock)
-    return Prediction(pipes["issue"] * each, code.registers, compute / (variant.bytes / gpu.bandwidth), limit)
+    compute = pipes[limit] * threads / 32 / (gpu.sms * 4 * gpu.clock)
+    return Prediction(pipes["issue"] * threads, code.registers, compute / (variant.bytes / gpu.bandwidth), limit)
 
 
 def report() -> tuple[str, list[str]]:
@@ -208,8 +208,8 @@ def main() -> int:
     check = parser.parse_args().check
     table, missed = report()
     print(table)
-    before, rest = README.read_text().split(BEGIN)
-    text = f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+    before, after = README.read_text().split(BEGIN)
+    text = f"{before}{BEGIN}\n{table}\n{END}{after.split(END)[1]}"
     for line in missed:
         print(f"over {LIMIT}: {line}", file=sys.stderr)
     stale = text != README.read_text()

@@ -82,11 +82,13 @@ def absent(adapter: str, why: str) -> Case:
     )
 
 
-def same(name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tolerance: float | None = None) -> Check:
+def same_samples(
+    name: str, ours: Tensor, entry: Entry, model: Model, like: Tensor, tolerance: float | None = None
+) -> Check:
     """Compare fastscore's samples with the peer's from the same normals."""
     draws = Draws(len(like), like.device)
-    theirs = entry.run(model, draws(like), draws)
-    error = (ours - theirs).abs().max() / theirs.abs().max()
+    expected = entry.run(model, draws(like), draws)
+    error = (ours - expected).abs().max() / expected.abs().max()
     return Check(f"{name} equals {entry.library}", float(error), entry.tolerance if tolerance is None else tolerance)
 
 
@@ -97,7 +99,7 @@ def sampler(model: fs.ScoreModel, entry: Entry, execution: fs.Execution) -> fs.S
         return fs.Sampler(model, schedule=entry.schedule, solver=entry.solver, grid=entry.grid, execution=execution)
 
 
-def theirs(entry: Entry, model: Model, like: Tensor, chunk: int | None = None) -> Callable[[], object]:
+def peer_run(entry: Entry, model: Model, like: Tensor, chunk: int | None = None) -> Callable[[], object]:
     """Return the peer's run on its own noise, at once or in chunks."""
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ def outside(setting: Setting, entry: Entry, shape: tuple[int, ...]) -> Case:
         return constant
 
     steps = len(entry.grid(entry.schedule)) - 1
-    variants: dict[str, Work] = {OURS: lambda: ours.run(range(batch), SEED), PEER: theirs(entry, stub, like)}
+    variants: dict[str, Work] = {OURS: lambda: ours.run(range(batch), SEED), PEER: peer_run(entry, stub, like)}
 
     def derive(seconds: dict[str, float]) -> dict[str, Any]:
         return {"ms_per_step": {name: 1000.0 * value / steps for name, value in seconds.items()}}
@@ -130,7 +132,7 @@ def outside(setting: Setting, entry: Entry, shape: tuple[int, ...]) -> Case:
     return Case(
         "outside", f"{entry.library}, {entry.name}, {shape_name}", variants, [(OURS, PEER)],
         # A constant removes no noise, so that diffusers' Heun loses digits where x is large and sigma small.
-        lambda: [same("around a constant: fastscore", ours.run(range(batch), SEED), entry, stub, like, 1e-3)],
+        lambda: [same_samples("around a constant: fastscore", ours.run(range(batch), SEED), entry, stub, like, 1e-3)],
         (batch, "sample"), facts=facts, derive=derive, costed=(),
     )  # fmt: skip
 
@@ -172,7 +174,7 @@ def around(problem: Problem, entry: Entry) -> Case:
         return samplers[mode].run(range(batch), SEED, labels=labels)
 
     variants: dict[str, Work] = {
-        f"{PEER}, {net}": theirs(entry, problem.model(net, entry), problem.like) for net in problem.nets
+        f"{PEER}, {net}": peer_run(entry, problem.model(net, entry), problem.like) for net in problem.nets
     }
     variants |= {f"{OURS}, {mode}": lambda mode=mode: run(mode) for mode in samplers}
     nfe = samplers["eager"].plan.nfe
@@ -187,11 +189,11 @@ def around(problem: Problem, entry: Entry) -> Case:
 
     variants["network alone"] = alone
     variants[f"first sample: {OURS}"] = first
-    variants[f"first sample: {PEER}"] = theirs(entry, problem.model("eager", entry, 1), problem.like[:1])
+    variants[f"first sample: {PEER}"] = peer_run(entry, problem.model("eager", entry, 1), problem.like[:1])
 
     def check() -> list[Check]:
         eager = run("eager")
-        checks = [same("fastscore", eager, entry, problem.model("eager", entry), problem.like)]
+        checks = [same_samples("fastscore", eager, entry, problem.model("eager", entry), problem.like)]
         for mode in modes[1:]:
             error = float((run(mode.name) - eager).abs().max() / eager.abs().max())
             checks.append(Check(f"fastscore {mode.name} equals eager", error, mode.tolerance))
@@ -228,12 +230,12 @@ def points(setting: Setting, entry: Entry) -> Case:
     ours, model = sampler(exact(mixture()), entry, setting.execution(chunk)), mixture_model(entry.predicts)
     variants: dict[str, Work] = {
         OURS: lambda: ours.run(range(n), SEED),
-        f"{PEER}, at once": theirs(entry, model, like),
-        f"{PEER}, chunks": theirs(entry, model, like, chunk),
+        f"{PEER}, at once": peer_run(entry, model, like),
+        f"{PEER}, chunks": peer_run(entry, model, like, chunk),
     }
 
     def check() -> list[Check]:
-        return [same("fastscore", ours.run(range(chunk), SEED), entry, model, like[:chunk])]
+        return [same_samples("fastscore", ours.run(range(chunk), SEED), entry, model, like[:chunk])]
 
     facts = {
         "library": entry.library, "solver": entry.name, "nfe": ours.plan.nfe, "points": n, "chunk": chunk,

@@ -13,6 +13,7 @@ from torch import Tensor
 import fastscore as fs
 from bench.peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model, named
 from bench.peers.inject import normals
+from fastscore.plan.rows import Solver
 
 # A linear table whose last sigma / alpha, 56, the bundled network knows; that of 0.02 is 157.
 TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.016, "beta_schedule": "linear"}
@@ -46,46 +47,26 @@ def _table(scheduler: Any, steps: int) -> tuple[fs.Times, list[tuple[Tensor, Ten
     return fs.Times((*map(float, scheduler.timesteps), -1.0)), levels
 
 
+def _on_table(name: str, scheduler: Any, solver: Solver, steps: int) -> Entry:
+    """Return a scheduler on TABLE that predicts x0, beside a solver of fastscore on the same table and times."""
+    times, levels = _table(scheduler, steps)
+    run = _loop(scheduler, steps, levels)
+    return Entry(named("diffusers"), name, fs.discrete_vp(beta_max=TABLE["beta_end"]), solver, times, "x0", run)
+
+
 def _ddim(steps: int) -> Entry:
     scheduler = diffusers.DDIMScheduler(**TABLE, clip_sample=False, prediction_type="sample")
-    times, levels = _table(scheduler, steps)
-    return Entry(
-        named("diffusers"),
-        "DDIM",
-        fs.discrete_vp(beta_max=0.016),
-        fs.DDIM(),
-        times,
-        "x0",
-        _loop(scheduler, steps, levels),
-    )
+    return _on_table("DDIM", scheduler, fs.DDIM(), steps)
 
 
 def _ddpm(steps: int) -> Entry:
     scheduler = diffusers.DDPMScheduler(**TABLE, clip_sample=False, prediction_type="sample")
-    times, levels = _table(scheduler, steps)
-    return Entry(
-        named("diffusers"),
-        "DDPM",
-        fs.discrete_vp(beta_max=0.016),
-        fs.Ancestral(),
-        times,
-        "x0",
-        _loop(scheduler, steps, levels),
-    )
+    return _on_table("DDPM", scheduler, fs.Ancestral(), steps)
 
 
 def _dpm(steps: int) -> Entry:
     scheduler = diffusers.DPMSolverMultistepScheduler(**TABLE, prediction_type="sample")
-    times, levels = _table(scheduler, steps)
-    return Entry(
-        named("diffusers"),
-        "DPM++ 2M",
-        fs.discrete_vp(beta_max=0.016),
-        fs.DPMpp2M(),
-        times,
-        "x0",
-        _loop(scheduler, steps, levels),
-    )
+    return _on_table("DPM++ 2M", scheduler, fs.DPMpp2M(), steps)
 
 
 def _heun(steps: int) -> Entry:

@@ -57,9 +57,9 @@ def reverse_diffusion(score: Model, x: Tensor, t: Tensor, sigma: Tensor, levels:
     column = (-1, *[1] * (x.ndim - 1))
     levels = levels.to(t.device)
     index = (t * (len(levels) - 1)).long()
-    here = levels[index]
+    level = levels[index]
     below = torch.where(index == 0, torch.zeros_like(t), levels[index - 1])
-    drift, diffusion = torch.zeros_like(x), torch.sqrt(here**2 - below**2).reshape(column)
+    drift, diffusion = torch.zeros_like(x), torch.sqrt(level**2 - below**2).reshape(column)
     noise = torch.randn_like(x)
     mean = x - (drift - diffusion**2 * score(x, sigma))
     return mean + diffusion * noise, mean

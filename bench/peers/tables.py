@@ -22,14 +22,14 @@ SHORT = (  # bench, library, solver: the rows of README.md, a loss among them
 
 def summary(records: Sequence[Record], headline: str) -> str:
     """Return the README's markdown: the rows of SHORT, and in words what falls short of its peer."""
-    good = [r for r in records if "red" not in r and PEER not in r["skipped"]]
-    around = [r for r in good if r["bench"] == "peers"]
-    rows = [_short(r) for bench, library, solver in SHORT for r in good if _is(r, bench, library, solver)]
+    passed = [r for r in records if "red" not in r and PEER not in r["skipped"]]
+    around = [r for r in passed if r["bench"] == "peers"]
+    rows = [_short(r) for bench, library, solver in SHORT for r in passed if _is(r, bench, library, solver)]
     if not around or not rows:
         return ""
     firsts = [x["p50"] for r in around for x in r["ratios"] if x["of"] == f"first sample: {OURS}"]
     slower = sum(ratio < 1.0 for ratio in firsts)
-    wrong = dict.fromkeys(", ".join(r["case"].split(", ")[:2]) for r in records if "red" in r)
+    failed = dict.fromkeys(", ".join(r["case"].split(", ")[:2]) for r in records if "red" in r)
     facts = around[0]["facts"]
     text = (
         f"Speed over other samplers around one network (`{facts['network']}`, batch {facts['batch']}), at equal "
@@ -38,8 +38,8 @@ def summary(records: Sequence[Record], headline: str) -> str:
         f"to 1 % of the score, and compiling ahead of time. Not faster: a first sample, in {slower} of {len(firsts)} "
         f"cases ({min(firsts):.2f} to {max(firsts):.2f} times the peer's speed, batch 1), and the last row."
     )
-    if wrong:
-        text += f" Failed its check, so not timed: {'; '.join(wrong)}."
+    if failed:
+        text += f" Failed its check, so not timed: {'; '.join(failed)}."
     text += " All figures: [`bench/README.md`](bench/README.md#peers)."
     head = ["peer and its solver", "float32, both eager", "float32, both compiled",
             '`network="auto"`, peer compiled in float32']  # fmt: skip
@@ -50,10 +50,10 @@ def _short(r: Record) -> list[str]:
     if r["bench"] == "points":
         ratios = [_ratio(r, [OURS], f"{PEER}, chunks"), "", ""]
     else:
-        ways = (("eager", "eager"), ("compiled", "compiled"), ("network auto", "compiled"))
-        ratios = [_ratio(r, [f"{OURS}, {ours}"], f"{PEER}, {peer}") for ours, peer in ways]
-    what = f", {r['facts']['points']:,} points" if r["bench"] == "points" else ""
-    return [f"{r['facts']['library']}, {r['facts']['solver']}{what}", *ratios]
+        pairs = (("eager", "eager"), ("compiled", "compiled"), ("network auto", "compiled"))
+        ratios = [_ratio(r, [f"{OURS}, {ours}"], f"{PEER}, {peer}") for ours, peer in pairs]
+    points = f", {r['facts']['points']:,} points" if r["bench"] == "points" else ""
+    return [f"{r['facts']['library']}, {r['facts']['solver']}{points}", *ratios]
 
 
 def _is(r: Record, bench: str, library: str, solver: str) -> bool:
@@ -68,10 +68,10 @@ def tables(records: Sequence[Record], headline: str) -> str:
     for r in records:
         if "red" in r:
             missing.append(f"{r['case']}: {r['red'].partition('wrong ')[2]}")  # (check: error, bound)
-    good = {bench: [r for r in rs if "red" not in r and PEER not in r["skipped"]] for bench, rs in by.items()}
+    passed = {bench: [r for r in rs if "red" not in r and PEER not in r["skipped"]] for bench, rs in by.items()}
     for bench, make in (("peers", _around), ("outside", _outside), ("points", _points)):
-        if good[bench]:
-            parts.append(make(good[bench]))
+        if passed[bench]:
+            parts.append(make(passed[bench]))
     return "\n\n".join([*parts, *(f"Not measured: {line}." for line in missing)])
 
 
@@ -84,13 +84,15 @@ def _around(records: Sequence[Record]) -> str:
     rows = []
     for r in records:
         rates, facts = r["derived"]["samples_per_s"], r["facts"]
-        best = [_ratio(r, [w for w in rates if w.startswith(OURS)], f"{PEER}, {net}") for net in ("eager", "compiled")]
+        speedups = [
+            _ratio(r, [w for w in rates if w.startswith(OURS)], f"{PEER}, {net}") for net in ("eager", "compiled")
+        ]
         firsts = [1000.0 * r["seconds"][f"first sample: {side}"]["p50"] for side in (OURS, PEER)]
-        left = r["derived"]["subtracted_ms_per_step"]
+        overhead = r["derived"]["subtracted_ms_per_step"]
         rows.append([
             facts["library"], facts["solver"], str(facts["nfe"]),
-            *(f"{rates[w]:.3g}" if w in rates else "" for w in names), *best,
-            " / ".join(f"{v:.3g}" for v in firsts), f"{left[OURS]:.2g} / {left[PEER]:.2g}",
+            *(f"{rates[w]:.3g}" if w in rates else "" for w in names), *speedups,
+            " / ".join(f"{v:.3g}" for v in firsts), f"{overhead[OURS]:.2g} / {overhead[PEER]:.2g}",
         ])  # fmt: skip
     text = (
         f"Around the network {first['network']} (sha256 {first['weights_sha256']}), float32, batch {first['batch']}, "
@@ -105,11 +107,11 @@ def _outside(records: Sequence[Record]) -> str:
     head = ["peer", "solver", "fastscore, ms a step", "peer, ms a step", "p20 .. p80", "x peer"]
     rows = []
     for r in records:
-        each, facts = r["derived"]["ms_per_step"], r["facts"]
+        times, facts = r["derived"]["ms_per_step"], r["facts"]
         ends = [1000.0 * r["seconds"][OURS][p] / facts["steps"] for p in ("p20", "p80")]
         theirs = [1000.0 * r["seconds"][PEER][p] / facts["steps"] for p in ("p20", "p80")]
         spreads = f"{ends[0]:.3f} .. {ends[1]:.3f} / {theirs[0]:.3f} .. {theirs[1]:.3f}"
-        rows.append([facts["library"], facts["solver"], f"{each[OURS]:.3f}", f"{each[PEER]:.3f}", spreads,
+        rows.append([facts["library"], facts["solver"], f"{times[OURS]:.3f}", f"{times[PEER]:.3f}", spreads,
                      _ratio(r, [OURS], PEER)])  # fmt: skip
     text = f"Outside the network: the model returns a constant, {records[0]['facts']['shape']}, everything else runs."
     return f"{text}\n\n{_table(head, rows)}"

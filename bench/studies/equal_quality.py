@@ -6,7 +6,7 @@
 On a two-dimensional mixture with its exact score. Error is the sliced Wasserstein-2 distance to as many exact
 samples; "floor" is that between exact sets, which both sides have on top of their own error. Of fastscore the
 first number of evaluations counts whose error is at most PC's plus two standard deviations of the floor: below
-that the two cannot be told apart with so many samples. PC is the eager loop of peers/score_sde.py. Both sides are
+that the two cannot be told apart with so many samples. PC is the eager loop of bench/peers/score_sde.py. Both sides are
 timed in the same rounds; PC over a twentieth of its steps, times twenty: every step costs the same.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 import fastscore as fs
 from bench import common
 from bench.peers import score_sde
-from bench.peers.cases import theirs
+from bench.peers.cases import peer_run
 from bench.peers.models import SEED, mixture_model
 from bench.records import RESULTS, SCHEMA, append, environment, load, publish
 from bench.report import headline
@@ -74,7 +74,7 @@ def study(n: int, steps: int) -> dict[str, Any]:
         return run
     timed = max(2, steps // 20)
     (part,) = score_sde.entries(2 * timed)
-    variants = {"fastscore": lambda: chosen.run(range(n), SEED), "PC": theirs(part, model, like)}
+    variants = {"fastscore": lambda: chosen.run(range(n), SEED), "PC": peer_run(part, model, like)}
     seconds = common.paired(variants, common.HostClock(), 5, 0.0)
     seconds["PC"] = [value * steps / timed for value in seconds["PC"]]
     ratios = [b / a for a, b in zip(seconds["fastscore"], seconds["PC"], strict=True)]

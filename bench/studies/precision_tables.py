@@ -26,9 +26,9 @@ def recommended(records: list[dict]) -> dict[int, str]:
     rows, chosen, last = best(records, "images"), {}, None
     for k in settings.BUDGETS:
         errors = {name: rows[name][k]["error"] for name in rows if k in rows[name]}
-        least = min(errors, key=lambda name: errors[name], default=last)
-        if last not in errors or errors[least] < (1.0 - settings.TIE) * errors[last]:
-            last = least if errors else last
+        lowest = min(errors, key=lambda name: errors[name], default=last)
+        if last not in errors or errors[lowest] < (1.0 - settings.TIE) * errors[last]:
+            last = lowest if errors else last
         if last:
             chosen[k] = last
     return chosen
@@ -38,7 +38,7 @@ def table(records: list[dict], target: str) -> str:
     """Return one table: solvers down, budgets across."""
     rows = best(records, target)
     budgets = settings.BUDGETS
-    least = {k: min((row[k]["error"] for row in rows.values() if k in row), default=math.nan) for k in budgets}
+    lowest = {k: min((row[k]["error"] for row in rows.values() if k in row), default=math.nan) for k in budgets}
     lines = ["| solver | " + " | ".join(str(k) for k in budgets) + " |", "|---" * (1 + len(budgets)) + "|"]
     for name in (name for name in settings.SOLVERS if name in rows):
         cells = []
@@ -48,7 +48,7 @@ def table(records: list[dict], target: str) -> str:
                 cells.append("")
                 continue
             text = f"{r['error']:.3g}" + (" (t)" if r["grid"] == "even VP times" else "")
-            cells.append(f"**{text}**" if r["error"] == least[k] else text)
+            cells.append(f"**{text}**" if r["error"] == lowest[k] else text)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -62,8 +62,8 @@ def adaptive_table(records: list[dict]) -> str:
     ]
     for name in (name for name in settings.ADAPTIVE if name in rows):
         cells = [rows[name].get(rtol) for rtol in settings.TOLERANCES]
-        shown = ("" if r is None else f"{r['error']:.3g} ({r['nfe']:.0f})" for r in cells)
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        texts = ("" if r is None else f"{r['error']:.3g} ({r['nfe']:.0f})" for r in cells)
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
@@ -95,8 +95,8 @@ def figure(records: list[dict], floor: float) -> None:
             axis.annotate("exact samples", (settings.BUDGETS[0], floor), fontsize=7, va="bottom", color="0.4")
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=title)
         axis.set_ylabel("sliced Wasserstein-2" if target_name == "mixture" else "classifier-FID")
-        most = max((r["nfe"] for name, row in rows.items() if name in names for r in row.values()), default=0)
-        ticks = [k for k in settings.BUDGETS if k <= most]
+        highest = max((r["nfe"] for name, row in rows.items() if name in names for r in row.values()), default=0)
+        ticks = [k for k in settings.BUDGETS if k <= highest]
         axis.set_xticks(ticks, [str(k) for k in ticks])
         axis.minorticks_off()
         if any(name in rows for name in names):

@@ -158,9 +158,9 @@ def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], 
 
 def study(cells: Iterator[tuple[Cell, Callable[[], dict]]], num: int) -> None:
     """Measure what is not measured yet, a line each."""
-    done = {(r["target"], r["solver"], r["grid"], r["budget"]) for r in load() if r["num"] == num}
+    present = {(r["target"], r["solver"], r["grid"], r["budget"]) for r in load() if r["num"] == num}
     for cell, measure in tqdm(list(cells), unit="cell"):
-        if (cell.target, cell.solver, cell.grid, cell.budget) not in done:
+        if (cell.target, cell.solver, cell.grid, cell.budget) not in present:
             record = {**cell.__dict__, "num": num, **measure(), "cpu": processor(), "torch": torch.__version__}
             append(RECORDS, {**record, "date": date.today().isoformat()})
 

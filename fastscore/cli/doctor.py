@@ -20,25 +20,25 @@ def doctor(device: str) -> None:
     from fastscore.network.jit import has_compiler
     from fastscore.ops.backend import named_device, resolve
 
-    where = named_device(device)
-    ops = resolve("auto", where)
+    place = named_device(device)
+    ops = resolve("auto", place)
     start = time.perf_counter()
-    click.echo(fingerprint(where))
-    for passed in checks(where, ops):
+    click.echo(fingerprint(place))
+    for passed in checks(place, ops):
         click.echo(f"  ok  {passed}")
     click.echo(f"checked in {time.perf_counter() - start:.2f} s")
-    click.echo(f"backend on {where}: {ops.name} (update, langevin, quantize)")
-    if where.type == "cpu":
+    click.echo(f"backend on {place}: {ops.name} (update, langevin, quantize)")
+    if place.type == "cpu":
         kind = "bf16 where the scores agree within 1 %" if native_bf16() else "fp32 (this CPU has no bfloat16)"
         click.echo(f"network on cpu: --network auto is {kind if has_compiler() else 'the network as it is'}")
     advice = []
-    if where.type == "cuda" and importlib.util.find_spec("triton") is None:
+    if place.type == "cuda" and importlib.util.find_spec("triton") is None:
         advice.append("pip install triton for the fused kernels")
-    if where.type != "cuda":
+    if place.type != "cuda":
         advice.append("a CUDA device would run the fused kernels and capture the loop")
-    if where.type == "cpu" and ops.name == "reference" and not os.environ.get("FASTSCORE_BACKEND"):
+    if place.type == "cpu" and ops.name == "reference" and not os.environ.get("FASTSCORE_BACKEND"):
         advice.append("a C++ compiler when fastscore is installed: noise and updates would run in one fused pass")
-    if not has_compiler(where):
+    if not has_compiler(place):
         advice.append("a C++ compiler (g++ or clang++) would let torch.compile run the network")
     for line in advice:
         click.echo(f"faster with: {line}")

@@ -31,26 +31,26 @@ def evaluate(samples: Path, data: str, classifier: str, limit: int | None, floor
     from fastscore.training.classifier import load_classifier
 
     file = samples / "samples.npz" if samples.is_dir() else samples
-    drawn = load(str(file))
-    if drawn.x.dtype != np.uint8:
+    generated = load(str(file))
+    if generated.x.dtype != np.uint8:
         raise ValueError(f"{file} holds points, not images")
-    images = drawn.x[:limit]
+    images = generated.x[:limit]
     net, names = load_classifier(classifier)
     test = load(data, "test").x
     if images.shape[1:] != test.shape[1:]:
         raise ValueError(f"{file} has images of shape {images.shape[1:]}, {data} of {test.shape[1:]}")
-    ours, predicted = features(net, images)
+    activations, predicted = features(net, images)
     reference, _ = features(net, test)
     share = np.bincount(predicted, minlength=len(names)) / len(predicted)
     result = {
-        "classifier-FID": round(frechet_distance(ours, reference), 4),
+        "classifier-FID": round(frechet_distance(activations, reference), 4),
         "samples": len(images),
         "reference": f"{data} test, {len(test)} images",
         "classifier": classifier,
         "predicted classes": {n: round(float(p), 4) for n, p in zip(names, share, strict=True)},
     }
-    if drawn.labels is not None:
-        result["label agreement"] = round(float((predicted == drawn.labels[: len(predicted)]).mean()), 4)
+    if generated.labels is not None:
+        result["label agreement"] = round(float((predicted == generated.labels[: len(predicted)]).mean()), 4)
     if floor:
         train = load(data, "train").x[: len(images)]
         result["floor (train against test)"] = round(frechet_distance(features(net, train)[0], reference), 4)

@@ -47,7 +47,13 @@ class Box(click.ParamType):
 )
 @click.option("--jump", type=Count(1, 10_000), default=5, show_default=True, help="Steps that repaint goes back.")
 @click.option("--resample", type=Count(1, 10_000), default=5, show_default=True, help="Times that repaint goes down.")
-@click.option("--noise", type=Number(0), default=0.02, show_default=True, help="Of known pixels in -1 .. 1, for pigdm.")
+@click.option(
+    "--noise",
+    type=Number(0),
+    default=0.02,
+    show_default=True,
+    help="Noise of known pixels, for pigdm; they are in -1 .. 1.",
+)
 @click.option("--class", "label", type=Count(), help="Class of every image; its own label, or none, if left out.")
 @drawing_options
 def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any) -> None:
@@ -118,8 +124,8 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     def sheet(results: Any) -> Any:
         """Draw one line an image: original, masked in grey, results."""
         lines = [np.stack([data.x[k], np.where(unknown[k % len(unknown)], 128, data.x[k])]) for k in range(len(data.x))]
-        shown = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
-        return contact_sheet(np.concatenate(shown).astype(np.uint8), columns=len(shown[0]))
+        panels = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
+        return contact_sheet(np.concatenate(panels).astype(np.uint8), columns=len(panels[0]))
 
     settings = {"model": model, "images": images, "mask": str(mask) if mask else None, "num": num, "network": network}
     arrays = {"image": np.repeat(np.arange(len(data.x)), num), "originals": data.x, "mask": unknown}

@@ -24,7 +24,9 @@ ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 @click.command()
 @click.argument("model")
 @click.argument("data")
-@click.option("--split", type=Name(("train", "test")), default="test", show_default=True, help="Of data that has both.")
+@click.option(
+    "--split", type=Name(("train", "test")), default="test", show_default=True, help="Split of data that has both."
+)
 @click.option("--limit", type=Count(1), help="Use the first N examples.")
 @click.option(
     "--probe",

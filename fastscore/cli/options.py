@@ -64,12 +64,12 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *sigma_options(),
         option("--rho", Number(0.1, 1000), "Exponent of the karras grid.", n.RHO),
         option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
-        option("--variance", Name(VARIANCES), "Of ddpm and ancestral.", n.VARIANCE),
+        option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
         option("--snr", Number(0, 1000, open=True), "Signal-to-noise ratio of the corrector.", n.SNR),
         option("--corrections", Count(1, 10_000), "Corrector steps a time.", n.CORRECTIONS),
         option("--norm", Name(NORMS), "Norms of the Langevin step.", n.NORM),
-        option("--predictor", Name(n.PREDICTORS), "Of --solver score-sde.", n.PREDICTOR),
+        option("--predictor", Name(n.PREDICTORS), "Predictor of --solver score-sde.", n.PREDICTOR),
         option("--clip", Number(0, open=True), "Bound on the x0 estimate of each step."),
     ]
     for decorate in reversed(options):
@@ -79,7 +79,10 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def sigma_options() -> list[Callable[..., Any]]:
     """Return the options that bound the noise of a schedule."""
-    return [option(f"--sigma-{end}", Number(0, open=True), "Of ve, edm and smld.") for end in ("min", "max")]
+    return [
+        option(f"--sigma-{end}", Number(0, open=True), "Bound of the schedules ve, edm and smld.")
+        for end in ("min", "max")
+    ]
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,11 +91,11 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--device", default="auto", show_default=True, help=text)(command)
 
 
-def make_schedule(options: dict[str, Any], own: Schedule) -> Schedule:
+def make_schedule(options: dict[str, Any], default: Schedule) -> Schedule:
     """Return the schedule of the options."""
     from fastscore.process.names import named_schedule
 
-    return named_schedule(options["schedule"], own, options["sigma_min"], options["sigma_max"])
+    return named_schedule(options["schedule"], default, options["sigma_min"], options["sigma_max"])
 
 
 def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
@@ -101,12 +104,12 @@ def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
 
-def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, own: Schedule) -> Grid | Span:
+def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, default: Schedule) -> Grid | Span:
     """Return the grid of the options, or the span of an adaptive solver."""
     return n.default_grid(
         solver,
         schedule,
-        own,
+        default,
         options["steps"],
         spacing=options["grid"],
         start=options["t_start"],

@@ -54,11 +54,11 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--guidance-interval",
             type=Interval(),
-            help="LO,HI: guide where LO < sigma/alpha <= HI.  [default: everywhere]",
+            help="LO,HI: mix where LO < sigma/alpha <= HI.  [default: everywhere]",
         ),
         click.option(
             "--guidance-model",
-            help="Guide away from this worse model instead of from the null class (autoguidance).",
+            help="Lead away from this worse model instead of from the null class (autoguidance).",
         ),
         click.option(
             "--batch",

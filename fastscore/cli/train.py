@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ SIGMA_MIN, SIGMA_MAX = sigma_options()
 LABELS = ("t", "999t", "sigma", "log_sigma/4")
 
 
+def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable[..., Any]:
+    """Return an option that takes one of some names, its default in its help."""
+    return click.option(flag, type=click.Choice(names), default=default, show_default=True, help=text)
+
+
 @click.command()
 @click.argument("data")
 @click.option(
@@ -26,12 +32,11 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
     help="Model folder to write; a half-done run there is resumed.",
 )
 @click.option("--images", type=Count(1), default=1_000_000, show_default=True, help="Training images to see in total.")
-@click.option(
+@choice(
     "--net",
-    type=click.Choice(["auto", *NETS["image"], *NETS["point"], *NETS["sequence"]]),
-    default="auto",
-    show_default=True,
-    help="auto: U-Net for images, MLP for points, Transformer for sequences and point sets.",
+    ["auto", *NETS["image"], *NETS["point"], *NETS["sequence"]],
+    "auto",
+    "auto: U-Net for images, MLP for points, Transformer for sequences and point sets.",
 )
 @click.option("--width", type=Count(8, 4096), help="Channels of the first level, or hidden units.  [default: 64 / 128]")
 @click.option("--mult", default="1,2", show_default=True, help="U-Net: factor on the width of each level.")
@@ -42,27 +47,18 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
 @SIGMA_MIN
 @SIGMA_MAX
-@click.option(
-    "--prediction", type=click.Choice(PREDICTIONS), default="edm", show_default=True, help="What the network predicts."
-)
+@choice("--prediction", PREDICTIONS, "edm", "Quantity that the network predicts.")
 @click.option("--label", type=click.Choice(LABELS), help="Time label.  [default: log_sigma/4 for edm, else t]")
 @click.option(
     "--sigma-data", type=Number(0, open=True), help="Standard deviation of the data, for edm.  [default: measured]"
 )
-@click.option(
+@choice(
     "--loss",
-    type=click.Choice(["dsm", "implicit", "sliced"]),
-    default="dsm",
-    show_default=True,
-    help="Denoising score matching, or implicit or sliced for small networks.",
+    ["dsm", "implicit", "sliced"],
+    "dsm",
+    "Denoising score matching, or implicit or sliced for small networks.",
 )
-@click.option(
-    "--weighting",
-    type=click.Choice(["simple", "sigma2", "likelihood"]),
-    default="simple",
-    show_default=True,
-    help="Weight of the loss over time.",
-)
+@choice("--weighting", ["simple", "sigma2", "likelihood"], "simple", "Weight of the loss over time.")
 @click.option(
     "--times",
     type=click.Choice(["uniform", "lognormal", "importance"]),
@@ -81,13 +77,7 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
     show_default=True,
     help="Last share of the run over which the rate falls to 0.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["bf16", "fp32"]),
-    default="bf16",
-    show_default=True,
-    help="Of the network's arithmetic.",
-)
+@choice("--dtype", ["bf16", "fp32"], "bf16", "Type of the network's arithmetic.")
 @click.option(
     "--compile/--no-compile", "compiled", default=True, show_default=True, help="Run the network through torch.compile."
 )
@@ -149,7 +139,7 @@ def train(data: str, out: Path, **options: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
 @click.option("--epochs", type=Count(1, 1000), default=6, show_default=True, help="Passes over the data.")
 @click.option("--width", type=Count(8, 512), default=32, show_default=True, help="Channels of the first layer.")
-@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Of initial weights and order.")
+@click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Seed of weights and order.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, quiet: bool) -> None:
     """Train the small classifier that `fastscore evaluate` judges samples with."""
@@ -169,14 +159,14 @@ class _Bar:
     def __init__(self, unit: str) -> None:
         self.unit, self.bar = unit, None
 
-    def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def __call__(self, count: int, total: int, figures: dict[str, float]) -> None:
         from tqdm import tqdm
 
         if self.bar is None:
             self.bar = tqdm(total=total, unit=self.unit, initial=0)
-        self.bar.update(done - self.bar.n)
+        self.bar.update(count - self.bar.n)
         self.bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
-        if done >= total:
+        if count >= total:
             self.bar.close()
 
 
@@ -207,10 +197,10 @@ def _levels(text: str, flag: str) -> list[int]:
 
 def _spec(shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return the network's description for data of a shape."""
-    fitting = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
-    net = options["net"] if options["net"] != "auto" else fitting[0]
-    if net not in fitting:
-        raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(fitting)}")
+    choices = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
+    net = options["net"] if options["net"] != "auto" else choices[0]
+    if net not in choices:
+        raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(choices)}")
     if net != "transformer" and not options["ordered"]:
         raise ValueError(f"--unordered belongs to --net transformer; leave it out with --net {net}")
     if net == "transformer":

@@ -115,8 +115,8 @@ class Name(click.Choice):
         """Parse one name; another one is refused in the words of the library."""
         folded = self.normalize_choice(value, ctx)
         if folded not in self.choices:
-            what = param.name if param else "name"
-            self.fail(f"{what} = {shorten(value)!r} must be one of {', '.join(map(str, self.choices))}.", param, ctx)
+            title = param.name if param else "name"
+            self.fail(f"{title} = {shorten(value)!r} must be one of {', '.join(map(str, self.choices))}.", param, ctx)
         return folded
 
 

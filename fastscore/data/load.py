@@ -91,8 +91,8 @@ def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
         return _numpy_file(path)
     if path.is_dir():
         return _idx_folder(path, split, ()) if any(path.glob("*-idx3-ubyte*")) else _image_folder(path)
-    known = ", ".join((FASHION_MNIST, *TOYS, CIRCLES))
-    raise ValueError(f"data {source!r} is neither a known set ({known}) nor a folder, .npy or .npz file")
+    names = ", ".join((FASHION_MNIST, *TOYS, CIRCLES))
+    raise ValueError(f"data {source!r} is neither a known set ({names}) nor a folder, .npy or .npz file")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -114,16 +114,16 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 def _idx_folder(folder: Path, split: str, class_names: tuple[str, ...]) -> Dataset:
     prefix = "train" if split == "train" else "t10k"
-    found = {}
+    files = {}
     for kind in ("images-idx3", "labels-idx1"):
         candidates = [folder / f"{prefix}-{kind}-ubyte{end}" for end in ("", ".gz")]
-        found[kind] = next((p for p in candidates if p.is_file()), None)
-    if found["images-idx3"] is None:
+        files[kind] = next((p for p in candidates if p.is_file()), None)
+    if files["images-idx3"] is None:
         raise ValueError(f"{folder} holds no {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz")
-    x = read_idx(found["images-idx3"])[..., None]
-    if found["labels-idx1"] is None:
+    x = read_idx(files["images-idx3"])[..., None]
+    if files["labels-idx1"] is None:
         return Dataset(x)
-    labels = read_idx(found["labels-idx1"]).astype(np.int64)
+    labels = read_idx(files["labels-idx1"]).astype(np.int64)
     if len(labels) != len(x):
         raise ValueError(f"{folder}: {len(x)} {split} images but {len(labels)} labels")
     return Dataset(x, labels, class_names or tuple(str(k) for k in range(int(labels.max()) + 1)))

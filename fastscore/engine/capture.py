@@ -80,20 +80,22 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+        inputs = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
         results = _tensors(out)
-        self.calls.append((func, args, kwargs, results, [t.untyped_storage().data_ptr() not in given for t in results]))
+        self.calls.append(
+            (func, args, kwargs, results, [t.untyped_storage().data_ptr() not in inputs for t in results])
+        )
         return out
 
     def replay(self) -> None:
         for *_, results, fresh in self.calls:
-            for t, own in zip(results, fresh, strict=True):
-                if own and t.is_floating_point():
+            for t, is_fresh in zip(results, fresh, strict=True):
+                if is_fresh and t.is_floating_point():
                     t.fill_(float("nan"))
         for func, args, kwargs, results, fresh in self.calls:
             again = _tensors(func(*args, **kwargs))
-            for old, new, own in zip(results, again, fresh, strict=True):
-                if own:
+            for old, new, is_fresh in zip(results, again, fresh, strict=True):
+                if is_fresh:
                     old.copy_(new)
 
 
@@ -173,10 +175,10 @@ def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
     """
     device = loop.x.device
     seconds: dict[str, float] = {}
-    made: dict[str, Graphed] = {}
+    modes: dict[str, Graphed] = {}
     for name in GRAPHS if mode == "auto" else (mode,):
         try:
-            made[name] = Graphed(loop, CudaGraphs(device), name)
+            modes[name] = Graphed(loop, CudaGraphs(device), name)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             if mode != "auto":
@@ -186,8 +188,8 @@ def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
             warnings.warn(f"no CUDA graph: the network cannot be captured ({reason})", stacklevel=3)
             return None, seconds
     if mode != "auto":
-        return made[mode], seconds
-    runs: dict[str, Callable[[], Tensor]] = {"off": loop.run, **{name: graphed.run for name, graphed in made.items()}}
+        return modes[mode], seconds
+    runs: dict[str, Callable[[], Tensor]] = {"off": loop.run, **{name: graphed.run for name, graphed in modes.items()}}
     for name, run in runs.items():
         run()
         torch.cuda.synchronize(device)
@@ -195,7 +197,7 @@ def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
         run()
         torch.cuda.synchronize(device)
         seconds[name] = time.perf_counter() - start
-    return made.get(min(seconds, key=seconds.__getitem__)), seconds
+    return modes.get(min(seconds, key=seconds.__getitem__)), seconds
 
 
 def _tensors(tree: Any) -> list[Tensor]:

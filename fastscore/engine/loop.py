@@ -221,8 +221,8 @@ class Loop:
         known = None
         if self.known is not None and self.mask is not None and self.known_table is not None:
             known = KnownRow(self.known, self.mask, self.known_table, self.idx, noise)
-        own = noise if kind.noisy else None
-        ops.update(self.x, F, self.hist, table, idx, own, F2=F2, known=known, out_u=self.u)
+        row_noise = noise if kind.noisy else None
+        ops.update(self.x, F, self.hist, table, idx, row_noise, F2=F2, known=known, out_u=self.u)
 
     def level(self, at: Tensor) -> Level:
         """Return the levels of rows ``at``, [N] or [1]; of a guided loop."""

@@ -188,9 +188,9 @@ class Parallel:
             stage: of each place and sample, [window + 1, batch]; live: whether it lies before the end.
         """
         loop, window, batch = self.loop, self.window, self.loop.batch
-        here = stage[:-1]
-        F, F2 = self._evaluate(here, live[:-1])
-        before, rows, noise = self.x.clone(), self.rows[:, here], loop.key if self.noisy else None
+        current = stage[:-1]
+        F, F2 = self._evaluate(current, live[:-1])
+        before, rows, noise = self.x.clone(), self.rows[:, current], loop.key if self.noisy else None
         for k in range(window):
             self.x[k + 1].copy_(self.x[k])
             self.hist[k + 1].copy_(self.hist[k])

@@ -1,4 +1,4 @@
-"""What is asked for, one line a sample, and the one way to serve it a micro-batch at a time."""
+"""Requests: what is asked for, one line a sample, and the one way to serve it a micro-batch at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastscore.ops.noise import NoiseKey
 Shape = tuple[int, ...]
 
 
-class Asked(TypedDict, total=False):
+class RequestFields(TypedDict, total=False):
     """What a run may give its samples beside seed and ids; see Request.of."""
 
     labels: Labels
@@ -32,7 +32,7 @@ class Asked(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """Which samples are wanted and what each of them is given: everything that a sampler's settings are not.
+    """The samples to draw and what each of them is given: everything that a sampler's settings are not.
 
     Shards, processes and retries cut a request and never change a line of it: sample k of it is the same however it is
     cut. Made by ``Sampler.request`` and its likes.
@@ -110,8 +110,8 @@ class Request:
     def check_start(self, start: str) -> None:
         """Raise ValueError unless there is an ``init`` exactly where samples start from one."""
         if (self.init is None) != (start == "prior"):
-            given = "None" if self.init is None else "a tensor"
-            raise ValueError(f"init = {given} does not go with start = {start!r}")
+            value = "None" if self.init is None else "a tensor"
+            raise ValueError(f"init = {value} does not go with start = {start!r}")
 
     def part(self, at: slice) -> Request:
         """Return the lines of some samples."""
@@ -119,13 +119,13 @@ class Request:
 
     def padded(self, batch: int) -> Request:
         """Return it with copies of its last line up to ``batch``."""
-        more = batch - len(self)
-        if more == 0:
+        padding = batch - len(self)
+        if padding == 0:
             return self
 
         def pad(v: Tensor, axis: int) -> Tensor:
             last = v.narrow(axis, v.shape[axis] - 1, 1)
-            return torch.cat([v, last.expand(*v.shape[:axis], more, *v.shape[axis + 1 :])], axis)
+            return torch.cat([v, last.expand(*v.shape[:axis], padding, *v.shape[axis + 1 :])], axis)
 
         return self._each(pad)
 
@@ -216,10 +216,12 @@ def _by_part(name: str, values: Any, shapes: dict[str, Shape]) -> dict[str, Any]
 def _init(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> Tensor | None:
     if values is None:
         return None
-    given = _by_part("init", values, shapes)
-    if set(given) != set(shapes):
-        raise ValueError(f"init lacks {', '.join(sorted(set(shapes) - set(given)))}; every part starts from something")
-    lines = [per_sample(f"init{_at(p)}", given[p], shape, key).flatten(1) for p, shape in shapes.items()]
+    by_part = _by_part("init", values, shapes)
+    if set(by_part) != set(shapes):
+        raise ValueError(
+            f"init lacks {', '.join(sorted(set(shapes) - set(by_part)))}; every part starts from something"
+        )
+    lines = [per_sample(f"init{_at(p)}", by_part[p], shape, key).flatten(1) for p, shape in shapes.items()]
     return lines[0] if len(lines) == 1 else torch.cat(lines, 1)
 
 
@@ -227,9 +229,9 @@ def _known(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> tuple[Tensor
     if values is None:
         return None, None
     data, masks, n = [], [], len(key.ids)
-    given = _by_part("known", values, shapes)
+    by_part = _by_part("known", values, shapes)
     for part, shape in shapes.items():
-        known = given.get(part) or Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        known = by_part.get(part) or Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
         y, mask = known.per_sample(shape, key)
         data.append(y.reshape(n, -1))
         masks.append(mask.reshape(n, -1))
@@ -242,8 +244,10 @@ def _recorded(noise: Tensor | None, shapes: dict[str, Shape], key: NoiseKey) -> 
     n, d = len(key.ids), sum(math.prod(shape) for shape in shapes.values())
     allowed = [(n, d), *((n, *shape) for shape in shapes.values() if len(shapes) == 1)]
     if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) not in allowed:
-        got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-        raise ValueError(f"recorded noise is {got}; it must be a tensor [draws, {', '.join(map(str, allowed[-1]))}]")
+        description = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        raise ValueError(
+            f"recorded noise is {description}; it must be a tensor [draws, {', '.join(map(str, allowed[-1]))}]"
+        )
     return noise.reshape(len(noise), n, d).to(key.ids.device)
 
 

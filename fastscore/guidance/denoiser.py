@@ -59,9 +59,9 @@ class Level:
     def table(cls, bound: BoundPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the levels of all rows, [fields, rows]."""
         t, schedule = [row.t for row in bound.x0], bound.unfolded.schedule
-        own = {"p1": [row.p for row in bound.x0_of_first], "q1": [row.q for row in bound.x0_of_first]}
-        own |= {"alpha": schedule.alpha(t).tolist(), "sigma": schedule.sigma(t).tolist()}
-        columns = [own.get(f.name) or [getattr(row, f.name) for row in bound.x0] for f in fields(cls)]
+        special = {"p1": [row.p for row in bound.x0_of_first], "q1": [row.q for row in bound.x0_of_first]}
+        special |= {"alpha": schedule.alpha(t).tolist(), "sigma": schedule.sigma(t).tolist()}
+        columns = [special.get(f.name) or [getattr(row, f.name) for row in bound.x0] for f in fields(cls)]
         return torch.tensor(columns, dtype=dtype, device=device)
 
 
@@ -105,9 +105,9 @@ class Denoiser:
             raise ValueError(
                 "this guide differentiates the network, whose output has no gradient; use network='own' and no no_grad"
             )
-        own = c["p1"] * x + c["q1"] * F
+        first = c["p1"] * x + c["q1"] * F
         if not self.mixed:
-            return own, own
+            return first, first
         u2 = (c["c_in2"] * x).to(self.dtype)
         F2 = evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
-        return c["p"] * x + c["q"] * F + c["q2"] * F2, own
+        return c["p"] * x + c["q"] * F + c["q2"] * F2, first

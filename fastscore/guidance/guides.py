@@ -89,7 +89,7 @@ class DynamicThreshold:
 
 @dataclass(frozen=True)
 class CFGRescale:
-    """Bring the spread of a guided estimate back to that of its conditional one, D_1.
+    """Bring the spread of a mixed estimate back to that of its conditional one, D_1.
 
         D' = D (phi std(D_1) / std(D) + 1 - phi)
 
@@ -106,8 +106,8 @@ class CFGRescale:
             raise ValueError(f"CFGRescale: phi = {self.phi} must lie in 0 .. 1")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        D, own = denoise.both(x)
-        spread, target = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, own))
+        D, conditional = denoise.both(x)
+        spread, target = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, conditional))
         return D * (self.phi * (target / spread) + (1.0 - self.phi)).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -194,7 +194,7 @@ class PiGDM:
     It is exact, and so is the posterior, where the data are N(mu, data_std^2 I).
 
     Args:
-        operator: A, see fastscore.operators.
+        operator: A, see guidance/measurements.py.
         noise: standard deviation of the measurement, 0 for none.
         data_std: of the data.
         scale: of the gradient; 1 is Bayes' rule.

@@ -22,15 +22,15 @@ from fastscore.plan.rows import Plan, Row
 
 @dataclass(frozen=True)
 class Guidance:
-    """A weight, where it acts, and what it is measured against.
+    """A mixture of two outputs: its weight, where it acts, and the output that it leads away from.
 
-    A row outside the interval, and every row at weight 1, makes one evaluation and is unguided to the bit.
-    A guided row calls the networks one after the other, each at the micro-batch of the run: a sample is
+    A row outside the interval, and every row at weight 1, makes one evaluation and has the bits of the model alone.
+    A mixed row calls the networks one after the other, each at the micro-batch of the run: a sample is
     still a function of its own settings, seed and id.
 
     Args:
         weight: w; 1 is the model itself, 0 the second model, above 1 leads away from the second.
-        interval: (low, high), the noise-to-signal ratios sigma / alpha that are guided: low < sigma / alpha <= high.
+        interval: (low, high), the noise-to-signal ratios sigma / alpha that are mixed: low < sigma / alpha <= high.
             EDM's sigma, whatever the schedule.
         model: the second model (a JointModel for a JointSampler); None for the same network under the null condition.
         null: the null condition of a model with ``cond_shape``, [*cond_shape]; zeros if left out. A
@@ -56,17 +56,17 @@ class Guidance:
             raise ValueError(f"guidance interval = {self.interval} must be 0 <= low < high, in sigma / alpha")
 
     def check(self, model: Conditioned) -> None:
-        """Raise ValueError unless ``model`` can be guided so."""
+        """Raise ValueError unless ``model`` can be mixed so."""
         if self.model is None and not model.classes and model.cond_shape is None:
             raise ValueError(
                 "guidance: this model is unconditional and has no null condition; give Guidance a second model"
             )
         if self.model is not None and self.null is not None:
             raise ValueError("guidance: a second model is given the same condition; leave null out")
-        other = self.model or model
-        if other.shape != model.shape:
-            raise ValueError(f"guidance: the second model has samples of shape {other.shape}, the first {model.shape}")
-        if (other.classes or other.cond_shape) and (other.classes, other.cond_shape) != (
+        second = self.model or model
+        if second.shape != model.shape:
+            raise ValueError(f"guidance: the second model has samples of shape {second.shape}, the first {model.shape}")
+        if (second.classes or second.cond_shape) and (second.classes, second.cond_shape) != (
             model.classes,
             model.cond_shape,
         ):
@@ -88,7 +88,7 @@ class Guidance:
 
 
 class BoundPlan:
-    """A plan bound to the networks that it calls: its rows in m, in x0 and unguided, each folded once.
+    """A plan bound to the networks that it calls: its rows in m, in x0 and without a mixture, each folded once.
 
     Args:
         plan: of a solver, not folded.
@@ -129,17 +129,17 @@ class BoundPlan:
     def _second(self) -> tuple[list[bool], Folding | None]:
         """Which rows have a second output, and what its network is at these."""
         guidance, plan = self.guidance, replace(self.unfolded, rows=self._first.rows())
-        where = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
-        if guidance is None or guidance.weight == 1.0 or not any(where):
+        mixed = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
+        if guidance is None or guidance.weight == 1.0 or not any(mixed):
             return [False] * len(plan.rows), None
         second = guidance.model or self.model
         assert isinstance(second, ScoreModel)
-        chosen = tuple(row for row, at in zip(self.unfolded.rows, where, strict=True) if at)
-        return where, Folding(replace(plan, rows=chosen), second.schedule, second.parametrization)
+        chosen = tuple(row for row, at in zip(self.unfolded.rows, mixed, strict=True) if at)
+        return mixed, Folding(replace(plan, rows=chosen), second.schedule, second.parametrization)
 
     def _mixed(self, m: str | None) -> tuple[Row, ...]:
-        rows, (where, folding) = self._first.rows(m), self._second
+        rows, (mixed, folding) = self._first.rows(m), self._second
         if folding is None or self.guidance is None:
             return rows
-        other = iter(folding.rows(m))
-        return mix(rows, tuple(next(other) if at else None for at in where), self.guidance.weight)
+        second_rows = iter(folding.rows(m))
+        return mix(rows, tuple(next(second_rows) if at else None for at in mixed), self.guidance.weight)

@@ -84,8 +84,8 @@ def per_sample(name: str, values: Tensor, shape: tuple[int, ...], key: NoiseKey)
     """Return a tensor given for all samples, [*shape], or one an id as [n, *shape], on the device of ``key``."""
     n = len(key.ids)
     if not isinstance(values, Tensor) or tuple(values.shape) not in (shape, (n, *shape)):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name} is {got}; it must be a tensor {shape}, or {(n, *shape)} with one an id")
+        description = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} is {description}; it must be a tensor {shape}, or {(n, *shape)} with one an id")
     return values.to(key.ids.device).expand(n, *shape)
 
 

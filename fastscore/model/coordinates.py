@@ -26,7 +26,7 @@ NOISES = ("colored", "white")
 _BLOCK = 64
 
 
-class Matrix(Protocol):
+class Invertible(Protocol):
     """An invertible D x D matrix that acts on samples [N, *shape] with D elements, and returns the same shape."""
 
     size: int
@@ -124,7 +124,7 @@ class Dense(nn.Module):
         return _in_blocks(x, self.size, lambda v: v @ self.a.to(v))
 
 
-def whitened(model: ScoreModel, matrix: Matrix, noise: str = "colored") -> ScoreModel:
+def whitened(model: ScoreModel, matrix: Invertible, noise: str = "colored") -> ScoreModel:
     r"""Return the score model of y = A^-1 x, given one of x whose noise is sigma A z.
 
     What a network of x predicts becomes a prediction of y:
@@ -154,7 +154,7 @@ def whitened(model: ScoreModel, matrix: Matrix, noise: str = "colored") -> Score
 
 
 class _Whitened(nn.Module):
-    def __init__(self, net: Callable[..., Tensor], matrix: Matrix, out: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, net: Callable[..., Tensor], matrix: Invertible, out: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.net, self.matrix, self.out = net, matrix, out  # modules among them move with this one
 

@@ -74,11 +74,11 @@ def load_weights(path: Path, net: nn.Module) -> nn.Module:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(f"{path}: {name} has shape {found.get(name)} but the network wants {wanted.get(name)}")
+    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    actual = {k: tuple(v.shape) for k, v in state.items()}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            raise ValueError(f"{path}: {name} has shape {actual.get(name)} but the network wants {expected.get(name)}")
     if not all(math.isfinite(float(v.double().abs().sum())) for v in state.values()):
         raise ValueError(f"{path}: holds NaN or Inf")
     net.load_state_dict(state)

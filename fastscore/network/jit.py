@@ -20,20 +20,20 @@ def has_compiler(device: torch.device | str = "cpu") -> bool:
     return torch.device(device).type == "cuda" or any(shutil.which(c) for c in names)
 
 
-def compiled(net: Net, how: str, device: torch.device | str = "cpu") -> Net:
+def compiled(net: Net, mode: str, device: torch.device | str = "cpu") -> Net:
     """Return the network run through torch.compile, without graph breaks and at fixed shapes.
 
     Args:
         net: the network; it is not changed.
-        how: "compile": as one graph, which is fastest; "regional": each class of block that occurs more than once,
+        mode: "compile": as one graph, which is fastest; "regional": each class of block that occurs more than once,
             so that equal blocks share one compilation.
 
     Raises:
         ValueError: no compiler, or nothing repeated to compile.
     """
     if not has_compiler(device):
-        raise ValueError(f"network = {how!r} needs a C++ compiler (g++ or clang++) on the CPU; use network='own'")
-    if how == "compile":
+        raise ValueError(f"network = {mode!r} needs a C++ compiler (g++ or clang++) on the CPU; use network='own'")
+    if mode == "compile":
         return torch.compile(net, fullgraph=True, dynamic=False)
     if not isinstance(net, nn.Module):
         raise ValueError("network = 'regional' needs an nn.Module; use network='compile'")

@@ -58,9 +58,9 @@ def load(key: str, say: Callable[[str], None]) -> Call | None:
     """Return the package of a key as a function of its inputs; None if there is none that is whole."""
     note = folder() / f"{key}.json"
     try:
-        kept = json.loads(note.read_text())
-        file, wanted = folder() / str(kept["file"]), kept["sha256"]
-        if _sha256(file) != wanted:
+        entry = json.loads(note.read_text())
+        file, digest = folder() / str(entry["file"]), entry["sha256"]
+        if _sha256(file) != digest:
             raise ValueError("its bytes are not those that were written")
         return _runner(file)
     except FileNotFoundError:
@@ -94,9 +94,9 @@ def build(key: str, net: nn.Module, inputs: tuple[Tensor, ...], say: Callable[[s
         call = _runner(file)
         if Path(work).parent == home:
             digest = _sha256(file)
-            kept = home / f"{key}-{digest[:8]}.pt2"  # its own name, so that two processes never mix halves
-            os.replace(file, kept)
-            write_text(home / f"{key}.json", json.dumps({"file": kept.name, "sha256": digest}) + "\n")
+            target = home / f"{key}-{digest[:8]}.pt2"  # its own name, so that two processes never mix halves
+            os.replace(file, target)
+            write_text(home / f"{key}.json", json.dumps({"file": target.name, "sha256": digest}) + "\n")
         return call
     finally:
         file.unlink(missing_ok=True)

@@ -118,16 +118,16 @@ def prepare(
         raise ValueError("the network is prepared already; use network='own'")
     if model.cond_shape is not None:
         reason = f"{network} does not know what conditioning tensors to try"
-        return model if network == "auto" else _own(model, say, reason)
+        return model if network == "auto" else _as_it_is(model, say, reason)
     net = model.net
     if not isinstance(net, nn.Module):
-        return model if network == "auto" else _own(model, say, f"{network} needs an nn.Module")
+        return model if network == "auto" else _as_it_is(model, say, f"{network} needs an nn.Module")
     kinds = sorted({str(p.dtype) for p in net.parameters() if p.is_floating_point()})
     small = sum(p.numel() for p in net.parameters()) < SMALL
     if network == "auto" and (small or place.type == "cuda" or kinds != ["torch.float32"]):
         return model
     if kinds != ["torch.float32"]:
-        return _own(model, say, f"{network} needs float32 weights, not {' and '.join(kinds) or 'none'}")
+        return _as_it_is(model, say, f"{network} needs float32 weights, not {' and '.join(kinds) or 'none'}")
     with evaluating(net):
         return _ahead_of_time(model, Trial(model, net, batch, place), network, say)
 
@@ -143,7 +143,7 @@ def _ahead_of_time(model: ScoreModel, trial: Trial, network: str, say: Say) -> S
         except Unfit as error:
             reason = str(error)
             break
-    return _own(model, say, reason)
+    return _as_it_is(model, say, reason)
 
 
 class Unfit(Exception):
@@ -186,12 +186,12 @@ class Trial:
 
     def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor]]:
         """Yield (inputs of the network, p x, q), such that p x + q F is the noise estimate -sigma score."""
-        each, batch = math.prod(self.model.shape), self.shape[0]
+        d, batch = math.prod(self.model.shape), self.shape[0]
         for start in range(0, len(self.columns), batch):
             key = NoiseKey(self.key.seed, self.key.ids[start : start + batch])
             alpha, sigma, p, q, c_in, c_noise = self.columns[start : start + batch].unbind(1)
-            data = self.model.parametrization.sigma_data * key.normal(0, each)
-            x = alpha[:, None] * data + sigma[:, None] * key.normal(1, each)
+            data = self.model.parametrization.sigma_data * key.normal(0, d)
+            x = alpha[:, None] * data + sigma[:, None] * key.normal(1, d)
             inputs = ((c_in[:, None] * x).view(self.shape), c_noise)
             cond = (key.ids % self.model.classes,) if self.model.classes else ()
             yield tuple(v.contiguous() for v in (*inputs, *cond)), p[:, None] * x, q[:, None]
@@ -205,18 +205,18 @@ class Trial:
     @torch.no_grad()
     def errors(self, call: Net) -> Tensor:
         """Return the relative errors of a call, of its output and of the score, [2, samples]."""
-        found = []
-        for (inputs, px, q), own in zip(self.micro_batches(), self.expected, strict=True):
-            wrong = call(*_three(inputs)).flatten(1) - own
-            found.append(torch.stack([_ratio(wrong, own), _ratio(q * wrong, px + q * own)]))
-        return torch.cat(found, dim=1)
+        results = []
+        for (inputs, px, q), reference in zip(self.micro_batches(), self.expected, strict=True):
+            difference = call(*_three(inputs)).flatten(1) - reference
+            results.append(torch.stack([_ratio(difference, reference), _ratio(q * difference, px + q * reference)]))
+        return torch.cat(results, dim=1)
 
     def checked(self, call: Net, kind: str) -> float:
         """Return the error of the score; raise Inexact if one is above its limit or not a number."""
         errors = self.errors(call).amax(dim=1).tolist()
-        for value, limit, what in zip(errors, LIMIT[kind], ("output", "score"), strict=True):
+        for value, limit, quantity in zip(errors, LIMIT[kind], ("output", "score"), strict=True):
             if not value <= limit:
-                raise Inexact(f"in {kind} the network's {what} errs by {value:.2g}, above {limit:g}")
+                raise Inexact(f"in {kind} the network's {quantity} errs by {value:.2g}, above {limit:g}")
         return float(f"{errors[1]:.3g}")
 
 
@@ -270,13 +270,13 @@ def _kinds(inputs: tuple[Tensor, ...]) -> list[str]:
     return [f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in inputs]
 
 
-def _ratio(wrong: Tensor, right: Tensor) -> Tensor:
+def _ratio(difference: Tensor, reference: Tensor) -> Tensor:
     """Return the relative error of each sample; 0 where both are 0."""
-    error, size = wrong.double().norm(dim=1), right.double().norm(dim=1)
+    error, size = difference.double().norm(dim=1), reference.double().norm(dim=1)
     return torch.where(error == 0.0, 0.0, error / size)
 
 
-def _own(model: ScoreModel, say: Say, reason: str) -> ScoreModel:
+def _as_it_is(model: ScoreModel, say: Say, reason: str) -> ScoreModel:
     say(f"the network runs as it is: {reason}")
     return model
 

@@ -26,7 +26,7 @@ GAIN = 1.05  # a larger micro-batch must give so many times more samples a secon
 
 @dataclass(frozen=True)
 class Choice:
-    """What a probe found.
+    """A micro-batch and a number of threads, with the rates that speak for them.
 
     Attributes:
         batch: micro-batch.
@@ -64,12 +64,12 @@ def choose_batch(
     counts = (threads or _counts()) if device.type == "cpu" else (torch.get_num_threads(),)
     if not sizes or min(sizes) < 1 or min(counts) < 1:
         raise ValueError(f"sizes = {sizes} and threads = {counts} must be positive")
-    kept = None
+    path = None
     if isinstance(model.net, nn.Module):
         key = package.key_of(model.net, (*sizes, *counts), str(device))
-        kept = cache_folder() / "batches" / f"{key}.json"
+        path = cache_folder() / "batches" / f"{key}.json"
         try:
-            return Choice(**json.loads(kept.read_text()))
+            return Choice(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             pass
     rates, best = {}, (0.0, sizes[0], counts[0])
@@ -83,10 +83,10 @@ def choose_batch(
                     break
                 top, best = rate, max(best, (rate, size, count), key=lambda b: b[0])
     choice = Choice(best[1], best[2] if device.type == "cpu" else None, rates)
-    if kept is not None:
+    if path is not None:
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_text(kept, json.dumps(asdict(choice)) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(asdict(choice)) + "\n")
         except OSError:
             pass  # measured again next time
     return choice
@@ -121,11 +121,11 @@ def _counts() -> tuple[int, ...]:
     """Return the numbers of threads worth a try: physical and logical cores that this process may use."""
     if os.environ.get("OMP_NUM_THREADS"):
         return (torch.get_num_threads(),)
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     siblings = set()
-    for k in mine:
+    for k in cpus:
         try:
             siblings.add(Path(f"/sys/devices/system/cpu/cpu{k}/topology/thread_siblings_list").read_text())
         except OSError:
             siblings.add(str(k))
-    return tuple(sorted({len(siblings), len(mine)}))
+    return tuple(sorted({len(siblings), len(cpus)}))

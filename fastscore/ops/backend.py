@@ -99,8 +99,8 @@ def resolve(name: str, device: torch.device) -> Ops:
         raise ValueError(f"backend = {name!r} must be one of {', '.join(BACKENDS)}")
     has_triton = importlib.util.find_spec("triton") is not None
     if name == "triton" and (device.type != "cuda" or not has_triton):
-        why = "triton is not installed (pip install triton)" if device.type == "cuda" else "it runs on CUDA devices"
-        raise ValueError(f"backend = 'triton' cannot run on {device}: {why}; use backend='auto'")
+        reason = "triton is not installed (pip install triton)" if device.type == "cuda" else "it runs on CUDA devices"
+        raise ValueError(f"backend = 'triton' cannot run on {device}: {reason}; use backend='auto'")
     if name == "cpp" and device.type != "cpu":
         raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
     if name == "cpp" or (name == "auto" and device.type == "cpu" and fused.library_file()):

@@ -118,11 +118,11 @@ class NoiseKey:
     def normal(self, draw: Tensor | int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return z ~ N(0, 1), [N, d]; float64 widens the float32 normals."""
         blocks, n = (d + 3) // 4, len(self.ids)
-        some = max(1, _CACHED_BLOCKS // blocks) if self.ids.device.type == "cpu" else n
-        if n > some:  # a few samples at a time, so that what lies between words and normals stays in cache
-            split = draw.split(some) if isinstance(draw, Tensor) and len(draw) > 1 else None
-            draws = split or [draw] * -(-n // some)
-            parts = (self.part(slice(k * some, (k + 1) * some)) for k in range(len(draws)))
+        count = max(1, _CACHED_BLOCKS // blocks) if self.ids.device.type == "cpu" else n
+        if n > count:  # a few samples at a time, so that what lies between words and normals stays in cache
+            split = draw.split(count) if isinstance(draw, Tensor) and len(draw) > 1 else None
+            draws = split or [draw] * -(-n // count)
+            parts = (self.part(slice(k * count, (k + 1) * count)) for k in range(len(draws)))
             return torch.cat([part.normal(k, d, dtype) for part, k in zip(parts, draws, strict=True)])
         w0, w1, w2, w3 = self.words(draw, blocks)
         z = torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], dim=-1)
@@ -160,10 +160,10 @@ class RecordedNoise:
 
 def _seeds(seed: Any) -> int | list[int]:
     """Return one seed, or the list of one a sample, as Python integers in 0 .. 2^64-1."""
-    given = seed.tolist() if isinstance(seed, Tensor) else seed
-    if isinstance(given, Iterable) and not isinstance(given, str) and getattr(given, "ndim", 1):
-        return [_seed(k, f"seed[{place}]") for place, k in enumerate(given)]
-    return _seed(given, "seed")
+    value = seed.tolist() if isinstance(seed, Tensor) else seed
+    if isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1):
+        return [_seed(k, f"seed[{place}]") for place, k in enumerate(value)]
+    return _seed(value, "seed")
 
 
 def _seed(value: Any, name: str) -> int:

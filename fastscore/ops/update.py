@@ -59,7 +59,7 @@ def update_ref(
         table: lowered plan, [rows, abi.WIDTH] like x.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0); rows may differ in everything.
         noise: where z comes from; None if the row's c is 0.
-        F2: second network output (guidance), like F; None leaves its term out.
+        F2: second network output (a mixture), like F; None leaves its term out.
         known: what replaces x' inside a mask, before u' is made; None for no mask.
         out_u: next network input, [N, D] in the network's dtype; None to leave it.
         out_mean: receives x' without its noise term, and a y inside the mask, [N, D] like x.
@@ -93,10 +93,10 @@ def update_ref(
     if noise is not None:
         y = y + column(abi.C) * noise.normal(column(abi.DRAW)[:, 0], x.shape[1], x.dtype)
     if known is not None:
-        mine = known.table.index_select(0, known.idx)
-        center = mine[:, abi.A : abi.A + 1] * known.y
-        z = known.noise.normal(mine[:, abi.DRAW], x.shape[1], x.dtype)
-        y = torch.where(known.mask, center + mine[:, abi.C : abi.C + 1] * z, y)
+        rows = known.table.index_select(0, known.idx)
+        center = rows[:, abi.A : abi.A + 1] * known.y
+        z = known.noise.normal(rows[:, abi.DRAW], x.shape[1], x.dtype)
+        y = torch.where(known.mask, center + rows[:, abi.C : abi.C + 1] * z, y)
         mean = torch.where(known.mask, center, mean)
     if F is not None:
         for k in range(len(hist)):

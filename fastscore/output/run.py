@@ -43,7 +43,7 @@ class Quantizer(Protocol):
     def quantize(self) -> Callable[..., Tensor]: ...
 
 
-class Asked(Protocol):
+class RequestLike(Protocol):
     """Which samples are asked for: a Request."""
 
     @property
@@ -73,7 +73,7 @@ class Source(Protocol):
 
 def draw(
     sampler: Source,
-    request: Asked,
+    request: RequestLike,
     folder: Path | str,
     *,
     png: bool = False,
@@ -130,15 +130,15 @@ def draw(
     arrays = {"ids": ids, **(extra_arrays or {}), **_conditions(request)}
     entry, kind = ((*shape[1:], shape[0]), np.uint8) if image else (shape, np.float32)
     out.mkdir(parents=True, exist_ok=True)
-    ready, first = time.perf_counter(), None
+    begin, first = time.perf_counter(), None
     with TemporaryDirectory(prefix=".run-", dir=out) as name:
         stage = Path(name)
         with Writer(stage, ids.tolist(), entry, kind, sampler.ops.quantize if image else None, png, subdirs) as writer:
             for part, x in sampler.stream(request, progress=progress):
-                first = first or time.perf_counter() - ready
+                first = first or time.perf_counter() - begin
                 writer.put(part, x)
             writer.finish()
-            seconds = time.perf_counter() - ready
+            seconds = time.perf_counter() - begin
             write_npz(stage / "samples.npz", samples=writer.samples, **arrays)
             if len(ids):
                 picture = (sheet or _contact_or_density)(writer.samples)
@@ -149,7 +149,7 @@ def draw(
             "settings": {"seed": _seed(request), "num": len(ids), **(settings or {})},
             **sampler.record(),
             "timings": {
-                "setup_s": round(ready - started, 3),
+                "setup_s": round(begin - started, 3),
                 "first_batch_s": round(first, 3) if first else None,
                 "sampling_s": round(seconds, 3),
                 "samples_per_s": round(len(ids) / seconds, 3) if len(ids) else None,
@@ -164,9 +164,9 @@ def draw(
 
 def refuse_earlier_run(folder: Path, overwrite: bool = False) -> None:
     """Raise ValueError if the folder holds a run and it is not to be replaced."""
-    taken = files(folder)
-    if taken and not overwrite:
-        raise ValueError(f"{folder} already holds {taken[0]}; choose another folder, or overwrite to replace it")
+    existing = files(folder)
+    if existing and not overwrite:
+        raise ValueError(f"{folder} already holds {existing[0]}; choose another folder, or overwrite to replace it")
 
 
 def files(folder: Path) -> list[str]:
@@ -195,7 +195,7 @@ def _check_png(shape: tuple[int, ...], png: bool, subdirs: bool) -> None:
         raise ValueError(f"a PNG needs 1 or 3 channels; this model has {shape[0]}; leave png out")
 
 
-def _conditions(request: Asked) -> dict[str, NDArray[Any]]:
+def _conditions(request: RequestLike) -> dict[str, NDArray[Any]]:
     """Return what each sample was told, and its seed where they differ."""
     arrays, cond, seed = {}, request.cond, request.key.seed
     if cond is not None:
@@ -205,7 +205,7 @@ def _conditions(request: Asked) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _seed(request: Asked) -> int | str:
+def _seed(request: RequestLike) -> int | str:
     """Return the seed of all samples as it was given."""
     seed = request.key.seed
     return int(seed) & 0xFFFFFFFFFFFFFFFF if len(seed) == 1 else "one a sample"

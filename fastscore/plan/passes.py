@@ -29,11 +29,11 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     """
     first = float(t[0])
     # A grid may start below T, where x has another length: that of data of variance one and its noise.
-    here, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (first, schedule.T))
+    length, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (first, schedule.T))
     if start not in STARTS:
         raise ValueError(f"start = {start!r} must be one of {', '.join(STARTS)}")
     a, c = {
-        "prior": (0.0, schedule.prior_std * float(here / top)),
+        "prior": (0.0, schedule.prior_std * float(length / top)),
         "data": (float(schedule.alpha(first)), float(schedule.sigma(first))),
         "state": (1.0, 0.0),
     }[start]
@@ -59,9 +59,9 @@ class Folding:
         self.plan = plan
         self.reads_m = np.array([r.b != 0.0 or r.push is not None or r.langevin is not None for r in plan.rows])
         self.t = np.array([r.t for r in plan.rows])[self.reads_m]
-        there, scale = network_time(model, plan.schedule, self.t)
-        self.output = parametrization.components(model, there)
-        self.c_in, self.c_noise = scale * parametrization.c_in(model, there), parametrization.c_noise(model, there)
+        times, scale = network_time(model, plan.schedule, self.t)
+        self.output = parametrization.components(model, times)
+        self.c_in, self.c_noise = scale * parametrization.c_in(model, times), parametrization.c_noise(model, times)
 
     def rows(self, m: str | None = None, output: str | None = None) -> tuple[Row, ...]:
         """Return the rows with m = p x + q F.
@@ -98,10 +98,10 @@ def inside(plan: Plan, interval: tuple[float, float]) -> list[bool]:
     low, high = interval
     with np.errstate(divide="ignore"):  # pure noise
         levels = [float(np.divide(plan.schedule.sigma(row.t), plan.schedule.alpha(row.t))) for row in plan.rows]
-    result, now = [], False
+    result, active = [], False
     for row, level in zip(plan.rows, levels, strict=True):
-        now = low < level <= high if row.evaluate else now  # an output that is used again is mixed again
-        result.append(now)
+        active = low < level <= high if row.evaluate else active  # an output that is used again is mixed again
+        result.append(active)
     return result
 
 
@@ -117,10 +117,10 @@ def mix(first: tuple[Row, ...], second: tuple[Row | None, ...], weight: float) -
     Source: Ho & Salimans 2022, eq. 6, with w = 1 + their w.
     """
     w, rows = weight, []
-    for row, other in zip(first, second, strict=True):
-        if other is not None:
-            p, q, q2 = w * row.p + (1.0 - w) * other.p, w * row.q, (1.0 - w) * other.q
-            row = replace(row, p=p, q=q, q2=q2, c_in2=other.c_in, c_noise2=other.c_noise)
+    for row, second_row in zip(first, second, strict=True):
+        if second_row is not None:
+            p, q, q2 = w * row.p + (1.0 - w) * second_row.p, w * row.q, (1.0 - w) * second_row.q
+            row = replace(row, p=p, q=q, q2=q2, c_in2=second_row.c_in, c_noise2=second_row.c_noise)
         rows.append(row)
     return tuple(rows)
 

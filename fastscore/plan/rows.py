@@ -4,7 +4,7 @@ A row is one network evaluation (or none) and one linear update:
 
     m = p x + q F + q2 F2,   x' = a x + b m + sum_k w_k h_k + c z,   h[push] <- m,   u <- c_in x'
 
-F2 is a second output, of rows that ``guide`` gave one. A solver emits rows in terms of a quantity m of its
+F2 is a second output, of rows that ``mix`` gave one. A solver emits rows in terms of a quantity m of its
 choice ("x0", "score", ...); the pass ``fold`` writes m as an affine map of the network's own output. Passes
 are pure functions Plan -> Plan, and ``str(plan)`` prints the table.
 """
@@ -49,7 +49,7 @@ class Row:
         evaluate: whether the network runs; if not, m is made of its last output.
         langevin: sets b and c at run time.
         p, q: m = p x + q F, set by ``fold``; c_in, c_noise: network input scale and time label.
-        q2: weight of a second output F2, 0 for none, set by ``guide``; c_in2, c_noise2: of its network.
+        q2: weight of a second output F2, 0 for none, set by ``mix``; c_in2, c_noise2: of its network.
         clip: bound on |m|, 0 for none.
         draw: number of the noise draw, -1 for none; set when the plan is built.
     """
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample; a guided row has two."""
+        """Network evaluations a sample; a mixed row has two."""
         return sum(row.evaluate * (1 + (row.q2 != 0.0)) for row in self.rows)
 
     @property
@@ -118,11 +118,11 @@ class Plan:
         return hashlib.sha256(content + repr([(r.evaluate, r.langevin) for r in self.rows]).encode()).hexdigest()
 
     def __str__(self) -> str:
-        used = [k for k in range(self.slots) if any(len(r.w) > k and r.w[k] for r in self.rows)]
-        head = ["row", "t", "s", "sigma_t", "m", "a", "b", "c", *(f"w{k}" for k in used), "push", "net", "draw"]
+        weights = [k for k in range(self.slots) if any(len(r.w) > k and r.w[k] for r in self.rows)]
+        head = ["row", "t", "s", "sigma_t", "m", "a", "b", "c", *(f"w{k}" for k in weights), "push", "net", "draw"]
         lines = [head]
         for k, r in enumerate(self.rows):
-            w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in used]
+            w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in weights]
             b, c = (f"{r.b:.6g}", f"{r.c:.6g}") if r.langevin is None else (f"{r.langevin.norm}", "norm")
             sigma = float(self.schedule.sigma(r.t))
             push, net, draw = "" if r.push is None else r.push, _net(r), "" if r.draw < 0 else r.draw

@@ -72,8 +72,23 @@ class SubVP:
         return self.beta(t) * self.alpha(t) ** 2
 
 
+class _Exploding:
+    """What VE and EDM share: alpha = 1, and a sigma that rises from sigma_min to sigma_max, the prior's."""
+
+    sigma_min: float
+    sigma_max: float
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+
 @dataclass(frozen=True)
-class VE:
+class VE(_Exploding):
     """Variance exploding: sigma = sigma_min (sigma_max / sigma_min)^t.
 
     Source: Song et al. 2021, eq. 9 and 30. sigma reaches 0 only at t = -inf, so that is the
@@ -85,14 +100,6 @@ class VE:
     t_end: float = 1e-5
     T = 1.0
     t_clean = -math.inf
-    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
-
-    def __post_init__(self) -> None:
-        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
-
-    @property
-    def prior_std(self) -> float:
-        return self.sigma_max
 
     def sigma(self, t: ArrayLike) -> Array:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** np.asarray(t, np.float64)
@@ -128,16 +135,12 @@ class TutorialVE:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(_Exploding):
     """alpha = 1, sigma = t, from sigma_max down to sigma_min. Source: Karras et al. 2022."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     t_clean = 0.0
-    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
-
-    def __post_init__(self) -> None:
-        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     @property
     def T(self) -> float:
@@ -146,10 +149,6 @@ class EDM:
     @property
     def t_end(self) -> float:
         return self.sigma_min
-
-    @property
-    def prior_std(self) -> float:
-        return self.sigma_max
 
     def sigma(self, t: ArrayLike) -> Array:
         return np.asarray(t, np.float64) * 1.0

@@ -25,16 +25,16 @@ SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "
 
 
 def named_schedule(
-    name: str | None, own: Schedule, sigma_min: float | None = None, sigma_max: float | None = None
+    name: str | None, default: Schedule, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Schedule:
-    """Return the schedule of a name, or a network's own if there is none.
+    """Return the schedule of a name, or ``default`` if there is none.
 
     Args:
-        name: one of SCHEDULES; underscores and any case will do. None is ``own``, but VP where that is Trig: an exact
-            model fits every schedule.
-        own: the schedule that the network was trained on.
-        sigma_min, sigma_max: bounds of ve, edm and smld, positive and rising; their defaults, or those of ``own``, if
-            left out.
+        name: one of SCHEDULES; underscores and any case will do. None is ``default``, but VP where that is Trig: an
+            exact model fits every schedule.
+        default: the one that the network was trained on.
+        sigma_min, sigma_max: bounds of ve, edm and smld, positive and rising; their defaults, or those of ``default``,
+            if left out.
 
     Raises:
         ValueError: an unknown name, a bound for a schedule that has none, or bounds out of range.
@@ -48,16 +48,16 @@ def named_schedule(
         if name not in SCHEDULES:
             raise ValueError(f"schedule = {name!r} must be one of {', '.join(SCHEDULES)}")
     bounds: dict[str, Any] = {k: v for k, v in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if v is not None}
-    if name is None and isinstance(own, c.EDM | c.VE):
-        return type(own)(**{"sigma_min": own.sigma_min, "sigma_max": own.sigma_max, **bounds})
+    if name is None and isinstance(default, c.EDM | c.VE):
+        return type(default)(**{"sigma_min": default.sigma_min, "sigma_max": default.sigma_max, **bounds})
     if bounds and name not in BOUNDED:
-        schedule = name or type(own).__name__
+        schedule = name or type(default).__name__
         raise ValueError(
             f"{next(iter(bounds))} belongs to the schedules ve, edm and smld; leave it out with schedule {schedule}"
         )
     match name:
         case None:
-            return c.VP() if isinstance(own, c.Trig) else own
+            return c.VP() if isinstance(default, c.Trig) else default
         case "vp":
             return c.VP()
         case "subvp":

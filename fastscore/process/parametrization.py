@@ -124,7 +124,7 @@ def network_time(model: Schedule, schedule: Schedule, t: ArrayLike) -> tuple[Arr
     t = np.asarray(t, np.float64)
     if model == schedule:
         return t, np.ones_like(t)
-    there = t_of_lam(model, lam(schedule, t)).reshape(t.shape)
+    times = t_of_lam(model, lam(schedule, t)).reshape(t.shape)
     # The ratio of lengths, not of alphas, which are both 0 at pure noise.
     length = np.hypot(schedule.alpha(t), schedule.sigma(t))
-    return there, np.hypot(model.alpha(there), model.sigma(there)) / length
+    return times, np.hypot(model.alpha(times), model.sigma(times)) / length

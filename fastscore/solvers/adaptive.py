@@ -1,4 +1,4 @@
-r"""Adaptive solvers: what one step is, and how the next one is chosen; engine/adaptive.py takes the steps.
+r"""Adaptive solvers: what one step is, and how the next one is chosen; engine/adaptive/ takes the steps.
 
 They know no grid. The state is brought to the unit circle, where x = alpha D + sigma eps has alpha = cos phi and
 sigma = sin phi for every schedule, and is integrated in a clock of the noise level alone: the angle phi for

@@ -20,10 +20,10 @@ from fastscore.solvers.adaptive import Adaptive, DPMAdaptive, GottaGoFast, Table
 
 
 class Method(Protocol):
-    """A step.
+    """One attempted step of a solver, stage by stage.
 
     Attributes:
-        quantity: what an evaluation gives; see engine/continuous.py.
+        quantity: what an evaluation gives; see engine/adaptive/field.py.
         stages: evaluations of a step, the first included.
         width: of the weights; 1 + stages, and 1 more for noise.
         fsal: whether the last evaluation is at the result.
@@ -104,8 +104,8 @@ class DPM:
         r = self.nodes[stage]
         a, sigma, growth, mean = self._step(tau, r * h)
         slope = self.gains[stage] * sigma * mean
-        rest = [torch.zeros_like(a)] * (self.order - 1)
-        columns = [a, slope - sigma * growth, -slope, *rest]
+        zeros = [torch.zeros_like(a)] * (self.order - 1)
+        columns = [a, slope - sigma * growth, -slope, *zeros]
         return r, torch.stack(columns[: self.width], 1)
 
     def finish(self, tau: Tensor, h: Tensor) -> tuple[Tensor | None, Tensor | None]:

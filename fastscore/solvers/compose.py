@@ -129,9 +129,9 @@ class AncestralSplit:
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         rho = ratio(schedule, t)
-        kept = 1.0 - self.eta**2 + (self.eta * rho[1:] / rho[:-1]) ** 2  # (down / rho_s)^2, without cancellation
-        down = np.sqrt(np.maximum(kept, 0.0)) * rho[1:]
-        up = np.sqrt(1.0 - np.maximum(kept, 0.0)) * rho[1:]
+        share = 1.0 - self.eta**2 + (self.eta * rho[1:] / rho[:-1]) ** 2  # (down / rho_s)^2, without cancellation
+        down = np.sqrt(np.maximum(share, 0.0)) * rho[1:]
+        up = np.sqrt(1.0 - np.maximum(share, 0.0)) * rho[1:]
         stop = np.array(t[1:])
         split = (up > 0.0) & (down > 0.0)
         stop[split] = t_of_lam(schedule, -np.log(down[split])) if np.any(split) else stop[split]

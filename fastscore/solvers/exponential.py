@@ -75,9 +75,9 @@ def half_slope_weights(H: float, node: float, B: float | None = None) -> Weights
 
     B is the integral of 1, unless given. Second order, as every B = H + O(H^2) is.
     """
-    whole = -math.expm1(-H)
-    slope = 0.5 * (whole if B is None else B) / node
-    return [whole - slope, slope]
+    total = -math.expm1(-H)
+    slope = 0.5 * (total if B is None else B) / node
+    return [total - slope, slope]
 
 
 def with_first_order_ends(

@@ -76,8 +76,8 @@ class DPMMultistep:
             return exact_weights(H, nodes)
         if len(nodes) == 2:
             return half_slope_weights(H, nodes[1])
-        whole, slope, curvature = exponential_moments(H, 3)
-        return lagrange_weights(nodes, [whole, slope, 0.5 * curvature])
+        total, slope, curvature = exponential_moments(H, 3)
+        return lagrange_weights(nodes, [total, slope, 0.5 * curvature])
 
 
 @dataclass(frozen=True)
@@ -163,5 +163,5 @@ def transfer(schedule: Schedule, t: Array, s: Array) -> tuple[list[float], list[
 
 def past(values: Array, k: int, n: int) -> Weights:
     """Return theta of the last n evaluations at step k, newest first: 0 at its start, 1 at its end."""
-    used = values[max(0, k - n + 1) : k + 1][::-1]
-    return ((used - values[k]) / (values[k + 1] - values[k])).tolist()
+    recent = values[max(0, k - n + 1) : k + 1][::-1]
+    return ((recent - values[k]) / (values[k + 1] - values[k])).tolist()

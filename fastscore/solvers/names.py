@@ -101,7 +101,7 @@ def named(
     Raises:
         ValueError: an unknown name, an option that belongs to other solvers, or a value out of range.
     """
-    name = _known("solver", name, SOLVERS)
+    name = _listed("solver", name, SOLVERS)
     options = {
         "eta": eta, "variance": variance, "rtol": rtol, "atol": atol, "predictor": predictor, "corrector": corrector,
         "snr": snr, "corrections": corrections, "norm": norm,
@@ -114,7 +114,7 @@ def named(
         name, corrector, SNR if snr is None else snr, CORRECTIONS if corrections is None else corrections, norm
     )
     if name == "score-sde":
-        return s.ScoreSDE(_known("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
+        return s.ScoreSDE(_listed("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
     if name == "none" and steps is None:
         raise ValueError("solver none needs a corrector: langevin or ald")
     solver = _PLANNED[name](**{k: options[k] for k in ("eta", "variance") if k in options})
@@ -124,7 +124,7 @@ def named(
 def _corrector(
     solver: str, name: str | None, snr: float, corrections: int, norm: str | None
 ) -> Langevin | AnnealedLangevin | None:
-    name = _known("corrector", name or "none", CORRECTORS)
+    name = _listed("corrector", name or "none", CORRECTORS)
     if name == "none":
         return None
     if name == "ald":
@@ -132,11 +132,11 @@ def _corrector(
     return s.Langevin(snr, corrections, "batch" if solver == "score-sde" else norm or NORM)
 
 
-def _known(what: str, name: str, names: tuple[str, ...]) -> str:
+def _listed(kind: str, name: str, names: tuple[str, ...]) -> str:
     """Return a name as it is listed; raise ValueError for another one."""
     listed = str(name).replace("_", "-").lower()
     if listed not in names:
-        raise ValueError(f"{what} = {name!r} must be one of {', '.join(names)}")
+        raise ValueError(f"{kind} = {name!r} must be one of {', '.join(names)}")
     return listed
 
 
@@ -155,15 +155,15 @@ def refuse_unused(name: str, options: Mapping[str, Any]) -> None:
         "norm": (corrector == "langevin" and name != "score-sde", "the corrector langevin"),
     }
     for option in options:
-        used, owner = uses[option]
-        if not used:
+        applies, owner = uses[option]
+        if not applies:
             raise ValueError(f"{option} belongs to {owner}; leave it out with solver {name}")
 
 
 def default_grid(
     solver: Solver | Adaptive,
     schedule: Schedule,
-    own: Schedule,
+    default: Schedule,
     steps: int | None = None,
     *,
     spacing: str | None = None,
@@ -176,7 +176,7 @@ def default_grid(
 
     Ancestral and Euler-Maruyama steps, PNDM and whatever has a corrector get even times, as in their papers; the others
     get Karras levels, or even times where the first one is pure noise. EDM's time is sigma itself, which even steps do
-    not suit. Tables get trailing indices, unless the network's ``own`` schedule has less noise than the last of them.
+    not suit. Tables get trailing indices, unless the schedule ``default`` of the network has less noise than the last.
 
     Args:
         steps: 20 if left out, or as many as a shorter table has.
@@ -206,8 +206,8 @@ def default_grid(
         even = _on_even_times(solver)
         first = schedule.T if start is None else start
         table = isinstance(schedule, DiscreteVP | DiscreteVE)
-        whole = start is None and end is None and clean is not False
-        if table and whole and lam(schedule, schedule.T) >= lam(own, own.T):
+        full_range = start is None and end is None and clean is not False
+        if table and full_range and lam(schedule, schedule.T) >= lam(default, default.T):
             spacing = "trailing"
         elif table or isinstance(schedule, EDM) or (not even and math.isfinite(float(lam(schedule, first)))):
             spacing = "karras"

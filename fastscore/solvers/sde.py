@@ -147,8 +147,8 @@ class DDIM:
         direction = np.sqrt(np.maximum(schedule.sigma(s) ** 2 - c**2, 0.0))
         alpha = float(schedule.alpha(s))
         if self.keep_eps:
-            own = Row(float(t), float(t), a=1.0, b=0.0, m="eps", push=0)
-            return [own, Row(float(t), float(s), 0.0, alpha, float(c), w=(float(direction),), evaluate=False)]
+            keep = Row(float(t), float(t), a=1.0, b=0.0, m="eps", push=0)
+            return [keep, Row(float(t), float(s), 0.0, alpha, float(c), w=(float(direction),), evaluate=False)]
         a = direction / schedule.sigma(t)
         return [Row(float(t), float(s), a=float(a), b=float(alpha - schedule.alpha(t) * a), c=float(c))]
 

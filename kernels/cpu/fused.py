@@ -84,12 +84,12 @@ def library() -> ctypes.CDLL:
         raise ValueError("the library of the cpp backend was not built: install g++ or clang++, then fastscore again")
     try:
         lib = ctypes.CDLL(str(file))
-        same = lib.fastscore_abi() == _ABI
+        matches = lib.fastscore_abi() == _ABI
     except (OSError, AttributeError) as error:
         raise ValueError(
             f"the library of the cpp backend cannot be loaded ({error}): install fastscore again"
         ) from None
-    if not same:
+    if not matches:
         raise ValueError("the library of the cpp backend was built from other sources: install fastscore again")
     lib.fastscore_isa.argtypes = [c_int]
     lib.fastscore_update.argtypes = [POINTER(_Update), c_void_p, c_int64]
@@ -102,9 +102,9 @@ def library() -> ctypes.CDLL:
 
 def describe() -> str:
     """Return what identifies the library: instruction set and a checksum of the file."""
-    used = ISAS[library().fastscore_isa(len(ISAS) - 1)]
+    isa = ISAS[library().fastscore_isa(len(ISAS) - 1)]
     file = library_file()
-    return f"{used} {zlib.crc32(file.read_bytes()):08x}" if file else used
+    return f"{isa} {zlib.crc32(file.read_bytes()):08x}" if file else isa
 
 
 @cache
@@ -255,9 +255,9 @@ def bind_update_cpu(
         n, d, slots, _TYPE[out_u.dtype], x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(), rows=_rows(table, idx),
     )  # fmt: skip
     run, key, silent = library().fastscore_update, _key("update", device, n, noise), _Key()
-    held = (x, hist, table, idx, noise.seed, noise.ids, out_u)  # the call knows them by address only
+    referenced = (x, hist, table, idx, noise.seed, noise.ids, out_u)  # the call knows them by address only
 
-    def update(F: Tensor | None, F2: Tensor | None, noisy: bool, held: tuple[Tensor, ...] = held) -> None:
+    def update(F: Tensor | None, F2: Tensor | None, noisy: bool, referenced: tuple[Tensor, ...] = referenced) -> None:
         F, F2 = _readable(F), _readable(F2)
         require("update", device, F=(F, (n, d), network), F2=(F2, (n, d), network))
         call.net = _network(F, F2)
@@ -309,8 +309,8 @@ def langevin_cpu(
         n, d, x.data_ptr(), mm, mm + 4 * n, _Key() if norm == "expected" else key, _network(F, F2),
         _rows(table, idx),
     )  # fmt: skip
-    rest = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *_team(n * d))
-    _check("langevin", library().fastscore_langevin(byref(call), *rest))
+    tail = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *_team(n * d))
+    _check("langevin", library().fastscore_langevin(byref(call), *tail))
 
 
 def normal_cpu(noise: object, draw: int, d: int, out: Tensor | None = None) -> Tensor:

@@ -26,9 +26,9 @@ def test_a_peer_and_fastscore_draw_the_same_samples(adapter, quick):
         n = 32
         ours = cases.sampler(score_model(mixture()), entry, quick.execution(n)).run(range(n), models.SEED)
         model, like = models.mixture_model(entry.predicts), torch.empty(n, 2)
-        check = cases.same(entry.name, ours, entry, model, like)
+        check = cases.same_samples(entry.name, ours, entry, model, like)
         assert check.ok, check
-        assert not cases.same(entry.name, ours * (1.0 + 1e-3), entry, model, like).ok
+        assert not cases.same_samples(entry.name, ours * (1.0 + 1e-3), entry, model, like).ok
 
 
 @pytest.mark.parametrize("adapter", peers.LIBRARIES)

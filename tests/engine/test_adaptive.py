@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import elementwise, elementwise_model
 
 from fastscore.engine.adaptive.brownian import UNITS, Path
 from fastscore.engine.adaptive.levels import NoiseLevels
@@ -40,21 +41,15 @@ SOLVERS = {
 }
 
 
-def elementwise(x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
-    """A network that treats every element alone, so that bits cannot depend on the slot."""
-    shift = 0.0 if cond is None else 0.1 * cond.to(x.dtype).reshape(-1, 1, 1, 1)
-    return x / (1.0 + x * x) + 0.01 * t.reshape(-1, 1, 1, 1) + shift
-
-
 def model(classes: int = 0) -> ScoreModel:
-    return ScoreModel(elementwise, SHAPE, EDM(), Parametrization("edm", "log_sigma/4"), classes)
+    return elementwise_model(SHAPE, classes=classes)
 
 
 # --- one sample and the others -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dopri5", "ggf", *(pytest.param(n, marks=SLOW) for n in ("bs32", "dpm12", "dpm23"))])
-def test_a_sample_does_not_depend_on_the_slots_around_it(name):
+def test_a_sample_does_not_depend_on_the_lanes_around_it(name):
     def run(lanes, ids=range(12), dtype=torch.float32):
         return Sampler(model(), solver=SOLVERS[name], batch=lanes, dtype=dtype).run(ids, seed=5)
 
@@ -111,7 +106,7 @@ def uneven() -> ScoreModel:
     return analytic.score_model(analytic.GaussianMixture(torch.tensor([0.6, 0.2, 0.2]).double(), means, stds))
 
 
-def test_refilled_slots_save_a_quarter_of_the_evaluations():
+def test_refilled_lanes_save_a_quarter_of_the_evaluations():
     s = Sampler(uneven(), schedule=VP(), solver=Dopri5(), batch=32, dtype=torch.float64)
     s.run(range(320))
     cost = s.cost
@@ -128,7 +123,7 @@ def test_refilled_slots_save_a_quarter_of_the_evaluations():
     assert longest <= apart < longest + 2 * 4  # the host looks every fourth tick
 
 
-def test_effort_counts_calls_of_the_network():
+def test_cost_counts_calls_of_the_network():
     calls = []
 
     def net(x, t, cond):
@@ -292,7 +287,7 @@ def ends(path: Path, *units: int) -> list[torch.Tensor]:
     for unit in units:
         path.to = torch.full_like(path.at, unit)
         path.increment(torch.ones_like(path.at, dtype=torch.bool))
-        found.append(path.there.clone())
+        found.append(path.w_end.clone())
     return found
 
 
@@ -314,7 +309,7 @@ def test_a_path_is_the_same_however_it_is_read():
     assert torch.equal(ends(compiled, 777)[0], second)
     # A rejected step: the increment over two halves is that over the whole.
     path.at.fill_(500)
-    path.here = ends(path, 500)[0]
+    path.w_start = ends(path, 500)[0]
     path.to.fill_(777)
     every = torch.ones_like(path.at, dtype=torch.bool)
     whole = path.increment(every).clone()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import elementwise, elementwise_model
 
 from fastscore.errors import NonFiniteError
 from fastscore.model import analytic
@@ -36,14 +37,8 @@ SOLVERS = {
 }
 
 
-def elementwise(x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
-    """A network that treats every element alone, so that bits cannot depend on the batch."""
-    shift = 0.0 if cond is None else cond.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return x / (1.0 + x * x) + 0.01 * t.reshape(-1, *[1] * (x.ndim - 1)) + 0.1 * shift
-
-
 def model(classes: int = 0) -> ScoreModel:
-    return ScoreModel(elementwise, SHAPE, EDM(), Parametrization("edm", "log_sigma/4"), classes)
+    return elementwise_model(SHAPE, classes=classes)
 
 
 def sampler(name: str = "dpmpp-2m", batch: int = 8, **kw) -> Sampler:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import elementwise_model
 
 from fastscore.engine.picard import Picard
 from fastscore.errors import NonFiniteError
@@ -54,13 +55,8 @@ SOLVERS = {
 }
 
 
-def elementwise(x, t, cond):
-    shift = 0.0 if cond is None else cond.to(x.dtype).reshape(-1, 1, 1, 1)
-    return x / (1.0 + x * x) + 0.01 * t.reshape(-1, 1, 1, 1) + 0.1 * shift
-
-
 def sampler(solver, window=None, tolerance=0.0, batch=8, classes=0, **kw):
-    model = ScoreModel(elementwise, SHAPE, EDM(), Parametrization("edm", "log_sigma/4"), classes)
+    model = elementwise_model(SHAPE, classes=classes)
     parallel = None if window is None else Picard(window, tolerance)
     return Sampler(model, solver=solver, grid=karras(16), batch=batch, parallel=parallel, **kw)
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from networks import elementwise_model
 
 from fastscore import plan as plans
 from fastscore.engine.capture import Graphed, Tape
@@ -130,13 +131,8 @@ def test_autoguidance_may_have_another_schedule_and_prediction():
     assert torch.allclose(x, y, rtol=1e-8, atol=1e-8)
 
 
-def elementwise(u, t, cond):
-    shift = 0.0 if cond is None else cond.to(u.dtype).reshape(len(cond), -1)[:, :1].reshape(-1, *[1] * (u.ndim - 1))
-    return u / (1.0 + u * u) + 0.01 * t.to(u.dtype).reshape(-1, *[1] * (u.ndim - 1)) + 0.1 * shift
-
-
 def plain(**kw) -> ScoreModel:
-    return ScoreModel(elementwise, (1, 6, 6), EDM(), Parametrization("edm", "log_sigma/4"), **{"classes": 3, **kw})
+    return elementwise_model((1, 6, 6), **{"classes": 3, **kw})
 
 
 def known(n: int = 9) -> Known:

@@ -23,7 +23,7 @@ class Case:
     d: int
     n: int = 3
     network: torch.dtype | None = torch.float32
-    guided: bool = False
+    mixed: bool = False
     slots: int = 0
     noisy: bool = True
     known: bool = False
@@ -35,7 +35,7 @@ class Case:
     @property
     def id(self) -> str:
         name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", None: "none"}
-        flags = [flag for flag in ("guided", "noisy", "known", "mean", "own") if getattr(self, flag)]
+        flags = [flag for flag in ("mixed", "noisy", "known", "mean", "own") if getattr(self, flag)]
         clip = [f"clip{self.clip:g}"] if self.clip else []
         return "-".join(
             [f"{self.n}x{self.d}", f"F:{name[self.network]}", f"u:{name[self.u]}", f"h{self.slots}", *flags, *clip]
@@ -75,7 +75,7 @@ def inputs(case: Case, device: str, *, row: int = 2) -> tuple[list, dict]:
         normal(n, d, seed=2, device=device), F, normal(case.slots, n, d, seed=7, device=device), rows, idx,
         noise if case.noisy else None,
     ], {
-        "F2": F2 if case.guided else None,
+        "F2": F2 if case.mixed else None,
         "known": known,
         "out_u": None if case.u is None else poison.to(case.u),
         "out_mean": poison.clone() if case.mean else None,

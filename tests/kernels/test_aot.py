@@ -21,8 +21,8 @@ ROWS = {
         Case(3072),
         Case(3072, network=BF16, u=BF16),
         Case(3072, slots=2, noisy=False),
-        Case(3072, network=F16, u=F16, guided=True),
-        Case(3072, slots=4, guided=True, mean=True, own=True),
+        Case(3072, network=F16, u=F16, mixed=True),
+        Case(3072, slots=4, mixed=True, mean=True, own=True),
         Case(3072, known=True, mean=True),
         Case(3072, network=None),
         Case(784),
@@ -78,7 +78,7 @@ def compiled(name: str, target: str, capfd: pytest.CaptureFixture) -> list:
 def wide_accesses(case: Case) -> tuple[int, int]:
     """128-bit loads and stores of a thread that owns eight elements of each streamed tensor."""
     network = 0 if case.network is None else case.network.itemsize
-    loads = 8 * (4 + network * (1 + case.guided) + 4 * case.slots + 4 * case.known)
+    loads = 8 * (4 + network * (1 + case.mixed) + 4 * case.slots + 4 * case.known)
     stores = 8 * (4 + (case.u.itemsize if case.u else 0) + 4 * (case.slots > 0 and network > 0) + 4 * case.mean)
     return loads // 16, stores // 16
 

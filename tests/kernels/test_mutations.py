@@ -15,7 +15,7 @@ from . import test_noise, test_norms, test_quantize, test_seeds, test_update
 from .cases import Case
 from .conftest import load
 
-row = partial(test_update.test_same_bits, case=Case(48, guided=True, slots=3, known=True, mean=True, own=True))
+row = partial(test_update.test_same_bits, case=Case(48, mixed=True, slots=3, known=True, mean=True, own=True))
 points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
 normals = partial(test_noise.test_normals, d=129)
 norms = partial(test_norms.test_same_bits, case=Case(1700, n=2), norm="sample")
@@ -39,7 +39,7 @@ MUTANTS = [
     ("update", "abi.W0 + k", "abi.W0", row),
     ("update", "push * slot + at", "0 * slot + at", row),
     ("update", "counter = (tl.program_id(1) * (BLOCK // 4)", "counter = (tl.program_id(1) * BLOCK", points),
-    ("update", "draw = column(mine, abi.DRAW, real)", "draw = column(row, abi.DRAW, real)", row),
+    ("update", "draw = column(known_row, abi.DRAW, real)", "draw = column(row, abi.DRAW, real)", row),
     ("update", "mean = tl.where(is_known, center, mean)", "mean = mean", row),
     ("update", "m = tl.maximum(m, -bound, propagate_nan=tl.PropagateNan.ALL)", "m = m", points),
     ("update", "column(row, abi.C_IN, real) * y", "column(row, abi.A, real) * y", row),

@@ -15,13 +15,13 @@ CASES = [
     (Case(1), "sample"),
     (Case(2, n=2), "batch"),
     pytest.param(Case(2, n=7), "batch", marks=pytest.mark.slow, id="many"),
-    (Case(3, guided=True), "expected"),
+    (Case(3, mixed=True), "expected"),
     (Case(127, network=BF16), "sample"),
     (Case(128, n=0), "sample"),
-    (Case(129, n=2, own=True, guided=True), "batch"),
+    (Case(129, n=2, own=True, mixed=True), "batch"),
     (Case(784, network=F16), "expected"),
     (Case(1009, n=2, network=BF16), "batch"),
-    (Case(2048, n=2, network=F16, guided=True), "sample"),
+    (Case(2048, n=2, network=F16, mixed=True), "sample"),
     (Case(3072, own=True), "sample"),
 ]
 

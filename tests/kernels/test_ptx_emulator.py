@@ -175,24 +175,25 @@ def test_conversion(instruction, source, want):
     np.testing.assert_array_equal(compute(instruction, source.view(np.int32)), want)
 
 
-def test_predicates_guard_moves_loads_and_stores():
-    out = np.zeros(4, np.int32)
-    execute(
+PROGRAMS = {
+    "predicates guard moves, loads and stores": (
         "mov.b32 %r1, 1;\nsetp.gt.u32 %p1, %r0, 1;\n@%p1 mov.b32 %r1, 9;\n@!%p1 ld.global.b32 %r1, [%rd1];\n"
         "add.s32 %r1, %r1, 1;\nsetp.eq.s32 %p2, %r0, 3;\n@!%p2 st.global.b32 [%rd1], %r1;",
-        out, threads=4,
-    )  # fmt: skip
-    assert out.tolist() == [1, 1, 10, 0]
-
-
-def test_a_loop_runs_as_often_as_each_thread_asks():
-    out = np.zeros(4, np.int32)
-    execute(
+        [1, 1, 10, 0],
+    ),
+    "a loop runs as often as each thread asks": (
         "mov.b32 %r1, 0;\nmov.b32 %r2, 0;\n$L1:\nadd.s32 %r2, %r2, %r1;\nadd.s32 %r1, %r1, 1;\n"
         "setp.le.u32 %p1, %r1, %r0;\n@%p1 bra $L1;\nst.global.b32 [%rd1], %r2;",
-        out, threads=4,
-    )  # fmt: skip
-    assert out.tolist() == [0, 1, 3, 6]
+        [0, 1, 3, 6],
+    ),
+}
+
+
+@pytest.mark.parametrize(("program", "expected"), PROGRAMS.values(), ids=PROGRAMS)
+def test_program_of_four_threads(program, expected):
+    out = np.zeros(4, np.int32)
+    execute(program, out, threads=4)
+    assert out.tolist() == expected
 
 
 def test_vector_accesses_and_offsets():

@@ -17,15 +17,15 @@ CASES = [
     Case(2, n=7),
     Case(3, slots=1, own=True),
     Case(127, network=BF16, u=BF16),
-    Case(128, guided=True, clip=1.0),
+    Case(128, mixed=True, clip=1.0),
     Case(129, slots=2, u=None),
-    Case(784, slots=3, guided=True, noisy=False),
+    Case(784, slots=3, mixed=True, noisy=False),
     Case(784, network=BF16, u=BF16),
     Case(3072, own=True, clip=0.5),
     Case(1009, n=2, slots=4, mean=True, own=True, clip=1.0),
     Case(128, n=0),
     Case(128, network=None, u=F16),
-    Case(48, network=F16, u=F16, known=True, guided=True),
+    Case(48, network=F16, u=F16, known=True, mixed=True),
     Case(48, network=F16, known=True, mean=True, noisy=False, slots=2, clip=0.5),
     Case(1024, n=2, known=True, mean=True, own=True, slots=1, u=BF16),
     Case(16, n=7, network=None, mean=True, slots=1, u=None),
@@ -102,7 +102,7 @@ def test_a_sample_does_not_see_its_batch(executor):
     ids=lambda v: v if isinstance(v, str) else None,
 )
 def test_refuses(executor, change, message):
-    arguments, options = inputs(Case(8, guided=True), executor.device)
+    arguments, options = inputs(Case(8, mixed=True), executor.device)
     for key, act in change.items():
         target = arguments if isinstance(key, int) else options
         target[key] = act(target[key])

@@ -70,22 +70,15 @@ def test_heavy_layers_read_bfloat16_and_give_float32():
 def test_first_last_and_embedding_layers_stay_float32():
     x, stem, head = values(2, 4, 5, 5), values(64, 4, 3, 3), values(4, 64, 1, 1)
     wide, vector, matrix = values(2, 64, 5, 5), values(2, 64), values(32, 64)
+
+    def outputs():
+        return (
+            F.conv2d(x, stem), F.conv2d(wide, head), F.linear(vector, matrix), F.group_norm(wide, 4), vector @ matrix.T,
+        )  # fmt: skip
+
     with HeavyInBf16():
-        found = (
-            F.conv2d(x, stem),
-            F.conv2d(wide, head),
-            F.linear(vector, matrix),
-            F.group_norm(wide, 4),
-            vector @ matrix.T,
-        )
-    expected = (
-        F.conv2d(x, stem),
-        F.conv2d(wide, head),
-        F.linear(vector, matrix),
-        F.group_norm(wide, 4),
-        vector @ matrix.T,
-    )
-    for a, b in zip(found, expected, strict=True):
+        recast = outputs()
+    for a, b in zip(recast, outputs(), strict=True):
         assert torch.equal(a, b)
 
 

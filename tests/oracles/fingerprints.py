@@ -1,9 +1,9 @@
 """What the engine computes, as SHA-256 of samples: one entry a setting, so that a change of any bit shows.
 
-``python tests/fingerprints.py`` writes tests/data/fingerprints.json: the settings whose network and solver add,
-multiply, divide and take square roots, which IEEE 754 fixes. ``python tests/fingerprints.py --local FILE`` writes the
-others (exp, products of matrices, autograd), whose last bits belong to one machine and its libraries: before and after
-a change, on the same machine, they are equal.
+``python tests/oracles/fingerprints.py`` writes tests/data/fingerprints.json: the settings whose network and solver
+add, multiply, divide and take square roots, which IEEE 754 fixes. ``python tests/oracles/fingerprints.py --local
+FILE`` writes the others (exp, products of matrices, autograd), whose last bits belong to one machine and its
+libraries: before and after a change, on the same machine, they are equal.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ class Path:
         self.table = torch.zeros(lanes, abi.WIDTH, dtype=dtype, device=device)
         self.table[:, abi.A] = 1.0
         self.table[:, abi.PUSH] = -1.0
-        self.none = torch.zeros(0, lanes, width, dtype=dtype, device=device)
+        self.no_history = torch.zeros(0, lanes, width, dtype=dtype, device=device)
         # W at the step's start and at its end; whole units from 0 of the same.
-        self.here, self.there = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(2))
+        self.w_start, self.w_end = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(2))
         self.at, self.to = (torch.zeros(padded, dtype=torch.int64, device=device) for _ in range(2))
 
     def reset(self, lanes: Tensor) -> None:
         """Begin the paths of new samples: W(0) = 0."""
-        self.here[lanes] = 0.0
+        self.w_start[lanes] = 0.0
         self.at[lanes] = 0
 
     def aim(self, h: Tensor, last: Tensor) -> Tensor:
@@ -57,36 +57,36 @@ class Path:
 
         A ``last`` one (bool) leads to S. A step below one unit becomes 0.
         """
-        left = UNITS - self.at
-        units = torch.where(last, left, torch.minimum((h * (UNITS / self.span)).to(torch.int64), left - 1))
+        remaining = UNITS - self.at
+        units = torch.where(last, remaining, torch.minimum((h * (UNITS / self.span)).to(torch.int64), remaining - 1))
         bits = torch.frexp(units.to(torch.float64))[1].to(torch.int64)
         coarse = (bits - 1 - EXACT).clamp_min(0)
         self.to = ((self.at + units) >> coarse) << coarse
         return (self.to - self.at) * (self.span / UNITS)
 
-    def increment(self, wanted: Tensor) -> Tensor:
-        """Return W(end) - W(start) of the lanes that are ``wanted`` (bool); [lanes, width], others undefined."""
-        s, used = self.to[: self.lanes], wanted[: self.lanes]
-        x = torch.zeros_like(self.here)
-        self._add(x, torch.ones_like(s), s * (self.span**0.5 / UNITS), used)
+    def increment(self, lanes: Tensor) -> Tensor:
+        """Return W(end) - W(start) of the lanes that are set (bool); [lanes, width], others undefined."""
+        s, active = self.to[: self.lanes], lanes[: self.lanes]
+        x = torch.zeros_like(self.w_start)
+        self._add(x, torch.ones_like(s), s * (self.span**0.5 / UNITS), active)
         for level in range(LEVELS):
             below = LEVELS - level
             k = s >> below
             offset = s - (k << below)
             reach = torch.minimum(offset, (1 << below) - offset) * (self.span / UNITS / (1 << below)) ** 0.5
-            rest = (s & ((1 << below) - 1)) * used
-            if s.device.type == "cpu" and not bool(rest.any()):
+            remainder = (s & ((1 << below) - 1)) * active
+            if s.device.type == "cpu" and not bool(remainder.any()):
                 break  # every path is at a node of an earlier level
-            self._add(x, k + (1 + (1 << level)), reach, used)
-        self.there = torch.where(used[:, None], x, self.there)
-        return self.there - self.here
+            self._add(x, k + (1 + (1 << level)), reach, active)
+        self.w_end = torch.where(active[:, None], x, self.w_end)
+        return self.w_end - self.w_start
 
     def accept(self, lanes: Tensor) -> None:
         """Move the start of the lanes that are set (bool) to the end of their step."""
         self.at = torch.where(lanes, self.to, self.at)
-        self.here = torch.where(lanes[: self.lanes, None], self.there, self.here)
+        self.w_start = torch.where(lanes[: self.lanes, None], self.w_end, self.w_start)
 
-    def _add(self, x: Tensor, draw: Tensor, weight: Tensor, used: Tensor) -> None:
+    def _add(self, x: Tensor, draw: Tensor, weight: Tensor, active: Tensor) -> None:
         self.table[:, abi.DRAW] = draw.to(x.dtype)
-        self.table[:, abi.C] = (weight * used).to(x.dtype)
-        self.ops.update(x, None, self.none, self.table, self.index, self.key)
+        self.table[:, abi.C] = (weight * active).to(x.dtype)
+        self.ops.update(x, None, self.no_history, self.table, self.index, self.key)

@@ -47,16 +47,16 @@ class Controller:
         self.before = [torch.zeros(padded, dtype=torch.float64, device=device) for _ in range(2)]
         self.fresh = torch.ones(padded, dtype=torch.bool, device=device)
 
-    def __call__(self, squared: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, squared: Tensor, complete: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factor on the step and whether it is accepted, [padded]; see solvers/adaptive.py.
 
         Args:
             squared: e^2, float64 [padded].
-            ended: the lanes that it counts for, bool.
+            complete: the lanes whose step is, for which it counts; bool.
         """
         rule, control = self.rule, self.rule.control
         if rule.coupled:
-            squared = ((squared * ended).sum() / ended.sum().clamp_min(1)).expand_as(squared)
+            squared = ((squared * complete).sum() / complete.sum().clamp_min(1)).expand_as(squared)
         e = squared.sqrt()
         inverse = 1.0 / (e + 1e-8)
         older = [torch.where(self.fresh, inverse, value) for value in self.before]
@@ -71,7 +71,7 @@ class Controller:
             accepted = e <= 1.0
             factor = torch.where(accepted, factor, factor.clamp_max(control.safety))
             factor = factor.nan_to_num(control.low).clamp(control.low, control.high)
-        good = ended & accepted
-        self.before = [torch.where(good, new, old) for new, old in zip((inverse, older[0]), older, strict=True)]
-        self.fresh = self.fresh & ~ended
+        advancing = complete & accepted
+        self.before = [torch.where(advancing, new, old) for new, old in zip((inverse, older[0]), older, strict=True)]
+        self.fresh = self.fresh & ~complete
         return factor, accepted

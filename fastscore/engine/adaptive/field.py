@@ -131,8 +131,8 @@ class ScoreField:
         m = quantity(self.model, level.first, self.cond)
         if level.second is None or level.mixed is None or self.levels.guidance is None:
             return m
-        w, other = self.levels.guidance.weight, quantity(self.second, level.second, self.cond2)
-        return torch.where(level.mixed[: len(y), None], w * m + (1.0 - w) * other, m)
+        w, m2 = self.levels.guidance.weight, quantity(self.second, level.second, self.cond2)
+        return torch.where(level.mixed[: len(y), None], w * m + (1.0 - w) * m2, m)
 
     def _guided(self, guide: Guide, y: Tensor, lam: Tensor, level: AtLevel) -> Tensor:
         n, (cos, sin), length = len(y), _circle(lam), level.length

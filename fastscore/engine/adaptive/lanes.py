@@ -29,7 +29,7 @@ POLL = 4
 SHORTEST = 1e-10  # of the way, below which a step is given up
 # The scalars of the lanes fill whole vectors, and one thread's share: the last elements of a tensor go through other
 # code than the rest, whose exp and log may differ in the last bit.
-VECTOR, MOST = 16, 1 << 15
+VECTOR, MAX_LANES = 16, 1 << 15
 
 
 class Lanes:
@@ -102,32 +102,32 @@ class Lanes:
         counts = torch.zeros(3, n, dtype=torch.int64)
         self.cost = Cost.of(counts, 0, self.lanes)
         self.live.fill_(False)
-        held = torch.full((self.lanes,), -1, dtype=torch.int64)  # position of the sample in each lane, on the host
+        occupants = torch.full((self.lanes,), -1, dtype=torch.int64)  # position of the sample in each lane, on the host
         loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
             free = torch.arange(self.lanes)
             while True:
                 if loaded < n and len(free):
                     free = free[: n - loaded]
-                    held[free] = torch.arange(loaded, loaded + len(free))
-                    self._enter(free, held[free], start(len(free)), key)
+                    occupants[free] = torch.arange(loaded, loaded + len(free))
+                    self._enter(free, occupants[free], start(len(free)), key)
                     loaded += len(free)
-                if not bool((held >= 0).any()):
+                if not bool((occupants >= 0).any()):
                     break
                 for _ in range(POLL):
                     self._tick()
                 ticks += POLL
-                gone = (held >= 0) & ~self.live[: self.lanes].cpu()
+                gone = (occupants >= 0) & ~self.live[: self.lanes].cpu()
                 if not bool(gone.any()):
                     free = free[:0]
                     continue
                 free = gone.nonzero()[:, 0]
-                at, where = free.to(self.index.device), held[free]
+                at, positions = free.to(self.index.device), occupants[free]
                 self._raise_faults(at)
-                counts[:, where] = torch.stack([self.nfe[at], self.steps[at], self.rejected[at]]).cpu()
+                counts[:, positions] = torch.stack([self.nfe[at], self.steps[at], self.rejected[at]]).cpu()
                 self.cost = Cost.of(counts, ticks, self.lanes)
-                arrived.append((where, self.buffer[0][at], self.buffer[1][at]))
-                held[free] = -1
+                arrived.append((positions, self.buffer[0][at], self.buffer[1][at]))
+                occupants[free] = -1
                 bar.update(len(free))
                 if sum(len(part[0]) for part in arrived) >= self.lanes:
                     yield _joined(arrived)
@@ -165,46 +165,46 @@ class Lanes:
         self.stage += self.live
         self.nfe += self.live
 
-        ended = self.live & (self.stage == method.stages)
+        complete = self.live & (self.stage == method.stages)
         weights, against = method.finish(self.tau, h)
         result = point if weights is None else self._combine(weights)
         low = accepted = None
         if rule.knots is None and against is not None:
             error = self._combine(against)
-            factor, accepted, low = self._judge(result, error, reach, ended)
-            self.h = torch.where(ended, h.abs() * factor, self.h)
-        accepted = ended if accepted is None else accepted & ended
-        self.steps += ended
-        self.rejected += ended & ~accepted
+            factor, accepted, low = self._judge(result, error, reach, complete)
+            self.h = torch.where(complete, h.abs() * factor, self.h)
+        accepted = complete if accepted is None else accepted & complete
+        self.steps += complete
+        self.rejected += complete & ~accepted
         self.tau = torch.where(accepted, reach, self.tau)
-        mine = accepted[: self.lanes, None]
-        self.buffer[0] = torch.where(mine, result, self.buffer[0])
+        advancing = accepted[: self.lanes, None]
+        self.buffer[0] = torch.where(advancing, result, self.buffer[0])
         if low is not None:
-            self.low = torch.where(mine, low, self.low)
+            self.low = torch.where(advancing, low, self.low)
         if method.fsal:
-            self.buffer[1] = torch.where(mine, self.buffer[method.stages], self.buffer[1])
+            self.buffer[1] = torch.where(advancing, self.buffer[method.stages], self.buffer[1])
         if self.path is not None:
             self.path.accept(accepted)
         again = torch.ones_like(self.stage) if method.fsal else (~accepted).to(torch.int64)
-        self.stage = torch.where(ended, again, self.stage)
+        self.stage = torch.where(complete, again, self.stage)
 
         arrived = (self.tau == self.end) & (self.stage >= int(self.settle))
         if rule.knots is None:
             short = (self.tau != self.end) & (self.h < self.shortest)
             self.fault.masked_fill_(self.live & short, 2)
             self.fault.masked_fill_(self.live & ~arrived & (self.steps >= rule.attempts), 3)
-        bad = self.live[: self.lanes] & ~torch.isfinite(k).all(1)
-        self.fault[: self.lanes].masked_fill_(bad, 1)
+        faulty = self.live[: self.lanes] & ~torch.isfinite(k).all(1)
+        self.fault[: self.lanes].masked_fill_(faulty, 1)
         self.live = self.live & ~arrived & (self.fault == 0)
 
     def _aim(self) -> tuple[Tensor, Tensor]:
         """Return the signed step of every lane, and the clock that it leads to: exactly the end for the last one."""
-        left = self.end - self.tau
+        remaining = self.end - self.tau
         if self.rule.knots is not None:
             reach = self.rule.knots[(self.steps + 1).clamp_max(len(self.rule.knots) - 1)]
-            return (reach - self.tau).masked_fill(left == 0.0, 0.0), reach
-        last = self.h >= left.abs()
-        h = torch.where(last, left, torch.copysign(self.h, left))
+            return (reach - self.tau).masked_fill(remaining == 0.0, 0.0), reach
+        last = self.h >= remaining.abs()
+        h = torch.where(last, remaining, torch.copysign(self.h, remaining))
         if self.path is not None:
             h = self.path.aim(h, last)
         return h, (self.tau + h).masked_fill(last, self.end)
@@ -218,7 +218,7 @@ class Lanes:
             total.add_(self.spare)
         return total
 
-    def _judge(self, result: Tensor, error: Tensor, reach: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _judge(self, result: Tensor, error: Tensor, reach: Tensor, complete: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return factor and acceptance of the steps [padded], and |x_low| of the chosen schedule [lanes, width]."""
         scale = self._scale(reach)[: self.lanes]
         low = (result - error).abs_().mul_(scale)
@@ -228,7 +228,7 @@ class Lanes:
         for part in ratio.split(self.field.parts, 1):
             if part.shape[1]:
                 squared[: self.lanes] += sum_of_squares(part).double() / part.shape[1]
-        return *self.controller(squared, ended), low
+        return *self.controller(squared, complete), low
 
     def _scale(self, tau: Tensor) -> Tensor:
         """Return the factor from the state to x of the chosen schedule, [padded, width]; 1 for the further columns."""
@@ -241,22 +241,22 @@ class Lanes:
     def _raise_faults(self, at: Tensor) -> None:
         finite = torch.isfinite(self.buffer[0][at]).all(1)
         fault = torch.where(finite, self.fault[at], 1).tolist()
-        bad = next((k for k, code in enumerate(fault) if code), None)
-        if bad is None:
+        faulty = next((k for k, code in enumerate(fault) if code), None)
+        if faulty is None:
             return
-        lane = at[bad]
+        lane = at[faulty]
         sample, lam = int(self.id[lane]), float(self.method.lam(self.tau)[lane])
-        where = f"id {sample} at sigma/alpha = {math.exp(-lam):.4g} after {int(self.nfe[lane])} evaluations"
+        place = f"id {sample} at sigma/alpha = {math.exp(-lam):.4g} after {int(self.nfe[lane])} evaluations"
         dtype, tolerance = self.buffer.dtype, f"rtol = {self.rule.rtol:g} and atol = {self.rule.atol:g}"
-        if fault[bad] == 1:
-            raise NonFiniteError(f"{where} ({dtype}) is NaN or Inf; the network's output is not finite there")
-        if fault[bad] == 2:
+        if fault[faulty] == 1:
+            raise NonFiniteError(f"{place} ({dtype}) is NaN or Inf; the network's output is not finite there")
+        if fault[faulty] == 2:
             raise StepSizeError(
-                f"{where} needs a step of less than {self.shortest:.2g} to meet {tolerance} in {dtype}; raise them, or "
+                f"{place} needs a step of less than {self.shortest:.2g} to meet {tolerance} in {dtype}; raise them, or "
                 "end the integration earlier"
             )
         raise StepSizeError(
-            f"{where} has taken {int(self.steps[lane])} steps, the most that the solver allows, for {tolerance}; raise "
+            f"{place} has taken {int(self.steps[lane])} steps, the most that the solver allows, for {tolerance}; raise "
             "them, or the solver's attempts"
         )
 
@@ -267,8 +267,8 @@ def padded_lanes(lanes: int) -> int:
     Raises:
         ValueError: more than one thread's share.
     """
-    if lanes > MOST:
-        raise ValueError(f"batch = {lanes}: an adaptive solver holds at most {MOST} samples at once")
+    if lanes > MAX_LANES:
+        raise ValueError(f"batch = {lanes}: an adaptive solver holds at most {MAX_LANES} samples at once")
     return -(-lanes // VECTOR) * VECTOR
 
 
@@ -276,16 +276,16 @@ class _StartingStates:
     """Initial states, made for as many samples at once as there are lanes."""
 
     def __init__(self, begin: Callable[[int, int], Tensor], n: int, block: int) -> None:
-        self.begin, self.n, self.block, self.made = begin, n, block, 0
-        self.rest: Tensor | None = None
+        self.begin, self.n, self.block, self.computed = begin, n, block, 0
+        self.queue: Tensor | None = None
 
     def __call__(self, count: int) -> Tensor:
-        while self.rest is None or len(self.rest) < count:
-            last = min(self.made + self.block, self.n)
-            new = self.begin(self.made, last)
-            self.rest, self.made = new if self.rest is None else torch.cat([self.rest, new]), last
-        taken, self.rest = self.rest[:count], self.rest[count:]
-        return taken
+        while self.queue is None or len(self.queue) < count:
+            last = min(self.computed + self.block, self.n)
+            new = self.begin(self.computed, last)
+            self.queue, self.computed = new if self.queue is None else torch.cat([self.queue, new]), last
+        head, self.queue = self.queue[:count], self.queue[count:]
+        return head
 
 
 def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:

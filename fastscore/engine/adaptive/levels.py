@@ -99,14 +99,14 @@ class NoiseLevels:
         self.guidance = None if guidance is None or guidance.weight == 1.0 else guidance
         models = [model] if self.guidance is None else [model, self.guidance.model or model]
         columns = [_remembered(_length, schedule, low, high, count, start, end)[:, None]]
-        for each in models:
-            assert isinstance(each, ScoreModel)
-            folded = _remembered(_folded, each.schedule, each.parametrization, quantity, low, high, count)
+        for net in models:
+            assert isinstance(net, ScoreModel)
+            folded = _remembered(_folded, net.schedule, net.parametrization, quantity, low, high, count)
             if not np.all(np.isfinite(folded if guided else folded[:, :4])):
                 bad = np.linspace(low, high, count)[~np.isfinite(folded if guided else folded[:, :4]).all(1)][0]
                 raise ValueError(
                     f"the network's coefficients are not finite at lam = {bad:.6g} of {low:.6g} .. {high:.6g}: "
-                    f"prediction {each.parametrization.prediction!r} with label {each.parametrization.label!r} is "
+                    f"prediction {net.parametrization.prediction!r} with label {net.parametrization.label!r} is "
                     "singular there; start later or end earlier"
                 )
             columns.append(folded)
@@ -131,9 +131,9 @@ class NoiseLevels:
         columns = total.unbind(1)
         if self.guidance is None:
             return AtLevel(columns[0], Coefficients(*columns[1:7]), None, None)
-        ratio, (least, most) = torch.exp(-lam), self.guidance.interval
+        ratio, (lowest, highest) = torch.exp(-lam), self.guidance.interval
         return AtLevel(
-            columns[0], Coefficients(*columns[1:7]), Coefficients(*columns[7:]), (least < ratio) & (ratio <= most)
+            columns[0], Coefficients(*columns[1:7]), Coefficients(*columns[7:]), (lowest < ratio) & (ratio <= highest)
         )
 
 

@@ -1,4 +1,4 @@
-"""A guided, masked run through the Triton kernels: the bits of the reference, row after row."""
+"""A mixed, masked run through the Triton kernels: the bits of the reference, row after row."""
 
 from __future__ import annotations
 
