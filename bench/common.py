@@ -199,9 +199,11 @@ def paired(variants: dict[str, Work], clock: Clock, repeats: int, least: float) 
 
     Returns: seconds a call of each variant, one a round; 5 rounds where a round takes longer than a second.
     """
-    once = {name: min(clock(work, 1), clock(work, 1)) for name, work in variants.items()}  # one alone may be a hiccup
-    calls = {name: max(1, min(1000, math.ceil(least / max(seconds, 1e-9)))) for name, seconds in once.items()}
-    repeats = repeats if sum(once.values()) < 1.0 else min(repeats, 5)
+    single_calls = {
+        name: min(clock(work, 1), clock(work, 1)) for name, work in variants.items()
+    }  # one alone may be a hiccup
+    calls = {name: max(1, min(1000, math.ceil(least / max(seconds, 1e-9)))) for name, seconds in single_calls.items()}
+    repeats = repeats if sum(single_calls.values()) < 1.0 else min(repeats, 5)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for k in range(repeats):
         for name in variants if k % 2 == 0 else reversed(variants):

@@ -1,4 +1,4 @@
-"""What a run raises beside ValueError, which is for settings and arguments."""
+"""Exceptions that a run raises beside ValueError, which is for settings and arguments."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ExecutionFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is computed.
+    """The settings of how a run is computed.
 
     Attributes:
         device: of the state; None is where the network's parameters live, or the CPU if it has none. Nobody's module

@@ -222,9 +222,9 @@ class JointSampler:
     ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
         request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        served = micro_batches(request, self.execution.batch, self.turn, self._run, self._report)
+        batches = micro_batches(request, self.execution.batch, self.turn, self._run, self._report)
         with tqdm(total=len(request), unit="sample", disable=not progress) as bar:
-            for at, x in served:
+            for at, x in batches:
                 bar.update(len(x))
                 yield request.ids[at], {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
 

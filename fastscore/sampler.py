@@ -143,7 +143,7 @@ class Sampler:
 
     @property
     def numerics(self) -> Numerics:
-        """How the network is evaluated; prepares it if it has not yet been."""
+        """The arithmetic of the network as it is evaluated; prepares it if it has not yet been."""
         return numerics(self.prepared.net, self.execution.network)
 
     @cached_property
@@ -153,12 +153,12 @@ class Sampler:
 
     @cached_property
     def engine(self) -> Engine:
-        """What runs the plan or the adaptive solver; its buffers are made on first use."""
+        """The engine that runs the plan or the adaptive solver; its buffers are made on first use."""
         return self._engine(known=False)
 
     @cached_property
     def inpainting(self) -> Engine:
-        """What runs the plan around known data."""
+        """The engine that runs the plan around known data."""
         return self._engine(known=True)
 
     def _engine_of(self, request: Request) -> Engine:
@@ -253,12 +253,12 @@ class Sampler:
         An adaptive solver yields samples as they are done, in no order.
         """
         request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        served = self._engine_of(request).stream(request, callback, progress)
-        return ((request.ids[at], x) for at, x in served)
+        batches = self._engine_of(request).stream(request, callback, progress)
+        return ((request.ids[at], x) for at, x in batches)
 
     @property
     def cost(self) -> Cost:
-        """What the last run of an adaptive solver cost; ValueError for one with a plan, which costs ``plan.nfe``."""
+        """The cost of the last run of an adaptive solver; ValueError for one with a plan, which costs ``plan.nfe``."""
         if not isinstance(self.engine, AdaptiveBatches):
             raise ValueError(f"cost: {type(self.solver).__name__} has a plan; its cost is plan.nfe")
         return self.engine.cost
@@ -270,7 +270,7 @@ class Sampler:
         """
         plan = self.plan
         cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": self.cost.summary()}
-        ran = [vars(self)[name] for name in ("engine", "inpainting") if name in vars(self)]
+        engines = [vars(self)[name] for name in ("engine", "inpainting") if name in vars(self)]
         return {
             "schedule": repr(self.schedule) if len(repr(self.schedule)) < 500 else type(self.schedule).__name__,
             "solver": repr(self.solver),
@@ -278,7 +278,7 @@ class Sampler:
             **cost,
             "execution": self.execution.to_dict(),
             "backend": self.ops.name,
-            "graph": ran[-1].mode if ran else "off",
+            "graph": engines[-1].mode if engines else "off",
             "network": vars(self.numerics),
         }
 

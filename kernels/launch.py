@@ -1,4 +1,4 @@
-"""What the Triton launchers share: the shape of a tile, the launch itself."""
+"""Helpers that the Triton launchers share: the shape of a tile, the launch itself."""
 
 import contextlib
 

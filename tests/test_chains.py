@@ -10,7 +10,7 @@ import textbook
 import torch
 from scipy import stats
 
-from fastscore import chains as mcmc
+from fastscore import chains as langevin
 from fastscore.errors import NonFiniteError
 from fastscore.model import analytic
 from fastscore.model.analytic import GaussianMixture
@@ -28,7 +28,7 @@ def elementwise(x):
 
 def chains(ids, method="mala", batch=64, seed=3, **kw):
     start = kw.pop("start", torch.zeros(1, 1, 1))
-    return mcmc.run(
+    return langevin.run(
         lambda x: elementwise(x)[0],
         start,
         0.2,
@@ -48,8 +48,8 @@ def test_mala_passes_kolmogorov_smirnov_where_ula_fails():
         return 0.4 * stats.norm.cdf(x, -0.8, 0.6) + 0.6 * stats.norm.cdf(x, 0.8, 0.5)
 
     p = {}
-    for method in mcmc.METHODS:
-        ends = mcmc.run(
+    for method in langevin.METHODS:
+        ends = langevin.run(
             TWO.log_density,
             torch.zeros(1, 1),
             0.3,
@@ -69,7 +69,7 @@ def test_mala_passes_kolmogorov_smirnov_where_ula_fails():
 def test_ula_on_a_gaussian_has_its_own_variance():
     """x' = (1 - h/s^2) x + sqrt(2 h) z is stationary at s^2 / (1 - h / (2 s^2)), not at s^2."""
     target, h, n = analytic.gaussian(0.0, 0.5, (1,)), 0.1, 40_000
-    ends = mcmc.run(
+    ends = langevin.run(
         target.log_density, torch.zeros(1, 1), h, 40, range(n), score=target.score, method="ula", batch=8192
     )
     biased = 0.25 / (1.0 - h / 0.5)
@@ -80,7 +80,7 @@ def test_ula_on_a_gaussian_has_its_own_variance():
 def test_mala_against_its_definition():
     """A loop in NumPy over the same normals and uniforms: proposals, ratios and choices."""
     n, h, steps = 50, 0.35, 12
-    ends = mcmc.run(TWO.log_density, torch.zeros(1, 1), h, steps, range(n), 7, spread=1.5, dtype=torch.float64)
+    ends = langevin.run(TWO.log_density, torch.zeros(1, 1), h, steps, range(n), 7, spread=1.5, dtype=torch.float64)
     key = NoiseKey.of(7, range(n))
     weights, means, stds = np.array([0.4, 0.6]), np.array([-0.8, 0.8]), np.array([0.6, 0.5])
 
@@ -105,7 +105,7 @@ def test_mala_against_its_definition():
     assert 0.3 < ends.acceptance.mean() < 0.95
 
 
-@pytest.mark.parametrize("method", mcmc.METHODS)
+@pytest.mark.parametrize("method", langevin.METHODS)
 def test_a_chain_does_not_depend_on_its_company(method):
     whole = chains(range(40), method)
     for batch in (1, 7, 64):
@@ -120,16 +120,16 @@ def test_a_chain_does_not_depend_on_its_company(method):
 
 
 def test_autograd_stands_in_for_a_score():
-    given = mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(20), score=TWO.score, dtype=torch.float64)
-    derived = mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(20), dtype=torch.float64)
+    given = langevin.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(20), score=TWO.score, dtype=torch.float64)
+    derived = langevin.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(20), dtype=torch.float64)
     assert torch.allclose(derived.x, given.x, rtol=1e-9)
-    alone = mcmc.run(None, torch.zeros(1, 1), 0.2, 5, range(9), score=TWO.score, method="ula")
+    alone = langevin.run(None, torch.zeros(1, 1), 0.2, 5, range(9), score=TWO.score, method="ula")
     assert torch.equal(
-        mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(9), score=TWO.score, method="ula").x, alone.x
+        langevin.run(TWO.log_density, torch.zeros(1, 1), 0.2, 5, range(9), score=TWO.score, method="ula").x, alone.x
     )
     for kw in ({"score": TWO.score}, {"method": "ula"}):
         with pytest.raises(ValueError, match="needs log_density"):
-            mcmc.run(None, torch.zeros(1, 1), 0.2, 5, range(9), **kw)
+            langevin.run(None, torch.zeros(1, 1), 0.2, 5, range(9), **kw)
 
 
 def test_log_density_and_score_of_a_mixture():
@@ -163,15 +163,15 @@ def test_log_density_and_score_of_a_mixture():
 def test_bad_chains_are_named(change, message):
     arguments = {"start": torch.zeros(1, 1), "step": 0.1, "steps": 2, **change}
     with pytest.raises(ValueError, match=message):
-        mcmc.run(TWO.log_density, ids=range(2), **arguments)
+        langevin.run(TWO.log_density, ids=range(2), **arguments)
 
 
 def test_chains_that_leave_the_numbers_are_named():
     with pytest.raises(NonFiniteError, match="first id 5"):
-        mcmc.run(lambda x: -(x**4).sum(1), torch.ones(1, 1) * 30, 1.0, 20, [5, 6], method="ula")
+        langevin.run(lambda x: -(x**4).sum(1), torch.ones(1, 1) * 30, 1.0, 20, [5, 6], method="ula")
     with pytest.raises(NonFiniteError, match="density is zero"):
-        mcmc.run(lambda x: x[:, 0] * 0.0 - math.inf, torch.ones(1, 1), 0.1, 3, [0])
-    assert len(mcmc.run(TWO.log_density, torch.zeros(1, 1), 0.1, 3, []).x) == 0
+        langevin.run(lambda x: x[:, 0] * 0.0 - math.inf, torch.ones(1, 1), 0.1, 3, [0])
+    assert len(langevin.run(TWO.log_density, torch.zeros(1, 1), 0.1, 3, []).x) == 0
 
 
 @pytest.mark.parametrize("preset", [ncsn, ncsnv2])

@@ -108,8 +108,8 @@ class Bench:
             self.variants[f"published, {kind}"] = self.published(net)
             self.variants[f"network alone, {kind}"] = self.alone(net)
         for mode in self.samplers:
-            bases = ["eager"] if mode == "eager" else kinds
-            self.pairs += [(f"fastscore, {mode}", f"published, {kind}") for kind in bases]
+            counterparts = ["eager"] if mode == "eager" else kinds
+            self.pairs += [(f"fastscore, {mode}", f"published, {kind}") for kind in counterparts]
             self.pairs.append((f"stub: fastscore, {mode}", "stub: published"))
         self.variants["stub: published"] = self.published(self.stub.net)
         plan = self.samplers["eager"].plan

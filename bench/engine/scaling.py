@@ -73,10 +73,10 @@ def point(setting: dict[str, Any]) -> dict[str, Any]:
             sampler.run(range(n))
 
     fs.Sampler(model, solver=fs.DDIM(eta=1.0), grid=fs.karras(1), batch=1).run([0])  # what the first run loads
-    why = telemetry.reset_peak(cpu)
+    reason = telemetry.reset_peak(cpu)
     before = _resident()
     draw()
-    peak = telemetry.peak(cpu, why)["peak_resident"].value
+    peak = telemetry.peak(cpu, reason)["peak_resident"].value
     seconds, start = [], time.perf_counter()
     while len(seconds) < 3 or (len(seconds) < 50 and time.perf_counter() - start < 0.5):
         run = time.perf_counter()

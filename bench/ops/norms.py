@@ -25,8 +25,8 @@ def cases(setting: Setting) -> Iterator[Case]:
         for dtype in dtypes(setting):
             lanes = n * abi.LANES * 4 * 2
             if setting.ops.name == "reference" and lanes > 2**31:
-                why = f"the reference pads each sample to {abi.LANES} lanes, {lanes / 2**30:.0f} GiB here"
-                yield Case("norms", name, {}, [], lambda: [], (n * d, "element"), skipped={OURS: why})
+                reason = f"the reference pads each sample to {abi.LANES} lanes, {lanes / 2**30:.0f} GiB here"
+                yield Case("norms", name, {}, [], lambda: [], (n * d, "element"), skipped={OURS: reason})
             else:
                 yield case(setting, f"{name} {short(dtype)}", n, d, dtype)
 

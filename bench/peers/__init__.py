@@ -68,6 +68,6 @@ def load_entries(adapter: str, steps: int) -> list[Entry] | str:
     return import_module(f"bench.peers.{adapter}").entries(steps)
 
 
-def named(distribution: str) -> str:
+def versioned(distribution: str) -> str:
     """Return a distribution's name and version."""
     return f"{distribution} {version(distribution)}"

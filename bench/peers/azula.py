@@ -10,7 +10,7 @@ from azula.sample import DDIMSampler, DDPMSampler
 from torch import Tensor
 
 import fastscore as fs
-from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, versioned
 from bench.peers.inject import normals
 
 
@@ -35,7 +35,9 @@ def entries(steps: int) -> list[Entry]:
             with normals(draw):
                 return sampler(z * SIGMA_MAX)
 
-        return Entry(named("azula"), name, fs.VE(SIGMA_MIN, SIGMA_MAX), solver, fs.uniform(steps, end=0.0), "x0", run)
+        return Entry(
+            versioned("azula"), name, fs.VE(SIGMA_MIN, SIGMA_MAX), solver, fs.uniform(steps, end=0.0), "x0", run
+        )
 
     return [
         entry("DDIM", DDIMSampler, fs.DDIM()),

@@ -62,7 +62,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     for adapter in LIBRARIES:
         entries = load_entries(adapter, 4)
         if isinstance(entries, str):
-            yield absent(adapter, entries)
+            yield missing_peer(adapter, entries)
             continue
         makers: list[tuple[str, int, Callable[[Entry], Case]]] = [
             ("outside", STUB[1], lambda entry: outside(setting, entry, problem.net.shape)),
@@ -75,10 +75,10 @@ def cases(setting: Setting) -> Iterator[Case]:
                     yield make(entry)
 
 
-def absent(adapter: str, why: str) -> Case:
+def missing_peer(adapter: str, reason: str) -> Case:
     """Return a case that only says why a peer is missing."""
     return Case(
-        "peers", LIBRARIES[adapter][0] or adapter, {}, [], lambda: [], (0, "sample"), skipped={PEER: why}, costed=()
+        "peers", LIBRARIES[adapter][0] or adapter, {}, [], lambda: [], (0, "sample"), skipped={PEER: reason}, costed=()
     )
 
 

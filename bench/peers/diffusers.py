@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fastscore as fs
-from bench.peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model, named
+from bench.peers import SIGMA_MAX, SIGMA_MIN, SNR, Draw, Entry, Model, versioned
 from bench.peers.inject import normals
 from fastscore.plan.rows import Solver
 
@@ -51,7 +51,7 @@ def _on_table(name: str, scheduler: Any, solver: Solver, steps: int) -> Entry:
     """Return a scheduler on TABLE that predicts x0, beside a solver of fastscore on the same table and times."""
     times, levels = _table(scheduler, steps)
     run = _loop(scheduler, steps, levels)
-    return Entry(named("diffusers"), name, fs.discrete_vp(beta_max=TABLE["beta_end"]), solver, times, "x0", run)
+    return Entry(versioned("diffusers"), name, fs.discrete_vp(beta_max=TABLE["beta_end"]), solver, times, "x0", run)
 
 
 def _ddim(steps: int) -> Entry:
@@ -77,7 +77,7 @@ def _heun(steps: int) -> Entry:
     levels = list(zip((sigmas / length).float(), (1.0 / length).float(), strict=True))
     knots = tuple(np.unique(scheduler.sigmas.double().numpy())[::-1].tolist())
     run = _loop(scheduler, steps, levels, scale=knots[0])
-    return Entry(named("diffusers"), "Heun", fs.EDM(knots[-2], knots[0]), fs.Heun(), fs.Times(knots), "eps", run)
+    return Entry(versioned("diffusers"), "Heun", fs.EDM(knots[-2], knots[0]), fs.Heun(), fs.Times(knots), "eps", run)
 
 
 def _pc(steps: int) -> Entry:
@@ -98,4 +98,4 @@ def _pc(steps: int) -> Entry:
 
     solver = fs.ScoreSDE(corrector=fs.Langevin(SNR, norm="batch"))
     schedule = fs.VE(SIGMA_MIN, SIGMA_MAX)
-    return Entry(named("diffusers"), "ScoreSdeVe PC", schedule, solver, fs.uniform(steps), "score", run)
+    return Entry(versioned("diffusers"), "ScoreSdeVe PC", schedule, solver, fs.uniform(steps), "score", run)

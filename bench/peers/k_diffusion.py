@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import fastscore as fs
-from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, versioned
 from bench.peers.inject import normals
 
 
@@ -36,7 +36,7 @@ def entries(steps: int) -> list[Entry]:
             with normals(draw):
                 return call(model, z * levels[0], levels, disable=True, **options)
 
-        return Entry(named("k-diffusion"), name, schedule, solver, fs.karras(steps), "x0", run)
+        return Entry(versioned("k-diffusion"), name, schedule, solver, fs.karras(steps), "x0", run)
 
     return [
         entry("DPM++ 2M", k.sample_dpmpp_2m, fs.DPMpp2M()),

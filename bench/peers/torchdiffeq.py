@@ -10,7 +10,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 import fastscore as fs
-from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, versioned
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.exponential import one_step_rows
@@ -44,7 +44,7 @@ def entries(steps: int) -> list[Entry]:
             with torch.no_grad():
                 return odeint(lambda t, x: model(x, t), z * SIGMA_MAX, knots.to(z.device), method=method)[-1]
 
-        return Entry(named("torchdiffeq"), name, schedule, solver, grid, "eps", run)
+        return Entry(versioned("torchdiffeq"), name, schedule, solver, grid, "eps", run)
 
     return [
         entry("midpoint", "midpoint", fs.RK2(), max(2, steps // 2)),

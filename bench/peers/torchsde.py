@@ -11,7 +11,7 @@ from torch import Tensor
 from torchsde import BaseBrownian
 
 import fastscore as fs
-from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, named
+from bench.peers import SIGMA_MAX, SIGMA_MIN, Draw, Entry, Model, versioned
 
 
 class ReverseVE:
@@ -68,4 +68,4 @@ def entries(steps: int) -> list[Entry]:
         return y.reshape(z.shape)
 
     schedule, grid = fs.VE(SIGMA_MIN, SIGMA_MAX), fs.uniform(steps, end=0.0)
-    return [Entry(named("torchsde"), "Euler, reverse SDE", schedule, fs.EulerMaruyama(), grid, "score", run)]
+    return [Entry(versioned("torchsde"), "Euler, reverse SDE", schedule, fs.EulerMaruyama(), grid, "score", run)]

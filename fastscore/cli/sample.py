@@ -72,7 +72,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Name(NETWORKS),
             default="auto",
             show_default=True,
-            help="How the network runs. auto, fp32, bf16: compiled once for this machine and kept; auto is bf16 where "
+            help="Path of the network. auto, fp32, bf16: compiled once for this machine and kept; auto is bf16 where "
             "the CPU has it and the scores agree within 1 %. own: as it is. compile, regional: torch.compile in this "
             "process.",
         ),
@@ -80,11 +80,15 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),
         click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
         click.option(
+<<<<<<< HEAD
             "--backend",
             type=Name(BACKENDS),
             default="auto",
             show_default=True,
             help="What runs the solver's arithmetic: cpp on CPUs, triton on GPUs, reference (PyTorch) anywhere.",
+=======
+            "--backend", type=Name(BACKENDS), default="auto", show_default=True, help="Code that runs the rows."
+>>>>>>> words
         ),
         device_option,
         click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id."),
@@ -100,7 +104,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("model")
-@click.option("-n", "--num", type=Count(0, 10_000_000), help="How many samples: ids 0 .. n-1.  [default: 64]")
+@click.option("-n", "--num", type=Count(0, 10_000_000), help="Number of samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
 @drawing_options

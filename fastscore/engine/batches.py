@@ -37,7 +37,7 @@ class Batches:
 
     @property
     def mode(self) -> str:
-        """How batches run: "off" (the plain loop), or captured as "step" or "loop"; "auto" before it was chosen."""
+        """The mode of a run: "off" (the plain loop), or captured as "step" or "loop"; "auto" before it was chosen."""
         if self.graph == "off":
             return "off"
         if "captured" not in vars(self):

@@ -31,7 +31,7 @@ from fastscore.plan.rows import Row, lower, lower_known
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback sees after a row: the micro-batch, padding removed.
+    """The state that a callback sees after a row: the micro-batch, padding removed.
 
     Attributes:
         row: number of the row; t, s: its times.
@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the host must know of a row: which calls it makes, not with which numbers.
+    """The kind of a row, all that the host must know of it: which calls it makes, not with which numbers.
 
     ``network``: whether it uses an output; ``mixed``: whether its evaluation has a second one.
     """

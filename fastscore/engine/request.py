@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class RequestFields(TypedDict, total=False):
-    """What a run may give its samples beside seed and ids; see Request.of."""
+    """Keywords of what a run may give its samples beside seed and ids; see Request.of."""
 
     labels: Labels
     cond: Tensor | None

@@ -1,4 +1,4 @@
-"""What changes the estimate of x0: mixtures of two outputs, guides, and the measurements of inverse problems."""
+"""Changes of the estimate of x0: mixtures of two outputs, guides, and the measurements of inverse problems."""
 
 from fastscore.guidance.mixture import Guidance
 

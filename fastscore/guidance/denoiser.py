@@ -34,7 +34,7 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class Level:
-    """What a plan, or a schedule, and its networks are at a noise level; each [N], or [1] for all samples.
+    """A noise level, as a plan or a schedule and its networks have it; each [N], or [1] for all samples.
 
     Attributes:
         p, q, q2: D = p x + q F + q2 F2.

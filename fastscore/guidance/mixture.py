@@ -127,7 +127,7 @@ class BoundPlan:
 
     @cached_property
     def _second(self) -> tuple[list[bool], Folding | None]:
-        """Which rows have a second output, and what its network is at these."""
+        """The rows that have a second output, and the coefficients of its network there."""
         guidance, plan = self.guidance, replace(self.unfolded, rows=self._first.rows())
         mixed = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
         if guidance is None or guidance.weight == 1.0 or not any(mixed):

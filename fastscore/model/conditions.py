@@ -1,4 +1,4 @@
-"""What a sample is conditioned on: class labels, conditioning tensors, known data; checked, one an id."""
+"""Conditions of a sample: class labels, conditioning tensors, known data; checked, one an id."""
 
 from __future__ import annotations
 

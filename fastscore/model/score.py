@@ -13,7 +13,7 @@ from fastscore.process.schedule import Schedule
 
 
 class Conditioned(Protocol):
-    """What a run must know of a model to give it labels or conditions; ScoreModel and JointModel have it."""
+    """The part of a model that says which labels or conditions a run may give it; ScoreModel and JointModel have it."""
 
     @property
     def classes(self) -> int: ...

@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a network is evaluated; part of what its samples are a function of.
+    """The arithmetic of a network as it is evaluated; part of what its samples are a function of.
 
     Attributes:
         dtype: "own" (as the network is), "fp32" or "bf16".
@@ -199,7 +199,7 @@ class Trial:
     @cached_property
     @torch.no_grad()
     def expected(self) -> list[Tensor]:
-        """What the network itself gives, [batch, D] a micro-batch."""
+        """Outputs of the network itself, [batch, D] a micro-batch."""
         return [self.net(*_three(inputs)).flatten(1) for inputs, _, _ in self.micro_batches()]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which code runs a row: resolved once, by name and device, never silently."""
+"""Backends, the code that runs a row: resolved once, by name and device, never silently."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _CACHED_BLOCKS = 1 << 16
 
 
 class Noise(Protocol):
-    """Where a plan's normals come from: one [N, D] tensor for each draw."""
+    """The source of a plan's normals: one [N, D] tensor for each draw."""
 
     def normal(self, draw: Tensor, d: int, dtype: torch.dtype) -> Tensor:
         """Return the normals of every sample; ``draw`` is integer, [N] or [1]."""

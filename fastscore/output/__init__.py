@@ -1,1 +1,1 @@
-"""Where samples go: files, pictures, and the record of a run."""
+"""Output of samples: files, pictures, and the record of a run."""

@@ -30,21 +30,21 @@ FILES = ("samples.npz", "grid.png", "run.json", "png")
 
 
 class Shaped(Protocol):
-    """What has samples of a shape."""
+    """A model, or whatever has samples of a shape."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
 
 class Quantizer(Protocol):
-    """What turns samples [n, C, H, W] in -1 .. 1 into bytes [n, H, W, C]."""
+    """Operations that turn samples [n, C, H, W] in -1 .. 1 into bytes [n, H, W, C]."""
 
     @property
     def quantize(self) -> Callable[..., Tensor]: ...
 
 
 class RequestLike(Protocol):
-    """Which samples are asked for: a Request."""
+    """The samples that are asked for: a Request."""
 
     @property
     def key(self) -> NoiseKey: ...
@@ -53,7 +53,7 @@ class RequestLike(Protocol):
 
 
 class Source(Protocol):
-    """What draws samples and can say how: a Sampler, or whatever streams as one does.
+    """A source of samples that can say how it draws them: a Sampler, or whatever streams as one does.
 
     Attributes:
         model: what is drawn.

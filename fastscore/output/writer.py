@@ -1,4 +1,4 @@
-"""Where samples go: one .npz for evaluators, a contact sheet, and PNG files by id."""
+"""Writers of samples: one .npz for evaluators, a contact sheet, and PNG files by id."""
 
 from __future__ import annotations
 

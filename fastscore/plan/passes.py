@@ -45,7 +45,7 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
 
 
 class Folding:
-    """What a network is at every row of a plan that uses its output: computed once, whatever m is asked for.
+    """The coefficients of a network at every row of a plan that uses its output: computed once, whatever m is.
 
     Args:
         plan: not folded.

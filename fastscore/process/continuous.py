@@ -73,7 +73,7 @@ class SubVP:
 
 
 class _Exploding:
-    """What VE and EDM share: alpha = 1, and a sigma that rises from sigma_min to sigma_max, the prior's."""
+    """The common part of VE and EDM: alpha = 1, and a sigma that rises from sigma_min to sigma_max, the prior's."""
 
     sigma_min: float
     sigma_max: float

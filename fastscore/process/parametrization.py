@@ -1,4 +1,4 @@
-r"""What a network predicts, as an affine map.
+r"""Predictions of a network, as affine maps.
 
 Data and noise span everything a score network can be asked for. With x = alpha D + sigma eps,
 
@@ -33,7 +33,7 @@ LABELS = ("t", "999t", "sigma", "log_sigma/4")
 
 @dataclass(frozen=True)
 class Parametrization:
-    """How to call a score network and how to read its output.
+    """The way to call a score network and to read its output.
 
     Args:
         prediction: what the output F is; one of PREDICTIONS.

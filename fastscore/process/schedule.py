@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What a solver needs to know of a forward SDE.
+    """A forward SDE, as far as a solver needs to know it.
 
     ``T`` is the time of the prior, ``t_end`` the default end of a stochastic solver,
     ``t_clean`` the time at which alpha = 1 and sigma = 0 (the data), ``prior_std`` the standard

@@ -1,4 +1,4 @@
-r"""How good samples are: a Frechet distance in the feature space of a classifier.
+r"""Quality of samples: a Frechet distance in the feature space of a classifier.
 
     FID = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^{1/2} S_2 S_1^{1/2})^{1/2})
 

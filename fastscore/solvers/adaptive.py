@@ -25,7 +25,7 @@ Rows = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Control:
-    r"""How a step is accepted and the next one chosen.
+    r"""The controller: when a step is accepted, and the size of the next one.
 
         h' = h L(safety e_n^(-a) e_(n-1)^(-b) e_(n-2)^(-c)),   a = p + i + d,  b = -(p + 2 d),  c = d
 
@@ -55,7 +55,7 @@ K_DIFFUSION = Control(safety=1.0, smooth=True)
 
 @runtime_checkable
 class Adaptive(Protocol):
-    """What the engine needs to know of an adaptive solver.
+    """An adaptive solver, as far as the engine needs to know it.
 
     Attributes:
         rtol, atol: tolerances on x of the chosen schedule.

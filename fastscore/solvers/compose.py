@@ -165,7 +165,7 @@ class Hybrid:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where to restart: noise is added from rho = ``low`` to ``high``, then ``steps`` lead back; ``times`` times."""
+    """A restart: noise is added from rho = ``low`` to ``high``, then ``steps`` lead back; ``times`` times."""
 
     low: float
     high: float

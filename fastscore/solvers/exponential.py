@@ -1,4 +1,4 @@
-r"""What the solvers in lam = ln(alpha / sigma) share: coefficients of exponential integrators, and rows.
+r"""Coefficients of exponential integrators, and rows, that the solvers in lam = ln(alpha / sigma) share.
 
 The linear part of the probability-flow ODE, and of the reverse SDEs with the same marginals, is solved exactly.
 Between t and s < t, with h = lam_s - lam_t and theta = (lam - lam_t) / h,

@@ -13,7 +13,7 @@ from fastscore.solvers import AnnealedLangevin, PredictorCorrector
 
 
 class Settings(TypedDict):
-    """What Sampler needs besides a model."""
+    """Keyword arguments of Sampler besides the model."""
 
     schedule: Schedule
     solver: Solver

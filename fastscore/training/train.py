@@ -35,7 +35,7 @@ _NOISE_DRAW, _TIME_DRAW, _SLICE_DRAW = 0, 1, 2  # of one training image: z; (tim
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run is; saved beside its checkpoint.
+    """Settings of a training run, saved beside its checkpoint.
 
     Attributes:
         images: training images (or points) to see in total.

@@ -42,7 +42,7 @@ class Code:
     labels: dict[str, int]
 
     def count(self, *names: str) -> int:
-        """How many instructions have one of these names."""
+        """The number of instructions that have one of these names."""
         return sum(i.name in names for i in self.instructions)
 
     def likely_path(self, trips: float = 1.0) -> list[tuple[Instruction, float]]:

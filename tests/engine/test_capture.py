@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastscore import plan as plans
-from fastscore.engine import capture as graph
+from fastscore.engine import capture
 from fastscore.engine.capture import Graphed, Segment, Tape, segments
 from fastscore.engine.loop import Kind, Loop
 from fastscore.engine.request import Request
@@ -189,7 +189,7 @@ def test_kernels_refuse_recorded_noise():
 @pytest.fixture
 def pretend_cuda(monkeypatch):
     """Let ``capture`` believe in CUDA graphs, which are tapes, and in a clock that we set."""
-    monkeypatch.setattr(graph, "CudaGraphs", lambda device: Tape())
+    monkeypatch.setattr(capture, "CudaGraphs", lambda device: Tape())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
 
@@ -200,8 +200,8 @@ def test_auto_keeps_the_fastest(pretend_cuda, monkeypatch, seconds, fastest):
     captures = [0.0, 0.0, 0.0, 0.0]
     trials = [t for s in seconds for t in (0.0, float(s))]
     clock = iter([*captures, *trials])
-    monkeypatch.setattr(graph.time, "perf_counter", lambda: next(clock))
-    graphed, measured = graph.capture(loop, "auto")
+    monkeypatch.setattr(capture.time, "perf_counter", lambda: next(clock))
+    graphed, measured = capture.capture(loop, "auto")
     assert measured == dict(zip(("off", "step", "loop"), map(float, seconds), strict=True))
     assert (graphed.mode if graphed else None) == fastest
 
@@ -211,11 +211,11 @@ def test_a_network_that_cannot_be_captured_is_named(monkeypatch):
         def record(self, reset, work):
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(graph, "CudaGraphs", lambda device: Refuses())
+    monkeypatch.setattr(capture, "CudaGraphs", lambda device: Refuses())
     loop = make("heun", VP(), steps=2)
     with pytest.raises(ValueError, match=r"graph = 'loop': .*\(operation not permitted.*capturing\); use graph='off'"):
-        graph.capture(loop, "loop")
+        capture.capture(loop, "loop")
     with pytest.warns(UserWarning, match="no CUDA graph"):
-        assert graph.capture(loop, "auto") == (None, {})
+        assert capture.capture(loop, "auto") == (None, {})
     with pytest.raises(ValueError, match="graph = 'whole'"):
         Graphed(loop, Tape(), "whole")

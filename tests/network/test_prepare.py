@@ -14,9 +14,8 @@ from torch import nn
 from fastscore.model.folder import load_model
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
-from fastscore.network import package
+from fastscore.network import package, timing
 from fastscore.network import prepare as network
-from fastscore.network import timing as probe
 from fastscore.network.bf16 import HeavyInBf16, Traced
 from fastscore.network.jit import has_compiler
 from fastscore.network.prepare import Inexact, Numerics, Prepared, Trial, Unfit, numerics, prepare
@@ -389,16 +388,16 @@ def test_the_probe_stops_where_a_larger_micro_batch_gains_nothing(monkeypatch):
         asked.append((torch.get_num_threads(), size))
         return (100 + max(size, 64)) / torch.get_num_threads() ** 0.5  # fixed costs, and a floor
 
-    monkeypatch.setattr(probe, "_seconds", seconds)
+    monkeypatch.setattr(timing, "_seconds", seconds)
     before = torch.get_num_threads()
     model = unet()
-    choice = probe.choose_batch(model, sizes=(16, 32, 64, 128, 4096), threads=(1, 2))
+    choice = timing.choose_batch(model, sizes=(16, 32, 64, 128, 4096), threads=(1, 2))
     assert (choice.batch, choice.threads) == (4096, 2)
     assert asked == [(n, size) for n in (1, 2) for size in (16, 32, 64, 128, 4096)]
-    assert probe.choose_batch(model, sizes=(16, 32, 64, 128, 4096), threads=(1, 2)) == choice
+    assert timing.choose_batch(model, sizes=(16, 32, 64, 128, 4096), threads=(1, 2)) == choice
     assert len(asked) == 10  # the second time it is read
-    monkeypatch.setattr(probe, "_seconds", lambda model, size, device: float(max(size, 32)))
-    choice = probe.choose_batch(model, sizes=(16, 32, 64, 128), threads=(1,))
+    monkeypatch.setattr(timing, "_seconds", lambda model, size, device: float(max(size, 32)))
+    choice = timing.choose_batch(model, sizes=(16, 32, 64, 128), threads=(1,))
     assert choice.batch == 32
     assert "1 x 128" not in choice.rates
     assert torch.get_num_threads() == before
@@ -407,8 +406,8 @@ def test_the_probe_stops_where_a_larger_micro_batch_gains_nothing(monkeypatch):
 def test_the_probe_times_real_networks(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # all numbers of threads
     for model in (unet(), ScoreModel(lambda u, c_noise, cond: u, (2,), VP())):
-        choice = probe.choose_batch(model, sizes=(2, 4))
+        choice = timing.choose_batch(model, sizes=(2, 4))
         assert choice.batch in (2, 4)
         assert all(rate > 0 for rate in choice.rates.values())
     with pytest.raises(ValueError, match="must be positive"):
-        probe.choose_batch(unet(), sizes=(0,))
+        timing.choose_batch(unet(), sizes=(0,))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import fastscore as fs
 from fastscore import chains
-from fastscore.guidance import measurements as operators
+from fastscore.guidance import measurements
 from fastscore.kernels.cpu import fused
 from fastscore.model.analytic import gaussian, mixture
 from fastscore.model.coordinates import Diagonal, change_basis, grey_basis, in_basis
@@ -188,7 +188,7 @@ def local() -> Iterator[tuple[str, Draw]]:
                 )
         for name in ("log_likelihood", "encode", "decode"):
             yield f"flow/{on}/{name}", _flow(points, schedule, name)
-    linear = operators.Matrix(torch.arange(36.0).reshape(2, 18) / 36.0)
+    linear = measurements.Matrix(torch.arange(36.0).reshape(2, 18) / 36.0)
     y = {"y": torch.ones(len(IDS), 2)}
     for on in ("vp", "edm"):
         common = {"schedule": SCHEDULES[on], "grid": fs.karras(5)}

@@ -1,4 +1,4 @@
-"""Which steps are good enough, and how long the next ones are."""
+"""Step control: which steps are good enough, and how long the next ones are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastscore.solvers.adaptive import Adaptive, Control
 
 @dataclass(frozen=True)
 class StepRule:
-    """When a step is good and what comes next.
+    """The rule for steps: when one is good, and what comes next.
 
     Attributes:
         control, order: the controller; see solvers/adaptive.py.

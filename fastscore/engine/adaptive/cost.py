@@ -1,4 +1,4 @@
-"""What a run of an adaptive solver cost."""
+"""The cost of a run of an adaptive solver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run cost.
+    """The cost of a run, in evaluations and steps.
 
     Attributes:
         nfe: evaluations of each sample, int64 [n].

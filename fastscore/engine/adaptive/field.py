@@ -24,7 +24,7 @@ from fastscore.model.score import ScoreModel, evaluate
 
 
 class Field(Protocol):
-    """What is integrated: k = f(y, lam).
+    """The field that is integrated: k = f(y, lam).
 
     Attributes:
         parts: columns of the state that a tolerance is the root mean square over, [state, further ones].

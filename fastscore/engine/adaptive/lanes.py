@@ -117,11 +117,11 @@ class Lanes:
                 for _ in range(POLL):
                     self._tick()
                 ticks += POLL
-                gone = (occupants >= 0) & ~self.live[: self.lanes].cpu()
-                if not bool(gone.any()):
+                finished = (occupants >= 0) & ~self.live[: self.lanes].cpu()
+                if not bool(finished.any()):
                     free = free[:0]
                     continue
-                free = gone.nonzero()[:, 0]
+                free = finished.nonzero()[:, 0]
                 at, positions = free.to(self.index.device), occupants[free]
                 self._raise_faults(at)
                 counts[:, positions] = torch.stack([self.nfe[at], self.steps[at], self.rejected[at]]).cpu()

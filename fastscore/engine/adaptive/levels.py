@@ -34,7 +34,7 @@ QUANTITIES = ("v", "eps", "drift")  # of GottaGoFast
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What a network is at some noise levels; each float64 [padded].
+    """Coefficients of a network at some noise levels; each float64 [padded].
 
     Attributes:
         p, q: the quantity is p x + q F, x on the unit circle.
@@ -52,7 +52,7 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class AtLevel:
-    """What the networks and the chosen schedule are at some noise levels.
+    """The networks and the chosen schedule at some noise levels.
 
     Attributes:
         length: hypot(alpha, sigma) of the chosen schedule, whose state is length x; float64 [padded].

@@ -94,7 +94,7 @@ class AdaptiveBatches:
 
     @property
     def cost(self) -> Cost:
-        """What the last run cost."""
+        """The cost of the last run."""
         return self.lanes.cost
 
     def warm_up(self, request: Request) -> dict[str, float | str]:

@@ -1,0 +1,130 @@
+"""Requests: cut, padded and served, no line of them changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastscore as fs
+from fastscore.engine.request import Request, Turn, micro_batches
+from fastscore.errors import NonFiniteError
+
+SHAPE, CPU = (2, 3), torch.device("cpu")
+MODEL = fs.ScoreModel(lambda u, t, cond: u, SHAPE, fs.VP(), classes=4)
+
+
+def full(n: int = 5) -> Request:
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[0] = True
+    return Request.of(
+        MODEL,
+        CPU,
+        range(10, 10 + n),
+        list(range(n)),
+        labels=[k % 4 for k in range(n)],
+        init=torch.arange(6.0 * n).reshape(n, *SHAPE),
+        known=fs.Known(torch.ones(SHAPE), mask),
+        y=torch.arange(float(n))[:, None],
+        noise=torch.arange(2.0 * n * 6).reshape(2, n, *SHAPE),
+    )
+
+
+def lines(request: Request) -> list[torch.Tensor]:
+    r = request
+    return [r.ids, r.key.seed, r.cond, r.init, r.known, r.mask, r.y, r.noise.transpose(0, 1)]
+
+
+def test_a_part_has_the_lines_of_its_samples():
+    whole = full()
+    for at in (slice(0, 2), slice(3, 5), slice(1, 1)):
+        part = whole.part(at)
+        assert part.valid == len(part) == len(range(5)[at])
+        assert all(torch.equal(a, b[at]) for a, b in zip(lines(part), lines(whole), strict=True))
+    again = whole.part(slice(1, 5)).part(slice(1, 3))
+    assert all(torch.equal(a, b[2:4]) for a, b in zip(lines(again), lines(whole), strict=True))
+
+
+def test_padding_repeats_the_last_line_and_counts_for_nothing():
+    whole = full(3)
+    padded = whole.padded(5)
+    assert (len(padded), padded.valid) == (5, 3)
+    for long, short in zip(lines(padded), lines(whole), strict=True):
+        assert torch.equal(long[:3], short)
+        assert torch.equal(long[3:], short[2:].expand(2, *short.shape[1:]))
+    assert whole.padded(3) is whole
+
+
+def test_one_seed_for_all_stays_one():
+    request = Request.of(MODEL, CPU, range(5), 7)
+    assert [len(r.key.seed) for r in (request, request.part(slice(0, 2)), request.padded(8))] == [1, 1, 1]
+
+
+def test_labels_are_resolved_once():
+    request = Request.of(MODEL, CPU, range(50), 3, labels="random")
+    assert set(request.cond.tolist()) == {0, 1, 2, 3}
+    sampler = fs.Sampler(MODEL, grid=fs.uniform(3), batch=8)
+    assert torch.equal(sampler.run(request), sampler.run(range(50), 3, labels=request.cond))
+
+
+def test_a_request_cut_anywhere_gives_the_same_samples():
+    sampler = fs.Sampler(MODEL, solver=fs.DDIM(1.0), grid=fs.uniform(3), batch=4)
+    request = sampler.request(range(9), list(range(9)), labels=2)
+    whole = sampler.run(request)
+    for cut in (1, 4, 8):
+        parts = [sampler.run(request.part(at)) for at in (slice(0, cut), slice(cut, 9))]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_micro_batches_are_padded_checked_and_cut():
+    sizes, turn = [], Turn()
+
+    def compute(at, part):
+        sizes.append((at, len(part), part.valid, turn.busy, torch.is_grad_enabled()))
+        return part.init.clone()
+
+    def not_finite(at, part, x):
+        raise NonFiniteError(f"{at.start}")
+
+    request = full()
+    served = list(micro_batches(request, 2, turn, compute, not_finite))
+    assert torch.equal(torch.cat([x for _, x in served]), request.init)
+    assert sizes == [(slice(a, b), 2, b - a, True, False) for a, b in ((0, 2), (2, 4), (4, 5))]
+    assert not turn.busy
+    request.init[3] = torch.nan
+    stream = micro_batches(request, 2, turn, compute, not_finite)
+    next(stream)
+    assert not turn.busy  # while the caller holds the samples
+    with pytest.raises(NonFiniteError, match="2"):
+        next(stream)
+    assert not turn.busy
+    request.init[:] = 1e38  # finite, but its sum is not
+    assert len(list(micro_batches(request, 2, turn, compute, not_finite))) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": 5}, "must lie in 0 .. 3"),
+        ({"cond": torch.zeros(2)}, "no conditioning tensor"),
+        ({"init": torch.zeros(3)}, r"init is \(3,\); it must be a tensor \(2, 3\)"),
+        ({"y": torch.zeros(())}, "its first axis must be the 2 ids"),
+        ({"noise": torch.zeros(1, 3, 6)}, r"recorded noise is \(1, 3, 6\)"),
+        ({"noise": [1.0]}, "recorded noise is list"),
+        ({"known": fs.Known(torch.zeros(SHAPE), torch.zeros(SHAPE))}, "must be bool"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Request.of(MODEL, CPU, [1, 2], **fields)
+
+
+def test_parts_of_a_joint_model_are_given_by_name():
+    parts = {"a": fs.Part((2,), fs.VP()), "b": fs.Part((3,), fs.VE())}
+    joint = fs.JointModel(lambda u, c_noise: u, parts)
+    request = Request.of(joint, CPU, [1, 2], init={"a": torch.ones(2), "b": torch.zeros(2, 3)})
+    assert request.init.tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0]] * 2
+    assert request.columns(slice(2, 5)).init.shape == (2, 3)
+    with pytest.raises(ValueError, match="init lacks b"):
+        Request.of(joint, CPU, [1, 2], init={"a": torch.ones(2)})
+    with pytest.raises(ValueError, match="dict by part, with keys among a, b"):
+        Request.of(joint, CPU, [1, 2], init={"c": torch.ones(2)})
