@@ -80,15 +80,11 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),
         click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
         click.option(
-<<<<<<< HEAD
             "--backend",
             type=Name(BACKENDS),
             default="auto",
             show_default=True,
             help="What runs the solver's arithmetic: cpp on CPUs, triton on GPUs, reference (PyTorch) anywhere.",
-=======
-            "--backend", type=Name(BACKENDS), default="auto", show_default=True, help="Code that runs the rows."
->>>>>>> words
         ),
         device_option,
         click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id."),
