@@ -101,11 +101,10 @@ class JointSampler:
 
     Args:
         model: the network and its parts.
-        solver: one for all parts, or a name from solvers/names.py. Its stages must fall on the same times for each of
-            them, which those of Euler, Heun, RK2, RK4, the multistep solvers and the SDE schemes do.
-        grid: knots, spaced by the rule on the first part's schedule and shared by all. If it ends clean, each part
-            does, at its own clean end.
-        steps: of the grid that suits solver and schedule, in place of ``grid``; 20 if both are left out.
+        solver: one for all parts, or a name. Its stages must fall on the same times for each of them, which those of
+            Euler, Heun, RK2, RK4, the multistep solvers and the SDE schemes do.
+        grid, steps: knots, spaced on the first part's schedule and shared by all, or their number as for Sampler. If
+            they end clean, each part does, at its own clean end.
         clip: bound on the x0 estimate of every part, or None.
         guidance: as for Sampler; a second model is a JointModel of the same parts.
         start: as for Sampler; ``init`` of a run is then a dict by part.
@@ -129,7 +128,8 @@ class JointSampler:
         **fields: Unpack[ExecutionFields],
     ) -> None:
         second = model if guidance is None or guidance.model is None else guidance.model
-        assert isinstance(second, JointModel)
+        if not isinstance(second, JointModel):
+            raise ValueError(f"guidance: the second model is a {type(second).__name__}; parts need a JointModel")
         self.model, self.second, self.guidance, self.start = model, second, guidance, start
         self.execution = Execution.of(execution, **fields).on(model.net, second.net)
         if self.execution.network != "own" or self.execution.graph in GRAPHS:
@@ -187,7 +187,9 @@ class JointSampler:
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; as Sampler's, without known data and ``y``."""
-        request = Request.of(self.model, self.execution.place, ids, seed, **fields)
+        return self._fitting(Request.of(self.model, self.execution.place, ids, seed, **fields))
+
+    def _fitting(self, request: Request) -> Request:
         if request.known is not None or request.y is not None:
             raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
         request.check_start(self.start)
@@ -221,7 +223,7 @@ class JointSampler:
         **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
-        request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
+        request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         batches = micro_batches(request, self.execution.batch, self.turn, self._run, self._report)
         with tqdm(total=len(request), unit="sample", disable=not progress) as bar:
             for at, x in batches:

@@ -29,7 +29,7 @@ from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times, within
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
-from fastscore.solvers.names import default_grid, named
+from fastscore.solvers.names import DEFAULT, default_grid, named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,8 +40,7 @@ Engine = Batches | Parallel | AdaptiveBatches
 class Sampler:
     """Draws samples of a score model. A pure function of (settings, seed, sample id).
 
-    A sampler owns its buffers and does one run at a time; use one for each thread. It leaves the model's network as it
-    is: where it lies, in its mode and dtype.
+    A sampler owns its buffers and does one run at a time; use one for each thread. The network stays as it is.
 
         x = Sampler(model, solver=DPMpp2M(), grid=karras(20)).run(ids=range(64), seed=0)
         x = Sampler(model, solver="heun", steps=20, batch=16).run(ids=range(64), seed=0)
@@ -54,11 +53,10 @@ class Sampler:
         grid: knots, see process/grid.py; a Span for an adaptive solver, from T to t_end and the estimate of x0.
         steps: of the grid that suits solver and schedule, in place of ``grid``; 20 if both are left out.
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
-        parallel: Picard sweeps over a window of steps in place of one step after the other; see
-            engine/picard.py. No graphs then.
+        parallel: Picard sweeps over a window of steps in place of single ones; see engine/picard.py. No graphs then.
         guidance: classifier-free guidance or autoguidance; see guidance/mixture.py.
         guide: changes the estimate of x0 in every row that evaluates: dynamic thresholding, DPS, .., see
-            guidance/guides.py. It is Python and may differentiate, so nothing is captured: graph is off.
+            guidance/guides.py. It may differentiate, so nothing is captured.
         start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
             (SDEdit: start the grid at an intermediate time); "state", ``init`` as it is (decoding a latent).
         execution, fields: how it is computed (see Execution); fields of it as keywords, as in ``batch=8``.
@@ -84,13 +82,14 @@ class Sampler:
         **fields: Unpack[ExecutionFields],
     ) -> None:
         second = model if guidance is None or guidance.model is None else guidance.model
-        assert isinstance(second, ScoreModel)
+        if not isinstance(second, ScoreModel):
+            raise ValueError(f"guidance: the second model is a {type(second).__name__}; a Sampler takes a ScoreModel")
         self.model, self.second = model, second
         self.execution = Execution.of(execution, **fields).on(model.net, second.net)
         self.net_dtype = self.execution.network_dtype(model.net, second.net)
         self.ops = trusted(self.execution)
         self.schedule = schedule if schedule is not None else model.schedule
-        self.solver = named(solver or "dpmpp-2m") if solver is None or isinstance(solver, str) else solver
+        self.solver = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
         if grid is not None and steps is not None:
             raise ValueError(f"steps = {steps} chooses a grid; leave it or grid = {grid} out")
         adaptive = isinstance(self.solver, Adaptive)
@@ -192,7 +191,10 @@ class Sampler:
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; arguments and errors as for ``run``."""
-        request = Request.of(self.model, self.execution.place, ids, seed, **fields)
+        return self._fitting(Request.of(self.model, self.execution.place, ids, seed, **fields))
+
+    def _fitting(self, request: Request) -> Request:
+        """Return a request if it goes with the settings of this sampler."""
         request.check_start(self.start)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
@@ -216,15 +218,14 @@ class Sampler:
 
         Args:
             ids: sample ids, 0 .. 2^63-1, in any order; sample k is the same whatever else is drawn. Or a Request.
-            seed: 0 .. 2^64-1, one for all or one an id.
+            seed: 0 .. 2^64-1, one for all or one an id; a Request has its own, and its own of what follows.
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar.
             labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
                 a function of seed and id), or None for the null class.
             cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
-            known: Known, the part of the data that the samples fill in.
-            y: what the guide steers to, [n, ..].
+            known: Known, the part of the data that the samples fill in. y: what the guide steers to, [n, ..].
             noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
 
         Returns: [n, *shape] in the state's dtype, in the order of ``ids``.
@@ -233,7 +234,7 @@ class Sampler:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
             NonFiniteError: a sample became NaN or Inf.
         """
-        request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
+        request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         out = torch.empty((len(request), *self.model.shape), dtype=self.execution.dtype, device=self.execution.place)
         for at, x in self._engine_of(request).stream(request, callback, progress):
             out[at] = x
@@ -248,11 +249,8 @@ class Sampler:
         progress: bool = False,
         **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (ids, samples) a micro-batch at a time; arguments as for ``run``.
-
-        An adaptive solver yields samples as they are done, in no order.
-        """
-        request = ids if isinstance(ids, Request) else self.request(ids, seed, **fields)
+        """Yield (ids, samples) a micro-batch at a time, or of an adaptive solver as they are done; else as ``run``."""
+        request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         batches = self._engine_of(request).stream(request, callback, progress)
         return ((request.ids[at], x) for at, x in batches)
 

@@ -128,3 +128,29 @@ def test_parts_of_a_joint_model_are_given_by_name():
         Request.of(joint, CPU, [1, 2], init={"a": torch.ones(2)})
     with pytest.raises(ValueError, match="dict by part, with keys among a, b"):
         Request.of(joint, CPU, [1, 2], init={"c": torch.ones(2)})
+
+
+def test_a_request_that_does_not_fit_a_sampler_is_refused():
+    """Also one that another sampler made."""
+    start = fs.Sampler(MODEL, grid=fs.uniform(3), start="data")
+    plain, parts = fs.Sampler(MODEL, grid=fs.uniform(3)), {"a": fs.Part((2,), fs.VP())}
+    without, within = plain.request([0]), start.request([0], init=torch.zeros(SHAPE))
+    for sampler, request, message in (
+        (start, without, "init = None does not go with start = 'data'"),
+        (plain, within, "init = a tensor does not go with start = 'prior'"),
+        (plain, Request.of(MODEL, CPU, [0], y=torch.zeros(1)), "this sampler has none"),
+        (plain, Request.of(MODEL, CPU, [0], noise=torch.zeros(0, 1, 6)), "has 0 draws; this plan needs 1"),
+        (fs.JointSampler(fs.JointModel(lambda u, c: u, parts), start="data"), without, "does not go with start"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler.run(request)
+        with pytest.raises(ValueError, match=message):
+            list(sampler.stream(request))
+
+
+def test_a_second_model_of_another_kind_is_named():
+    joint = fs.JointModel(lambda u, c: u, {"a": fs.Part(SHAPE, fs.VP())})
+    with pytest.raises(ValueError, match="the second model is a JointModel; a Sampler takes a ScoreModel"):
+        fs.Sampler(MODEL, guidance=fs.Guidance(2.0, model=joint))
+    with pytest.raises(ValueError, match="the second model is a ScoreModel; parts need a JointModel"):
+        fs.JointSampler(joint, guidance=fs.Guidance(2.0, model=MODEL))
