@@ -223,7 +223,7 @@ def default_grid(
 
 
 def _on_even_times(solver: Solver) -> bool:
-    if isinstance(solver, s.RePaint):
+    if isinstance(solver, (s.RePaint, s.ScaledNoise)):
         return _on_even_times(solver.solver)
     even = (
         s.Ancestral, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun, s.PNDM, s.IPNDM, s.ScoreSDE,
