@@ -74,7 +74,7 @@ def test_the_first_and_the_last_command_are_what_the_gate_runs():
     gated = [line for line in README.read_text().splitlines() if line.startswith("python3 -m venv")]
     assert [gated[0], gated[1]] == [SHELL[0].rstrip(), SHELL[-1].rstrip()]
     assert len(gated) == 2
-    assert gated[0].endswith("--out out") and gated[1].endswith(".venv/bin/pytest")
+    assert gated[0].endswith("--out out") and gated[1].endswith(".venv/bin/pytest -n auto")
     assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci/run").read_text()
 
 

@@ -344,7 +344,7 @@ def test_whole_trajectories_are_equal(solver, schedule, network):
         ({1: lambda F: None, "F2": lambda F: F}, "F2 without F"),
         ({"out_u": lambda u: u[:2]}, "out_u is"),
     ],
-    ids=str,
+    ids=lambda v: v if isinstance(v, str) else None,
 )
 def test_refuses(change, message):
     arguments, options = inputs(3, 8, F2=F32)
