@@ -66,10 +66,10 @@ def env(no_torch: bool) -> None:
         return
     import torch
 
-    from fastscore.kernels.cpu import fused
+    from fastscore.kernels.cpu import library
 
     click.echo(
-        f"C++ library    {fused.describe() if fused.library_file() else 'not built: the reference runs instead'}"
+        f"C++ library    {library.describe() if library.library_file() else 'not built: the reference runs instead'}"
     )
     count = torch.cuda.device_count()
     click.echo(f"CUDA devices   {count or 'none'}")

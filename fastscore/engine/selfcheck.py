@@ -26,7 +26,7 @@ from fastscore.errors import SelfCheckError
 from fastscore.execution import GRAPHS, Execution
 from fastscore.files import cache_folder, write_text
 from fastscore.guidance.mixture import BoundPlan
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import library
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import REFERENCE, Ops, resolve
 from fastscore.ops.noise import VERSION, NoiseKey
@@ -48,8 +48,8 @@ def fingerprint(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         parts += [properties.name, f"{properties.major}.{properties.minor}", f"CUDA {torch.version.cuda}"]
         parts += [f"triton {version('triton')}" if find_spec("triton") else "no triton"]
-    elif fused.library_file():
-        parts.append(f"cpp {fused.describe()}")
+    elif library.library_file():
+        parts.append(f"cpp {library.describe()}")
     return " | ".join(parts)
 
 

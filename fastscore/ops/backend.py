@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import fused, library
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
@@ -103,8 +103,8 @@ def resolve(name: str, device: torch.device) -> Ops:
         raise ValueError(f"backend = 'triton' cannot run on {device}: {reason}; use backend='auto'")
     if name == "cpp" and device.type != "cpu":
         raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
-    if name == "cpp" or (name == "auto" and device.type == "cpu" and fused.library_file()):
-        fused.library()  # raises here rather than at the first row
+    if name == "cpp" or (name == "auto" and device.type == "cpu" and library.library_file()):
+        library.library()  # raises here rather than at the first row
         return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, fused.bind_update_cpu)
     if name == "reference" or device.type != "cuda":
         return REFERENCE

@@ -21,19 +21,14 @@ class Beta(Protocol):
 
 
 @dataclass(frozen=True)
-class _Rise:
-    """The ends of a noise rate that rises from beta_min at t = 0 to beta_max at t = 1."""
+class LinearBeta:
+    """beta(t) = beta_min + t (beta_max - beta_min). Source: Song et al. 2021, eq. 33."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
         ordered("beta_min", self.beta_min, "beta_max", self.beta_max)
-
-
-@dataclass(frozen=True)
-class LinearBeta(_Rise):
-    """beta(t) = beta_min + t (beta_max - beta_min). Source: Song et al. 2021, eq. 33."""
 
     def __call__(self, t: ArrayLike) -> Array:
         return self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min)
@@ -44,8 +39,14 @@ class LinearBeta(_Rise):
 
 
 @dataclass(frozen=True)
-class ExponentialBeta(_Rise):
+class ExponentialBeta:
     """beta(t) = beta_min (beta_max / beta_min)^t."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        ordered("beta_min", self.beta_min, "beta_max", self.beta_max)
 
     def __call__(self, t: ArrayLike) -> Array:
         return self.beta_min * (self.beta_max / self.beta_min) ** np.asarray(t, np.float64)

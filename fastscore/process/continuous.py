@@ -72,23 +72,8 @@ class SubVP:
         return self.beta(t) * self.alpha(t) ** 2
 
 
-class _Exploding:
-    """The common part of VE and EDM: alpha = 1, and a sigma that rises from sigma_min to sigma_max, the prior's."""
-
-    sigma_min: float
-    sigma_max: float
-    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
-
-    def __post_init__(self) -> None:
-        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
-
-    @property
-    def prior_std(self) -> float:
-        return self.sigma_max
-
-
 @dataclass(frozen=True)
-class VE(_Exploding):
+class VE:
     """Variance exploding: sigma = sigma_min (sigma_max / sigma_min)^t.
 
     Source: Song et al. 2021, eq. 9 and 30. sigma reaches 0 only at t = -inf, so that is the
@@ -100,6 +85,14 @@ class VE(_Exploding):
     t_end: float = 1e-5
     T = 1.0
     t_clean = -math.inf
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
 
     def sigma(self, t: ArrayLike) -> Array:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** np.asarray(t, np.float64)
@@ -135,12 +128,20 @@ class TutorialVE:
 
 
 @dataclass(frozen=True)
-class EDM(_Exploding):
+class EDM:
     """alpha = 1, sigma = t, from sigma_max down to sigma_min. Source: Karras et al. 2022."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     t_clean = 0.0
+    alpha, dalpha = staticmethod(ones), staticmethod(zeros)
+
+    def __post_init__(self) -> None:
+        ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
 
     @property
     def T(self) -> float:

@@ -1,131 +1,25 @@
-"""Launchers of fused.cpp: argument checks, one ctypes call.
-
-The library runs on the threads of PyTorch's own OpenMP runtime, as many as torch.get_num_threads();
-where that runtime cannot be reached (macOS) it runs on one. The bits are the same on any number.
-"""
+"""Launchers of fused.cpp: argument checks, one ctypes call."""
 
 from __future__ import annotations
 
-import ctypes
-import zlib
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_uint32, c_void_p
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
+from ctypes import byref
 
 import torch
 from torch import Tensor
 
 from .. import abi
 from ..checks import require, require_key, require_rows
+from .library import Key, Network, Normal, Norms, Quantize, Rows, Update, library, team
 
 NORMS = ("sample", "expected", "batch")
 OFFSET = {"nearest": 128.0, "floor": 127.5}
-ISAS = ("baseline", "avx2", "avx512")
-_ABI = 2  # of the structures below; fused.cpp has the same number
 _TYPE = {torch.float32: 0, torch.bfloat16: 1}
 _STATE = (torch.float32,)
 
 
-class _Network(Structure):
-    _fields_ = [("f", c_void_p), ("f2", c_void_p), ("type", c_int64), ("type2", c_int64)]
-
-
-class _Rows(Structure):
-    _fields_ = [("table", c_void_p), ("idx", c_void_p), ("count", c_int64), ("stride", c_int64), ("wide", c_int64)]
-
-
-class _Key(Structure):
-    _fields_ = [("ids", c_void_p), ("seeds", c_void_p), ("stride", c_int64)]
-
-
-class _Update(Structure):
-    _fields_ = [
-        ("n", c_int64), ("d", c_int64), ("slots", c_int64), ("u_type", c_int64), ("x", c_void_p), ("hist", c_void_p),
-        ("mean", c_void_p), ("u", c_void_p), ("key", _Key), ("known_key", _Key), ("known", c_void_p),
-        ("mask", c_void_p), ("net", _Network), ("rows", _Rows), ("known_rows", _Rows),
-    ]  # fmt: skip
-
-
-class _Norms(Structure):
-    _fields_ = [
-        ("n", c_int64), ("d", c_int64), ("x", c_void_p), ("mm", c_void_p), ("zz", c_void_p), ("key", _Key),
-        ("net", _Network), ("rows", _Rows),
-    ]  # fmt: skip
-
-
-class _Normal(Structure):
-    _fields_ = [("n", c_int64), ("d", c_int64), ("key", _Key), ("out", c_void_p), ("draw", c_uint32)]
-
-
-class _Quantize(Structure):
-    _fields_ = [
-        ("n", c_int64), ("channels", c_int64), ("pixels", c_int64), ("x", c_void_p), ("out", c_void_p),
-        ("offset", c_float),
-    ]  # fmt: skip
-
-
-def library_file() -> Path | None:
-    """Return the compiled library beside this file; None if the install had no compiler."""
-    files = (Path(__file__).with_name(f"_fused{suffix}") for suffix in EXTENSION_SUFFIXES)
-    return next((file for file in files if file.exists()), None)
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """Load the library and choose the best instruction set of this CPU.
-
-    Raises:
-        ValueError: there is none, or it does not belong to this file.
-    """
-    file = library_file()
-    if file is None:
-        raise ValueError("the library of the cpp backend was not built: install g++ or clang++, then fastscore again")
-    try:
-        lib = ctypes.CDLL(str(file))
-        matches = lib.fastscore_abi() == _ABI
-    except (OSError, AttributeError) as error:
-        raise ValueError(
-            f"the library of the cpp backend cannot be loaded ({error}): install fastscore again"
-        ) from None
-    if not matches:
-        raise ValueError("the library of the cpp backend was built from other sources: install fastscore again")
-    lib.fastscore_isa.argtypes = [c_int]
-    lib.fastscore_update.argtypes = [POINTER(_Update), c_void_p, c_int64]
-    lib.fastscore_langevin.argtypes = [POINTER(_Norms), c_void_p, c_void_p, c_int64, c_void_p, c_int64]
-    lib.fastscore_normal.argtypes = [POINTER(_Normal), c_void_p, c_int64]
-    lib.fastscore_quantize.argtypes = [POINTER(_Quantize), c_void_p, c_int64]
-    lib.fastscore_isa(len(ISAS) - 1)
-    return lib
-
-
-def describe() -> str:
-    """Return what identifies the library: instruction set and a checksum of the file."""
-    isa = ISAS[library().fastscore_isa(len(ISAS) - 1)]
-    file = library_file()
-    return f"{isa} {zlib.crc32(file.read_bytes()):08x}" if file else isa
-
-
-@cache
-def _fork() -> int | None:
-    """Return the address of GOMP_parallel in the OpenMP runtime that PyTorch is linked with."""
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        try:
-            runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
-            return ctypes.cast(runtime.GOMP_parallel, c_void_p).value
-        except (OSError, AttributeError):  # another platform, another layout, another OpenMP
-            continue
-    return None
-
-
-def _team(elements: int) -> tuple[int | None, int]:
-    """Return what starts threads and how many; waking them costs more than a small state."""
-    return (_fork(), torch.get_num_threads()) if elements >= 8192 else (None, 1)
-
-
-def _rows(table: Tensor, idx: Tensor) -> _Rows:
-    return _Rows(table.data_ptr(), idx.data_ptr(), table.shape[0], idx.stride(0), idx.dtype is torch.int64)
+def _rows(table: Tensor, idx: Tensor) -> Rows:
+    return Rows(table.data_ptr(), idx.data_ptr(), table.shape[0], idx.stride(0), idx.dtype is torch.int64)
 
 
 def _readable(F: Tensor | None) -> Tensor | None:
@@ -135,20 +29,20 @@ def _readable(F: Tensor | None) -> Tensor | None:
     return (F if F.dtype in _TYPE else F.to(torch.float32)).contiguous()
 
 
-def _network(F: Tensor | None, F2: Tensor | None) -> _Network:
-    return _Network(_pointer(F), _pointer(F2), 0 if F is None else _TYPE[F.dtype], 0 if F2 is None else _TYPE[F2.dtype])
+def _network(F: Tensor | None, F2: Tensor | None) -> Network:
+    return Network(_pointer(F), _pointer(F2), 0 if F is None else _TYPE[F.dtype], 0 if F2 is None else _TYPE[F2.dtype])
 
 
 def _pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def _key(op: str, device: torch.device, n: int, noise: object) -> _Key:
+def _key(op: str, device: torch.device, n: int, noise: object) -> Key:
     """Check the key of n samples; return where the library finds it, to read it at each call."""
     if not hasattr(noise, "seed"):
         raise ValueError(f"{op}: kernels generate their noise; recorded noise needs backend='reference'")
     stride = require_key(op, device, n, noise)
-    return _Key(noise.ids.data_ptr(), noise.seed.data_ptr(), stride)
+    return Key(noise.ids.data_ptr(), noise.seed.data_ptr(), stride)
 
 
 def _on_cpu(op: str, x: Tensor) -> torch.device:
@@ -211,7 +105,7 @@ def update_cpu(
         hist=(hist, (slots, n, d), _STATE), out_u=(u, (n, d), network), out_mean=(out_mean, (n, d), _STATE),
     )  # fmt: skip
     require_rows("update", device, n, table, idx, abi.WIDTH)
-    call = _Update(
+    call = Update(
         n, d, slots, 0 if u is None else _TYPE[u.dtype], x.data_ptr(), hist.data_ptr(), _pointer(out_mean),
         _pointer(u), net=_network(F, F2), rows=_rows(table, idx),
     )  # fmt: skip
@@ -225,7 +119,7 @@ def update_cpu(
         call.known_rows = _rows(known.table, known.idx)
     if x.numel() == 0:
         return
-    _check("update", library().fastscore_update(byref(call), *_team(n * d)))
+    _check("update", library().fastscore_update(byref(call), *team(n * d)))
     if out_u is not None and u is not None and u is not out_u:
         out_u.copy_(u)
 
@@ -251,10 +145,10 @@ def bind_update_cpu(
     network, slots = tuple(_TYPE), hist.shape[0]
     require("update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(out_u, (n, d), network))
     require_rows("update", device, n, table, idx, abi.WIDTH)
-    call = _Update(
+    call = Update(
         n, d, slots, _TYPE[out_u.dtype], x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(), rows=_rows(table, idx),
     )  # fmt: skip
-    run, key, silent = library().fastscore_update, _key("update", device, n, noise), _Key()
+    run, key, silent = library().fastscore_update, _key("update", device, n, noise), Key()
     referenced = (x, hist, table, idx, noise.seed, noise.ids, out_u)  # the call knows them by address only
 
     def update(F: Tensor | None, F2: Tensor | None, noisy: bool, referenced: tuple[Tensor, ...] = referenced) -> None:
@@ -262,7 +156,7 @@ def bind_update_cpu(
         require("update", device, F=(F, (n, d), network), F2=(F2, (n, d), network))
         call.net = _network(F, F2)
         call.key = key if noisy else silent
-        _check("update", run(byref(call), *_team(n * d)))
+        _check("update", run(byref(call), *team(n * d)))
 
     return update
 
@@ -305,11 +199,11 @@ def langevin_cpu(
         return
     squares = torch.empty((2, n), dtype=torch.float32)
     mm = squares.data_ptr()
-    call = _Norms(
-        n, d, x.data_ptr(), mm, mm + 4 * n, _Key() if norm == "expected" else key, _network(F, F2),
+    call = Norms(
+        n, d, x.data_ptr(), mm, mm + 4 * n, Key() if norm == "expected" else key, _network(F, F2),
         _rows(table, idx),
     )  # fmt: skip
-    tail = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *_team(n * d))
+    tail = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *team(n * d))
     _check("langevin", library().fastscore_langevin(byref(call), *tail))
 
 
@@ -320,8 +214,8 @@ def normal_cpu(noise: object, draw: int, d: int, out: Tensor | None = None) -> T
     out = torch.empty((n, d), dtype=torch.float32) if out is None else out
     require("normal", device, out=(out, (n, d), _STATE))
     if out.numel():
-        call = _Normal(n, d, key, out.data_ptr(), draw)
-        library().fastscore_normal(byref(call), *_team(n * d))
+        call = Normal(n, d, key, out.data_ptr(), draw)
+        library().fastscore_normal(byref(call), *team(n * d))
     return out
 
 
@@ -339,6 +233,6 @@ def quantize_cpu(x: Tensor, rounding: str = "nearest") -> Tensor:
     require("quantize", _on_cpu("quantize", x), x=(x, (n, c, h, w), _STATE))
     out = torch.empty((n, h, w, c), dtype=torch.uint8)
     if out.numel():
-        call = _Quantize(n, c, h * w, x.data_ptr(), out.data_ptr(), OFFSET[rounding])
-        library().fastscore_quantize(byref(call), *_team(x.numel()))
+        call = Quantize(n, c, h * w, x.data_ptr(), out.data_ptr(), OFFSET[rounding])
+        library().fastscore_quantize(byref(call), *team(x.numel()))
     return out

@@ -183,19 +183,6 @@ def test_every_error_is_within_three_tolerances_where_the_flow_keeps_distances()
         assert float(error.square().mean(1).sqrt().max()) < 3.0, solver
 
 
-@pytest.mark.parametrize("tableau", [Dopri5.tableau, BogackiShampine.tableau], ids=["dopri5", "bs32"])
-def test_tableaux_meet_the_quadrature_conditions(tableau):
-    order = {7: 5, 4: 3}[len(tableau.nodes)]
-    c = np.array(tableau.nodes)
-    assert [sum(row) for row in tableau.rows] == pytest.approx(tableau.nodes, abs=1e-15)
-    b, e = np.array([*tableau.rows[-1], 0.0]), np.array(tableau.error)
-    for k in range(order):
-        assert b @ c**k == pytest.approx(1.0 / (k + 1), abs=1e-14)
-    for k in range(order - 1):
-        assert e @ c**k == pytest.approx(0.0, abs=1e-14)
-    assert abs(e @ c ** (order - 1)) > 1e-4
-
-
 def taken(solver: object, lam: float, h: float, f: object, y: np.ndarray, dW: np.ndarray) -> tuple[np.ndarray, ...]:
     """One step by the engine's weights with evaluations f(x, lam): result and error."""
     method = method_of(solver, torch.device("cpu"))

@@ -18,7 +18,7 @@ from fastscore.engine.picard import Picard
 from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.guidance.mixture import BoundPlan, Guidance
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import library
 from fastscore.model.conditions import Known
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import REFERENCE, Ops, operators
@@ -156,7 +156,7 @@ def test_samples_see_no_company_and_backends_agree_to_the_bit(name, inpaint):
     assert torch.equal(draw(name, batch=9, **kw), x)
     order = [7, 0, 4]
     assert torch.equal(draw(name, order, **kw), x[order])
-    if fused.library_file():
+    if library.library_file():
         assert torch.equal(draw(name, backend="reference", **kw), draw(name, backend="cpp", **kw))
 
 

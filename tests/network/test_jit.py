@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import library
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import compiled, has_compiler
@@ -73,7 +73,7 @@ def test_bad_choices_are_named(call, message):
 
 def test_backend_is_resolved_by_device_and_environment(monkeypatch):
     resolve.cache_clear()
-    assert resolve("auto", CPU).name == ("cpp" if fused.library_file() else "reference")
+    assert resolve("auto", CPU).name == ("cpp" if library.library_file() else "reference")
     assert resolve("auto", CUDA).name == "triton"
     monkeypatch.setenv("FASTSCORE_BACKEND", "reference")
     resolve.cache_clear()

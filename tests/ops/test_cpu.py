@@ -22,7 +22,7 @@ from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels import abi
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import fused, library
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import REFERENCE, resolve
 from fastscore.ops.noise import LABEL_DRAW, NoiseKey, RecordedNoise
@@ -38,19 +38,19 @@ BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float6
 SEED, ROWS = 0x9234567890ABCDEF, 8
 
 needs_library = pytest.mark.skipif(
-    fused.library_file() is None, reason="fused.cpp was not built: install fastscore where there is a C++ compiler"
+    library.library_file() is None, reason="fused.cpp was not built: install fastscore where there is a C++ compiler"
 )
 
 
-@pytest.fixture(params=range(len(fused.ISAS)), ids=fused.ISAS)
+@pytest.fixture(params=range(len(library.ISAS)), ids=library.ISAS)
 def isa(request):
     """Every instruction set that this CPU has."""
-    library = fused.library()
-    best = library.fastscore_isa(len(fused.ISAS) - 1)
-    if library.fastscore_isa(request.param) != request.param:
-        pytest.skip(f"this CPU has no {fused.ISAS[request.param]}")
+    loaded = library.library()
+    best = loaded.fastscore_isa(len(library.ISAS) - 1)
+    if loaded.fastscore_isa(request.param) != request.param:
+        pytest.skip(f"this CPU has no {library.ISAS[request.param]}")
     yield
-    library.fastscore_isa(best)
+    loaded.fastscore_isa(best)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -393,8 +393,8 @@ def test_auto_takes_the_library(monkeypatch):
 
 def test_without_the_library_auto_is_the_reference(monkeypatch):
     monkeypatch.delenv("FASTSCORE_BACKEND", raising=False)
-    monkeypatch.setattr(fused, "library_file", lambda: None)
-    fused.library.cache_clear()
+    monkeypatch.setattr(library, "library_file", lambda: None)
+    library.library.cache_clear()
     resolve.cache_clear()
     try:
         assert resolve("auto", CPU) is REFERENCE
@@ -406,18 +406,18 @@ def test_without_the_library_auto_is_the_reference(monkeypatch):
 
 @needs_library
 def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(fused, "_ABI", fused._ABI + 1)
-    fused.library.cache_clear()
+    monkeypatch.setattr(library, "_ABI", library._ABI + 1)
+    library.library.cache_clear()
     try:
         with pytest.raises(ValueError, match="built from other sources: install fastscore again"):
-            fused.library()
+            library.library()
         broken = tmp_path / "fused.so"
         broken.write_text("no library")
-        monkeypatch.setattr(fused, "library_file", lambda: broken)
+        monkeypatch.setattr(library, "library_file", lambda: broken)
         with pytest.raises(ValueError, match="cannot be loaded"):
-            fused.library()
+            library.library()
     finally:
-        fused.library.cache_clear()
+        library.library.cache_clear()
 
 
 @pytest.mark.slow

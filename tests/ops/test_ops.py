@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastscore.kernels import abi
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import library
 from fastscore.ops.backend import operators, resolve
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref, sqrt, sum_of_squares
@@ -53,7 +53,7 @@ def test_update_is_its_equation(n, d, slots, poisoned_empty):
 
 @pytest.mark.parametrize("name", ["reference", "cpp"])
 def test_rows_of_samples_may_differ_in_everything(name):
-    if name == "cpp" and not fused.library_file():
+    if name == "cpp" and not library.library_file():
         pytest.skip("the install had no compiler")
     update, (x, out, hist) = resolve(name, torch.device("cpu")).update, case(4, 9, 2)
     rows = torch.cat([

@@ -22,7 +22,7 @@ from torch import Tensor
 import fastscore as fs
 from fastscore import chains
 from fastscore.guidance import measurements
-from fastscore.kernels.cpu import fused
+from fastscore.kernels.cpu import library
 from fastscore.model.analytic import gaussian, mixture
 from fastscore.model.coordinates import Diagonal, change_basis, grey_basis, in_basis
 from fastscore.process.discrete import discrete_vp, smld
@@ -30,7 +30,7 @@ from fastscore.process.grid import Span, Times
 from fastscore.solvers import AnnealedLangevin, Langevin
 
 FILE = Path(__file__).parents[1] / "data" / "fingerprints.json"
-BACKENDS = ("reference", "cpp") if fused.library_file() else ("reference",)
+BACKENDS = ("reference", "cpp") if library.library_file() else ("reference",)
 SHAPE, BATCH, IDS, SEED = (3, 2, 3), 3, (0, 2**40 + 7, 5, 1), 9
 SCHEDULES = {
     "vp": fs.VP(), "subvp": fs.SubVP(), "ve": fs.VE(), "edm": fs.EDM(), "tutorial": fs.TutorialVE(),

@@ -24,10 +24,13 @@ def points(**settings):
     return Sampler(by_name("gaussian"), schedule=VP(), steps=3, **settings)
 
 
-def stub(shape, **settings):
-    """A sampler whose network says 0.1 to everything."""
-    net = lambda u, t, cond: torch.full_like(u, 0.1)  # noqa: E731
-    return Sampler(ScoreModel(net, shape, EDM(), Parametrization("x0"), **settings), steps=1, batch=2)
+def constant(u, c_noise, cond=None):
+    return torch.full_like(u, 0.1)
+
+
+def constant_sampler(shape, **settings):
+    """A sampler of the model whose every estimate of x0 is 0.1."""
+    return Sampler(ScoreModel(constant, shape, EDM(), Parametrization("x0"), **settings), steps=1, batch=2)
 
 
 def arrays_of(folder):
@@ -87,10 +90,10 @@ def test_a_second_run_into_a_folder_is_refused(tmp_path):
 
 
 def test_a_run_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_path):
-    sampler = stub((1, 4, 4))
+    sampler = constant_sampler((1, 4, 4))
     draw(sampler, sampler.request(range(3)), tmp_path, png=True)
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
-    broken = stub((1, 4, 4))
+    broken = constant_sampler((1, 4, 4))
     stream = broken.stream
 
     def half(request, **settings):
@@ -105,12 +108,12 @@ def test_a_run_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_path):
 
 
 def test_what_each_sample_was_told_stands_beside_it(tmp_path):
-    classes = stub((2,), classes=4)
+    classes = constant_sampler((2,), classes=4)
     draw(classes, classes.request(range(3), 5, labels=[3, 0, 4]), tmp_path / "a", extra_arrays={"mask": np.ones(2)})
     saved = arrays_of(tmp_path / "a")
     assert list(saved) == ["samples", "ids", "mask", "labels"]
     assert saved["labels"].tolist() == [3, 0, 4]
-    tensors = stub((2,), cond_shape=(3,))
+    tensors = constant_sampler((2,), cond_shape=(3,))
     cond = torch.arange(6.0).reshape(2, 3)
     run = draw(tensors, tensors.request([5, 6], [9, 2**64 - 1], cond=cond), tmp_path / "b", settings={"model": "mine"})
     saved = arrays_of(tmp_path / "b")
@@ -154,7 +157,7 @@ def test_a_sheet_of_ones_own(tmp_path):
     ],
 )
 def test_png_files_are_for_pictures(tmp_path, shape, settings, message):
-    sampler = stub(shape)
+    sampler = constant_sampler(shape)
     with pytest.raises(ValueError, match=message):
         draw(sampler, sampler.request([0]), tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()

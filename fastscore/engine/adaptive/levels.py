@@ -29,7 +29,6 @@ from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 
 SPACING, FEWEST = 0.003, 4096
 PURE = -25.0  # stands for lam = -inf: alpha = 1.4e-11
-QUANTITIES = ("v", "eps", "drift")  # of GottaGoFast
 
 
 @dataclass(frozen=True)
