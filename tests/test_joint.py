@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastscore as fs
 from fastscore.errors import NonFiniteError
 from fastscore.joint import JointModel, JointSampler, Part
 from fastscore.model.score import ScoreModel
@@ -150,3 +151,47 @@ def test_what_does_not_fit_is_named():
     parts = {"a": Part((1,), Flow()), "b": Part((1,), VE())}
     s = JointSampler(JointModel(lambda u, t: u, parts), grid=uniform(4, start=0.9, clean=True))
     assert [p.rows[-1].s for p in s.plans.values()] == [0.0, -math.inf]
+
+
+def _net(u, c_noise, cond, strength=1.0):
+    shift = 0.3 * cond.to(u).reshape(len(u), -1)[:, :1].reshape(-1, *[1] * (u.ndim - 1))
+    return strength * u / (1.0 + u * u) + 0.1 * c_noise.reshape(-1, *[1] * (u.ndim - 1)) + shift
+
+
+def _alone(strength=1.0, **condition):
+    """A score model, and the joint model that has it for its only part."""
+    parametrization = fs.Parametrization("v")
+
+    def net(u, c_noise, cond):
+        return _net(u, c_noise, cond, strength)
+
+    def joint(u, c_noise, cond):
+        return {"a": net(u["a"], c_noise["a"], cond)}
+
+    part = {"a": fs.Part((2, 3), fs.VP(), parametrization)}
+    return fs.ScoreModel(net, (2, 3), fs.VP(), parametrization, **condition), fs.JointModel(joint, part, **condition)
+
+
+@pytest.mark.parametrize("solver", [fs.DDIM(0.5), fs.DPMpp2M()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("feature", ["labels", "cond", "null", "weight", "interval", "model", "clip", "data", "state"])
+def test_one_part_is_the_sampler_of_that_part_to_the_bit(solver, feature):
+    tensor = feature in ("cond", "null")
+    (one, joint), (worse, joint_worse) = (
+        _alone(s, **({"cond_shape": (2,)} if tensor else {"classes": 3})) for s in (1.0, 0.5)
+    )
+    run = {"cond": torch.tensor([1.0, 2.0])} if tensor else {"labels": [0, 2, 1]}
+    guidance = {
+        "null": fs.Guidance(2.0, null=torch.tensor([-1.0, 0.0])),
+        "weight": fs.Guidance(2.0),
+        "interval": fs.Guidance(2.0, (0.1, 5.0)),
+        "model": fs.Guidance(2.0, model=worse),
+    }.get(feature)
+    joint_guidance = fs.Guidance(2.0, model=joint_worse) if feature == "model" else guidance
+    settings = {"solver": solver, "grid": fs.uniform(5), "batch": 2, "clip": 0.3 if feature == "clip" else None}
+    if feature in ("data", "state"):
+        settings["start"], init = feature, 0.4 * torch.ones(2, 3)
+        run["init"] = init
+    expected = fs.Sampler(one, guidance=guidance, **settings).run([4, 0, 9], 3, **run)
+    run |= {"init": {"a": run["init"]}} if "init" in run else {}
+    result = fs.JointSampler(joint, guidance=joint_guidance, **settings).run([4, 0, 9], 3, **run)["a"]
+    assert torch.equal(result, expected)

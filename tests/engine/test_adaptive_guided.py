@@ -63,13 +63,35 @@ def test_a_mixture_is_that_of_the_rows(schedule):
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps", "x0", "edm"])
-def test_a_guide_that_changes_nothing_changes_nothing(prediction):
-    """What goes through the estimate of x0 comes back, for every quantity that is integrated."""
-    ends = fs.Span(start=0.95)
-    for solver in (fs.Dopri5(1e-3, 1e-3), fs.DPMAdaptive(3, 1e-2, 1e-2), fs.DPMAdaptive(2, 1e-2, 1e-2)):
-        plain = draw(solver, of=model(prediction), grid=ends)
-        guided = draw(solver, of=model(prediction), grid=ends, guide=lambda denoise, x, alpha, sigma, y: denoise(x))
+@pytest.mark.parametrize("guidance", [None, fs.Guidance(2.5, (0.1, 3.0))], ids=["plain", "mixture"])
+def test_a_guide_that_changes_nothing_changes_nothing(prediction, guidance):
+    """What goes through the estimate of x0 comes back, for every quantity that is integrated, mixed or not."""
+    settings = {"of": model(prediction), "grid": fs.Span(start=0.95), "guidance": guidance}
+    for solver in (fs.Dopri5(1e-3, 1e-3), fs.DPMAdaptive(3, 1e-2, 1e-2), fs.GottaGoFast(0.5, 0.5)):
+        plain = draw(solver, **settings)
+        guided = draw(solver, guide=lambda denoise, x, alpha, sigma, y: denoise(x), **settings)
         assert (guided - plain).abs().max() < 1e-7 * plain.abs().max()
+
+
+@pytest.mark.parametrize("schedule", [fs.SubVP(), fs.VE()], ids=lambda s: type(s).__name__)
+def test_a_guide_sees_the_state_and_the_level_of_the_schedule(schedule):
+    """On Gaussian data the estimate is a formula in x, alpha and sigma, which no other three of them satisfy."""
+    mean, std, calls = 0.3, 0.5, []
+
+    def guide(denoise, x, alpha, sigma, y):
+        expected = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
+        calls.append(float((denoise(x) - expected).abs().max()))
+        on_schedule = schedule.sigma(times) / schedule.alpha(times)
+        nearest = torch.from_numpy(on_schedule).log() - (sigma / alpha).log().flatten()[:, None]
+        k = nearest.abs().argmin(1)
+        lengths = torch.from_numpy(schedule.alpha(times) ** 2 + schedule.sigma(times) ** 2)[k]
+        assert ((alpha**2 + sigma**2).flatten() / lengths - 1.0).abs().max() < 1e-3
+        return expected
+
+    times = torch.linspace(1e-4, 1.0, 20001, dtype=torch.float64).numpy()
+    target = fs.score_model(gaussian(mean, std, SHAPE))
+    draw(fs.Dopri5(1e-2, 1e-2), {"labels": None}, schedule, of=target, guide=guide)
+    assert max(calls) < 1e-8
 
 
 def test_clip_bounds_the_estimate():
@@ -128,12 +150,11 @@ def test_a_start_from_a_state_continues_a_run():
 
 def test_a_start_from_data_adds_the_prior_draw():
     x0 = torch.full(SHAPE, 0.4, dtype=torch.float64)
-    short = fs.Span(start=0.3, end=0.2999, clean=False)
-    x = draw(ODE, {"init": x0}, grid=short, start="data")
+    grid = fs.Span(start=0.3)
     key = fs.Sampler(model(), dtype=torch.float64).request(range(4), 7).key
-    expected = float(fs.VP().alpha(0.3)) * x0 + float(fs.VP().sigma(0.3)) * key.normal(0, 6, torch.float64).reshape(
-        4, 2, 3
-    )
-    assert (x - expected).abs().max() < 0.01
+    z = key.normal(0, 6, torch.float64).reshape(4, *SHAPE)
+    state = float(fs.VP().alpha(0.3)) * x0 + float(fs.VP().sigma(0.3)) * z
+    x = draw(ODE, {"init": x0}, grid=grid, start="data")
+    assert (x - draw(ODE, {"init": state}, grid=grid, start="state")).abs().max() < 1e-12
     with pytest.raises(ValueError, match="init = None does not go with start = 'data'"):
-        draw(ODE, grid=short, start="data")
+        draw(ODE, grid=grid, start="data")
