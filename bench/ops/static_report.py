@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import triton
 
 from fastscore.kernels import abi, noise, norms, quantize, update
 from fastscore.kernels.inspect import aot, sass
@@ -177,8 +178,9 @@ def report() -> tuple[str, list[str]]:
     """Return (the table in Markdown, the targets that are missed)."""
     head = ["kernel variant", "bytes", *(f"slots {g.name}" for g in GPUS), *(f"compute/memory {g.name}" for g in GPUS)]
     lines = [
-        "Predictions of a model, not measurements; made by `python -m bench.ops.static_report`. Bytes and issue",
-        "slots are for an element; D = 3072 unless said otherwise. Below 1: bound by memory.",
+        "Predictions of a model, not measurements; made by `python -m bench.ops.static_report` from the code of Triton",
+        f"{triton.__version__}. Bytes and issue slots are for an element; D = 3072 unless said otherwise. Below 1: bound "
+        "by memory.",
         "",
         "| " + " | ".join([*head, "limited by (H100)", "registers"]) + " |",
         "|---" * (len(head) + 2) + "|",

@@ -49,7 +49,8 @@ class Code:
         """Return (instruction, times executed) along the path that nearly every warp takes.
 
         A conditional jump over a call is taken: that is how the exact square root and division leave
-        out their slow paths. Other forward jumps are not taken. Loops run ``trips`` times.
+        out their slow paths; so is one over the jump past a loop of no trips. Other forward jumps are not taken.
+        Loops run ``trips`` times.
         """
         path: list[tuple[int, float]] = []
         at = 0
@@ -62,7 +63,7 @@ class Code:
             if target is not None and target < at:
                 path = [(k, times * trips if k >= target else times) for k, times in path]
                 at += 1
-            elif target is not None and (not guarded or self._skips_call(at, target)):
+            elif target is not None and (not guarded or self._skips_call(at, target) or self._enters_loop(at, target)):
                 at = target
             else:
                 at += 1
@@ -80,6 +81,12 @@ class Code:
         between = range(at + 1, target)
         loops = any((self._target(k) or len(self.instructions)) <= k for k in between)
         return not loops and any(self.instructions[k].name == "CALL" for k in between)
+
+    def _enters_loop(self, at: int, target: int) -> bool:
+        """Whether not branching leads, by a jump without a guard, past a loop that starts behind ``target``."""
+        exits = [self._target(k) or 0 for k in range(at + 1, target) if not self._guarded(k)]
+        loops = [k for k in range(target, max(exits, default=0)) if (self._target(k) or len(self.instructions)) <= k]
+        return bool(loops)
 
 
 def disassemble(cubin: bytes) -> Code:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastscore as fs
+from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.guidance.measurements import Matrix
 from fastscore.model.analytic import gaussian
 
@@ -158,3 +159,12 @@ def test_a_start_from_data_adds_the_prior_draw():
     assert (x - draw(ODE, {"init": state}, grid=grid, start="state")).abs().max() < 1e-12
     with pytest.raises(ValueError, match="init = None does not go with start = 'data'"):
         draw(ODE, grid=grid, start="data")
+
+
+def test_the_interval_is_open_below_and_closed_above():
+    low, high = 0.1, 3.0
+    levels = NoiseLevels(model(), fs.VP(), "v", 1.0, 1e-3, torch.device("cpu"), fs.Guidance(2.0, (low, high)))
+    ratios = torch.tensor(
+        [low * (1 - 1e-9), low * (1 + 1e-9), high * (1 - 1e-9), high * (1 + 1e-9)], dtype=torch.float64
+    )
+    assert levels.at(-ratios.log()).mixed.tolist() == [False, True, True, False]
