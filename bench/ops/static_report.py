@@ -179,8 +179,8 @@ def report() -> tuple[str, list[str]]:
     head = ["kernel variant", "bytes", *(f"slots {g.name}" for g in GPUS), *(f"compute/memory {g.name}" for g in GPUS)]
     lines = [
         "Predictions of a model, not measurements; made by `python -m bench.ops.static_report` from the code of Triton",
-        f"{triton.__version__}. Bytes and issue slots are for an element; D = 3072 unless said otherwise. Below 1: bound "
-        "by memory.",
+        f"{triton.__version__}. Bytes and issue slots are for an element; D = 3072 unless said otherwise. "
+        "Below 1: bound by memory.",
         "",
         "| " + " | ".join([*head, "limited by (H100)", "registers"]) + " |",
         "|---" * (len(head) + 2) + "|",
