@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastscore import plan as plans
 from fastscore.engine.loop import Kind, Loop, Outputs, recorded
 from fastscore.engine.request import Request, RequestFields, Turn, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
-from fastscore import plan as plans
 from fastscore.errors import NonFiniteError
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Guidance

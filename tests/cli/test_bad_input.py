@@ -42,7 +42,10 @@ BAD = {
         "sample analytic:gaussian --solver score-sde --schedule vp --steps 10 --out {out}",
         "needs more than",
     ),
-    "singular": ("sample analytic:gaussian --grid karras --schedule flow --steps 5 --out {out}", "move start (or end) off the end"),
+    "singular": (
+        "sample analytic:gaussian --grid karras --schedule flow --steps 5 --out {out}",
+        "move start (or end) off the end",
+    ),
     "table": ("sample analytic:gaussian --schedule ddpm --grid trailing --steps 2000 --out {out}", "1 .. 1000"),
     "plan": ("plan --solver none", "needs a corrector"),
     "command": ("sampel", "No such command"),

@@ -18,7 +18,7 @@ from fastscore.process.discrete import smld
 from fastscore.process.grid import Grid, Span, arctan, karras
 from fastscore.process.names import BOUNDED, SCHEDULES, SPACINGS, named_schedule
 from fastscore.sampler import Sampler
-from fastscore.solvers import DDIM, Heun, Langevin, PredictorCorrector, RePaint
+from fastscore.solvers import DDIM, Heun, RePaint
 from fastscore.solvers.grids import default_grid
 from fastscore.solvers.names import SOLVERS, named
 
@@ -122,7 +122,6 @@ def test_grids_suit_solver_and_schedule():
     assert default_grid(named("em"), VE(), VE(), 50) == Grid("uniform", 50, clean=True)
     assert spacing(named("heun"), VE()) == spacing(named("heun"), VP()) == "karras"
     assert spacing(named("heun"), Flow()) == "arctan"
-    assert spacing(PredictorCorrector(named("reverse-diffusion"), Langevin()), VE()) == "uniform"
     assert default_grid(named("heun"), smld(), smld()) == replace(karras(10), whole=True)
     assert default_grid(named("dpmpp-2m"), smld(), smld(), scales=(1e-3, 1.0)).end < 0.0
     assert default_grid(named("score-sde"), VP(), VP()).clean is False

@@ -8,7 +8,7 @@ import pytest
 from fastscore import plan as plans
 from fastscore.kernels import abi
 from fastscore.plan.rows import Plan, Row
-from fastscore.process.continuous import VE, VP, Flow, Trig
+from fastscore.process.continuous import VE, VP, Flow
 from fastscore.process.grid import karras, uniform
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DDIM, DPMpp2M, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion
