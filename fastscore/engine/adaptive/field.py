@@ -121,7 +121,10 @@ class ScoreField:
 
     def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Tensor | None) -> Tensor:
         u = (network.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *model.shape)
-        return evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
+        F = evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
+        if u.requires_grad and not F.requires_grad:
+            raise ValueError("the network's output does not depend on its input in a way that can be differentiated")
+        return F
 
     def _mixture(self, y: Tensor, level: AtLevel) -> Tensor:
         def quantity(model: ScoreModel, network: Coefficients, cond: Tensor | None) -> Tensor:
