@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastscore.engine.adaptive.field import Field
 from fastscore.solvers.adaptive_steps import Method
@@ -71,14 +70,13 @@ class Transported(torch.autograd.Function):
         return end.view_as(end)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise ValueError("create_graph = True: a probability flow is differentiable once; leave create_graph out")
         return ctx.pull_back(gradient), None, None
 
 
-def pull_back(
-    field: Field, method: Method, start: Tensor, knots: Tensor, gradient: Tensor, lanes: int
-) -> Tensor:
+def pull_back(field: Field, method: Method, start: Tensor, knots: Tensor, gradient: Tensor, lanes: int) -> Tensor:
     """Return the gradient in the states at the start [n, width], given that in those at the end.
 
     Args:

@@ -11,9 +11,11 @@ Source: Grathwohl et al. 2019, section 3.1; Song et al. 2021, appendix D.2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastscore.engine.adaptive.field import ScoreField
 from fastscore.ops.noise import PROBE_DRAW, NoiseKey
@@ -54,7 +56,8 @@ class DivergenceField:
         graph = torch.is_grad_enabled() and y.requires_grad
         level = self.score.levels.at(lam).first
         p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
-        with torch.enable_grad():
+        # The fused kernels of attention have no second derivatives.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             x = y[:, : self.d] if graph else y[:, : self.d].detach().requires_grad_()
             F = self.score.network(x, level)
         rates = []
