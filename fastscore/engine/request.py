@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastscore.execution import evaluating
-from fastscore.model.conditions import Known, Labels, condition_of, per_sample
+from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
 from fastscore.model.score import Conditioned
 from fastscore.ops.noise import NoiseKey
 
@@ -82,8 +82,9 @@ class Request:
         Arguments are those of ``Sampler.run``; of a joint model ``init`` and ``known`` are dicts by part.
 
         Raises:
-            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
+            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit or that requires a gradient.
         """
+        constant(cond=cond, init=init, known=known, y=y, noise=noise)
         key = NoiseKey.of(seed, ids, device)
         shape: Any = model.shape
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastscore.model.conditions import constant
+
 ROUNDING = torch.finfo(torch.float64).eps
 
 
@@ -220,6 +222,7 @@ class Linear:
 def _axes(name: str, tensor: object) -> int:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
+    constant(**{name: tensor})
     return tensor.ndim
 
 
