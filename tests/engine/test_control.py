@@ -37,8 +37,8 @@ CASES = {
     # Steps that grow and shrink as fast as they may, and every term of the controller.
     "limits": (
         "dpm12",
-        DPMAdaptive(2, 1e-3, 1e-3, first=3.0),
-        Settings(1e-3, 1e-3, 3.0, 2.0),
+        DPMAdaptive(2, 1e-4, 1e-4, first=3.0),
+        Settings(1e-4, 1e-4, 3.0, 2.0),
     ),
     "pid": (
         "dpm23",
@@ -66,6 +66,7 @@ CHANGES = {
 }
 LIMITS = {
     "low": lambda s: replace(s, low=s.low + 0.05),
+    "lower": lambda s: replace(s, low=s.low - 0.05),
     "high": lambda s: replace(s, high=s.high - 0.3),
     "threshold": lambda s: replace(s, accepted_below=1.1),
 }
@@ -134,7 +135,7 @@ def test_every_step_is_the_oracles(case):
 
 def test_the_limits_of_a_step_and_the_threshold_are_the_oracles():
     """Where they matter: at a first step far too long, or too short, and where steps are rejected."""
-    for case, changes in {"limits": ("low", "threshold"), "pid": ("high",)}.items():
+    for case, changes in {"limits": ("low", "lower", "threshold"), "pid": ("high",)}.items():
         name, solver, settings = CASES[case]
         engine = found(name, solver)
         for change in changes:
