@@ -37,8 +37,8 @@ CASES = {
     # Steps that grow and shrink as fast as they may, and every term of the controller.
     "limits": (
         "dpm12",
-        DPMAdaptive(2, 1e-4, 1e-4, first=3.0),
-        Settings(1e-4, 1e-4, 3.0, 2.0),
+        DPMAdaptive(2, 1e-3, 1e-3, first=6.0),
+        Settings(1e-3, 1e-3, 6.0, 2.0),
     ),
     "pid": (
         "dpm23",
