@@ -219,8 +219,9 @@ def _check(log_density: Callable[[Tensor], Tensor] | None, score: Callable[[Tens
         if not torch.allclose(values[0], others[0], rtol=tolerance, atol=tolerance, equal_nan=True):
             change = float((values[0] - others[0]).abs().max())
             raise ValueError(
-                f"mcmc: {name} of the first chain changed by {change:.3g} when only the others had moved; it must look at "
-                "each state alone, and not be random (a sum or a mean over chains, a transposed result, batch statistics)"
+                f"mcmc: {name} of the first chain changed by {change:.3g} when only the others had moved; it must look "
+                "at each state alone, and not be random (a sum or a mean over chains, a transposed result, batch "
+                "statistics)"
             )
 
 

@@ -75,7 +75,7 @@ class _Transported(torch.autograd.Function):
 
 
 def transported(start: Tensor, end: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the ``end`` of an integration with the gradient in its ``start`` that ``back`` makes of one in it, once."""
+    """Return the ``end`` of an integration; ``back`` makes a gradient in its ``start`` of one in it, once."""
     return _Transported.apply(start, end, back)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
