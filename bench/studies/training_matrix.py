@@ -1,0 +1,224 @@
+"""Does every schedule and prediction that can be trained train as well as the best?
+
+    python -m bench.studies.training_matrix                   # points: MLP, two sets, all pairs
+    python -m bench.studies.training_matrix --part images     # U-Net on images of 8 x 8
+    python -m bench.studies.training_matrix --match ddpm/eps  # only these
+    python -m bench.studies.training_matrix --quick           # few examples, nothing recorded
+    python -m bench.studies.training_matrix --table           # only write the table of the records
+
+Each pair is trained by `fastscore train` and sampled by `Sampler` with their defaults: 150,000 examples, then
+DPM-Solver++(2M) in 30 steps and Euler-Maruyama in 300. A sample's distance is that to the nearest mode, arc or
+template, its class which one that is. A pair passes if with both solvers the mean distance is within 25 % of the best
+pair's (the one nearest to the data's own) and every class share within 3 points of the data's.
+
+A row is recorded as soon as it is made, and a run goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastscore as fs
+from bench.records import RESULTS, SCHEMA, append, environment, load, publish
+from bench.report import headline
+from fastscore.cli import main as command
+from fastscore.data.toys import toy
+from fastscore.process.names import SCHEDULES
+from fastscore.process.parametrization import PREDICTIONS
+
+RECORDS = RESULTS / "training_matrix.jsonl"
+SOLVERS = {"dpmpp-2m": 30, "em": 300}
+SETS = {"points": ("four", "moons"), "images": ("blocks",)}
+NET = {"points": [], "images": ["--width", "24", "--patch", "1"]}
+SAMPLES = {"points": 8192, "images": 1024}
+BATCH = {"points": 4096, "images": 256}
+DISTANCE, SHARE = 0.25, 0.03
+LEVEL, GREY = 0.6, 0.15  # of a template's pixels, and of their noise, in the range -1 .. 1
+
+
+def templates() -> np.ndarray:
+    """Return the four images of 8 x 8 of which one half is bright, [4, 64]."""
+    half = np.where(np.arange(8) < 4, LEVEL, -LEVEL)
+    rows = np.repeat(half[:, None], 8, 1)
+    return np.stack([rows, -rows, rows.T, -rows.T]).reshape(4, 64)
+
+
+def examples(name: str, n: int, seed: int) -> np.ndarray:
+    """Draw a set: four Gaussians at (+-2, +-2) of std 0.5, moons, or noisy templates as bytes."""
+    rng = np.random.default_rng(seed)
+    if name == "four":
+        return (rng.choice([-2.0, 2.0], (n, 2)) + 0.5 * rng.standard_normal((n, 2))).astype(np.float32)
+    if name == "moons":
+        return toy("moons", n, seed)
+    x = templates()[rng.integers(0, 4, n)] + GREY * rng.standard_normal((n, 64))
+    return np.clip(np.floor(127.5 * x + 128.0), 0, 255).astype(np.uint8).reshape(n, 8, 8, 1)
+
+
+def judge(name: str, x: np.ndarray) -> tuple[float, list[float]]:
+    """Return the mean distance of samples, as a network makes them, and the shares of the classes."""
+    x = x.reshape(len(x), -1).astype(np.float64)
+    if name == "four":
+        gaps = np.stack([np.abs(x - mode).mean(1) for mode in ((-2, -2), (-2, 2), (2, -2), (2, 2))])
+    elif name == "moons":
+        angle = np.linspace(0.0, np.pi, 500)
+        upper = np.stack([np.cos(angle), np.sin(angle)], 1)
+        arcs = (upper - [0.5, 0.25], [1.0, 0.5] - upper - [0.5, 0.25])
+        gaps = np.stack([np.linalg.norm(x[:, None] - arc, axis=2).min(1) for arc in arcs])
+    else:
+        gaps = np.stack([np.sqrt(np.square(x - template).mean(1)) for template in templates()])
+    shares = np.bincount(gaps.argmin(0), minlength=len(gaps)) / len(x)
+    return float(gaps.min(0).mean()), shares.tolist()
+
+
+def measure(
+    part: str, name: str, schedule: str, prediction: str, images: int, options: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Train one pair and sample it; return its row."""
+    torch.set_num_threads(1)
+    row: dict[str, Any] = {"part": part, "set": name, "schedule": schedule, "prediction": prediction, "images": images}
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "data.npy", Path(folder) / "model"
+        np.save(data, examples(name, 100_000, 0))
+        arguments = ["train", str(data), "--out", str(out), "--images", str(images), "--schedule", schedule]
+        arguments += ["--prediction", prediction, "--no-compile", "--quiet", *NET[part], *options]
+        start = time.perf_counter()
+        try:
+            command(arguments)
+        except SystemExit as end:
+            if end.code:
+                return row | {"error": f"fastscore train ended with {end.code}"}
+        row["train_s"] = round(time.perf_counter() - start, 1)
+        model = fs.load_model(out)
+    count = SAMPLES[part]
+    for solver, steps in SOLVERS.items():
+        start = time.perf_counter()
+        try:
+            x = fs.Sampler(model, solver=solver, steps=steps, batch=BATCH[part], network="own").run(range(count), 1)
+        except ValueError as error:
+            row[solver] = {"error": str(error)}
+            continue
+        distance, shares = judge(name, x.numpy())
+        row[solver] = {"distance": distance, "shares": shares, "s": round(time.perf_counter() - start, 1)}
+    return row
+
+
+def exact(name: str) -> tuple[float, list[float]]:
+    """Return what the data themselves have."""
+    x = examples(name, 100_000, 0)
+    return judge(name, x / 127.5 - 1.0 if x.dtype == np.uint8 else x)
+
+
+def verdicts(rows: list[dict[str, Any]], name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return of each pair on a set its distances, the larger ratio to the best, the largest gap of a share, a verdict."""
+    distance, shares = exact(name)
+    rows = [row for row in rows if row["set"] == name]
+    best = {}
+    for solver in SOLVERS:
+        found = [row[solver]["distance"] for row in rows if "distance" in row.get(solver, {})]
+        best[solver] = min(found, key=lambda d: abs(d - distance), default=distance)
+    result = {}
+    for row in rows:
+        drawn = {s: row.get(s, {}) for s in SOLVERS}
+        if any("distance" not in v for v in drawn.values()):
+            reason = row.get("error") or next(v["error"] for v in drawn.values() if "error" in v)
+            result[row["schedule"], row["prediction"]] = {"error": reason, "passes": False}
+            continue
+        ratio = max((v["distance"] / best[s] for s, v in drawn.items()), key=lambda r: abs(r - 1.0))
+        gap = max(float(np.abs(np.array(v["shares"]) - shares).max()) for v in drawn.values())
+        passes = abs(ratio - 1.0) <= DISTANCE and gap <= SHARE
+        result[row["schedule"], row["prediction"]] = {
+            "distances": [v["distance"] for v in drawn.values()], "ratio": ratio, "gap": gap, "passes": passes,
+        }  # fmt: skip
+    return result
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Return the tables of all sets."""
+    blocks = []
+    for part, names in SETS.items():
+        for name in names:
+            judged = verdicts(records, name)
+            if not judged:
+                continue
+            env = next(row["env"] for row in reversed(records) if row["set"] == name)
+            images = {row["images"] for row in records if row["set"] == name}
+            good = sum(v["passes"] for v in judged.values())
+            blocks += [
+                f"## {name}",
+                "",
+                f"{good} of {len(judged)} pairs pass, of {len(SCHEDULES) * len(PREDICTIONS)} there are. "
+                f"{' and '.join(f'{k:,}' for k in images)} examples; the data's own distance is {exact(name)[0]:.4f}. "
+                f"{SAMPLES[part]:,} samples. {headline(env)}.",
+                "",
+                "| schedule | prediction | distance, 2M 30 | distance, EM 300 | of the best pair's | share off by | |",
+                "| --- | --- | --- | --- | --- | --- | --- |",
+            ]
+            for schedule, prediction in [(s, p) for s in SCHEDULES for p in PREDICTIONS if (s, p) in judged]:
+                v = judged[schedule, prediction]
+                if "error" in v:
+                    blocks.append(f"| {schedule} | {prediction} | {v['error'][:80]} | | | | no |")
+                    continue
+                first, second = v["distances"]
+                blocks.append(
+                    f"| {schedule} | {prediction} | {first:.4f} | {second:.4f} | {v['ratio']:.2f} | {v['gap']:.3f} | "
+                    f"{'yes' if v['passes'] else 'no'} |"
+                )
+            blocks.append("")
+    return "\n".join([__doc__.split("\n\n")[2], "", *blocks]).rstrip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study; return the exit code: 1 if a pair does not pass."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=tuple(SETS), default="points")
+    parser.add_argument("--match", default="", help="only pairs whose set/schedule/prediction contains this")
+    parser.add_argument("--images", type=int, default=150_000, help="examples seen")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="see that it works; figures mean nothing")
+    parser.add_argument("--table", action="store_true", help="only write the table of the records")
+    args = parser.parse_args(arguments)
+    if args.images < 1 or args.processes < 1:
+        parser.error("--images and --processes must be at least 1")
+    records = load(RECORDS) if RECORDS.exists() else []
+    done = {(r["set"], r["schedule"], r["prediction"]) for r in records}
+    pairs = [(name, s, p) for name in SETS[args.part] for s in SCHEDULES for p in PREDICTIONS]
+    pairs = [pair for pair in pairs if args.match in "/".join(pair) and (args.quick or pair not in done)]
+    if args.table:
+        pairs = []
+    env = environment(torch.device("cpu"))
+    images = 2000 if args.quick else args.images
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+        jobs = [pool.submit(measure, args.part, *pair, images) for pair in pairs[: 2 if args.quick else None]]
+        for job in as_completed(jobs):
+            row = {"schema": SCHEMA, "bench": "training-matrix", "env": env} | job.result()
+            records.append(row)
+            if not args.quick:
+                append(RECORDS, row)
+            print(
+                row["set"],
+                row["schedule"],
+                row["prediction"],
+                row.get("error", ""),
+                *(row.get(s) for s in SOLVERS),
+                flush=True,
+            )
+    text = table(records)
+    print(text)
+    if args.quick:
+        return 0
+    publish("training_matrix", "Training: every schedule and prediction", text)
+    return 0 if all(v["passes"] for names in SETS.values() for n in names for v in verdicts(records, n).values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
