@@ -18,6 +18,7 @@ Every loss is a mean over the D elements of an example; published code sums some
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -132,8 +133,21 @@ def sample_times(
     if times == "lognormal":
         normal = np.sqrt(-2.0 * np.log(u[:, 0])) * np.cos(2.0 * np.pi * u[:, 1])
         low, high = -lam(schedule, np.array([end, schedule.T]))
-        return t_of_lam(schedule, -np.clip(mean + std * normal, low, high))
+        # No normal of 24 bits is beyond 8 standard deviations, and pure noise would be infinitely far.
+        low, high = max(low, min(mean - 8.0 * std, high)), min(high, max(mean + 8.0 * std, low))
+        try:
+            log_sigma, knots = _inverse(schedule, low, high)
+        except TypeError:  # a schedule of the caller's own that cannot be hashed
+            log_sigma, knots = _inverse.__wrapped__(schedule, low, high)
+        return np.interp(mean + std * normal, log_sigma, knots)
     raise ValueError(f"times = {times!r} must be one of {', '.join(TIMES)}")
+
+
+@lru_cache(maxsize=16)
+def _inverse(schedule: Schedule, low: float, high: float) -> tuple[Array, Array]:
+    """Return values of ln(sigma / alpha) and their times: every inversion is some 60 halvings."""
+    log_sigma = np.linspace(low, high, 4097)
+    return log_sigma, t_of_lam(schedule, -log_sigma)
 
 
 def importance_weight(schedule: Schedule, t: Array, t_end: float | None = None) -> Array:
