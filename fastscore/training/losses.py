@@ -146,7 +146,7 @@ def sample_times(
 @lru_cache(maxsize=16)
 def _inverse(schedule: Schedule, low: float, high: float) -> tuple[Array, Array]:
     """Return values of ln(sigma / alpha) and their times: every inversion is some 60 halvings."""
-    log_sigma = np.linspace(low, high, 4097)
+    log_sigma = np.linspace(low, high, 1025)
     return log_sigma, t_of_lam(schedule, -log_sigma)
 
 

@@ -78,25 +78,27 @@ def train(
         raise ValueError(f"loss = 'implicit' takes a backward pass a dimension; {math.prod(data.shape)} is above 64")
     parametrization = parametrization or Parametrization("edm", "tanh", measured_std(data), "unit")
     config = _resolved(config, schedule, parametrization)
-    torch.manual_seed(config.seed)
     spec = net if isinstance(net, dict) else None
-    if isinstance(net, dict):
-        raw = nn.utils.convert_conv2d_weight_memory_format(build(net).to(device or "cpu"), torch.channels_last)
-        classes = int(net.get("classes", 0))
-    else:
-        raw = net
-    if classes and data.labels is None:
-        raise ValueError(f"the network takes {classes} classes, and the data have no labels")
-    names = data.class_names if len(data.class_names) == classes else ()
-    model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info or {})
-    run = _Run(model, raw, data, config, next(iter(raw.parameters())).device)
-    modes = [(module, module.training) for module in raw.modules()]
-    try:
-        raw.train()
-        state = _steps(run, spec, None if out is None else Path(out), progress)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    where = torch.device(device or "cpu") if isinstance(net, dict) else next(net.parameters()).device
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
+        torch.manual_seed(config.seed)
+        if isinstance(net, dict):
+            raw = nn.utils.convert_conv2d_weight_memory_format(build(net).to(where), torch.channels_last)
+            classes = int(net.get("classes", 0))
+        else:
+            raw = net
+        if classes and data.labels is None:
+            raise ValueError(f"the network takes {classes} classes, and the data have no labels")
+        names = data.class_names if len(data.class_names) == classes else ()
+        model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info or {})
+        run = _Run(model, raw, data, config, where)
+        modes = [(module, module.training) for module in raw.modules()]
+        try:
+            raw.train()
+            state = _steps(run, spec, None if out is None else Path(out), progress)
+        finally:
+            for module, mode in modes:
+                module.training = mode
     return replace(model, net=state.averaged().eval())
 
 
@@ -114,6 +116,7 @@ class _Run:
 def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: Progress | None) -> State:
     """Take all steps, from the checkpoint on if ``out`` has one; return the last state."""
     config, state, seen = run.config, State(run.net, run.config), 0
+    state.optimizer.zero_grad(set_to_none=True)
     settings: dict[str, Any] = {}
     if out is not None:
         settings = _settings(run, spec)
@@ -125,6 +128,9 @@ def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: P
     while seen < config.images:
         for group in state.optimizer.param_groups:
             group["lr"] = config.lr_at(seen)
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.seed, seen]).generate_state(1, np.uint64)[0])
+        )  # of dropout
         loss = step_loss(net, run, seen)
         loss.mean().backward()
         if config.clip:
