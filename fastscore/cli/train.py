@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import device_option, make_schedule, sigma_options
+from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
 from fastscore.cli.types import Count, Name, Number
 from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
 NETS = {"image": ("unet", "scorenet"), "point": ("mlp",), "sequence": ("transformer",)}
-SIGMA_MIN, SIGMA_MAX = sigma_options()
 LABELS = ("t", "999t", "sigma", "log_sigma/4")
 
 
@@ -45,8 +44,8 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option("--ordered/--unordered", default=True, show_default=True, help="Transformer: whether tokens have places.")
 @click.option("--conditional/--unconditional", default=True, show_default=True, help="Use the labels of labelled data.")
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
-@SIGMA_MIN
-@SIGMA_MAX
+@schedule_options
+@schedule_end_option
 @choice("--prediction", PREDICTIONS, "edm", "Quantity that the network predicts.")
 @click.option("--label", type=click.Choice(LABELS), help="Time label.  [default: log_sigma/4 for edm, else t]")
 @click.option(
