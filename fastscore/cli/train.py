@@ -86,10 +86,10 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 def train(data: str, out: Path, **options: Any) -> None:
     """Train a score network on DATA by denoising score matching.
 
-    DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set (moons, rings,
-    checkerboard, grid; circles, of point sets), a folder of IDX files or of images, or an .npy/.npz
-    file. Writes a model folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at
-    any time: the same command goes on from the last checkpoint.
+    DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set of points (moons, rings, checkerboard,
+    grid, three-gaussians, four-gaussians, eight-gaussians, swiss-roll, spirals) or of point sets (circles), a folder
+    of IDX files or of images, or an .npy/.npz file. Writes a model folder that `fastscore sample` reads, with loss.csv
+    and loss.png. Stop it at any time: the same command goes on from the last checkpoint.
     """
     from fastscore.data.load import load
     from fastscore.ops.backend import named_device

@@ -126,19 +126,18 @@ def _recipe(schedule: Schedule) -> dict[str, Any]:
 
 def _changed(schedule: Any, settings: dict[str, Any]) -> Any:
     """Return the schedule with some settings changed, be they its own, its noise rate's or its table's."""
-    from dataclasses import fields, is_dataclass, replace
+    from dataclasses import replace
 
     from fastscore.process.discrete import DiscreteVE, DiscreteVP
 
     if isinstance(schedule, DiscreteVP | DiscreteVE):
         return _changed_table(schedule, settings)
-    own = {field.name for field in fields(schedule)} if is_dataclass(schedule) else set()
     beta: Any = getattr(schedule, "beta", None)
-    of_beta = {field.name for field in fields(beta)} if is_dataclass(beta) else set()
+    own, of_beta = (set(getattr(part, "__dataclass_fields__", ())) for part in (schedule, beta))
     for name in settings:
         if name not in own | of_beta:
             raise _refusal(name, schedule)
-    changes = {k: v for k, v in settings.items() if k in own}
+    changes: dict[str, Any] = {k: v for k, v in settings.items() if k in own}
     rates = {k: v for k, v in settings.items() if k not in own}
     if rates:
         changes["beta"] = replace(beta, **rates)
