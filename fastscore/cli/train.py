@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from fastscore.cli.options import device_option, make_schedule, sigma_options
+from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
 from fastscore.cli.types import Count, Name, Number
 from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
 NETS = ("auto", "unet", "scorenet", "mlp", "transformer")
-SIGMA_MIN, SIGMA_MAX = sigma_options()
 LABELS = ("t", "t/T", "999t", "sigma", "log_sigma/4", "tanh")
 
 
@@ -45,8 +44,8 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option("--ordered/--unordered", default=True, show_default=True, help="Transformer: whether tokens have places.")
 @click.option("--conditional/--unconditional", default=True, show_default=True, help="Use the labels of labelled data.")
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
-@SIGMA_MIN
-@SIGMA_MAX
+@schedule_options
+@schedule_end_option
 @choice("--prediction", PREDICTIONS, "edm", "Quantity whose error --weighting simple takes; F itself with no scaling.")
 @click.option(
     "--scaling",
@@ -72,7 +71,6 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option(
     "--p-std", type=Number(0, open=True), default=1.2, show_default=True, help="Standard deviation of ln sigma."
 )
-@click.option("--t-end", type=Number(), help="Least noisy time that is trained.  [default: the schedule's]")
 @click.option("--batch", type=Count(1, 1 << 20), default=128, show_default=True, help="Images a step.")
 @click.option("--lr", type=Number(0, open=True), default=1e-3, show_default=True, help="Peak learning rate.")
 @click.option(
@@ -98,10 +96,10 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 def train(data: str, out: Path, **options: Any) -> None:
     """Train a score network on DATA by denoising score matching.
 
-    DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set (moons, rings,
-    checkerboard, grid; circles, of point sets), a folder of IDX files or of images, or an .npy/.npz
-    file. Writes a model folder that `fastscore sample` reads, with loss.csv and loss.png. Stop it at
-    any time: the same command goes on from the last checkpoint.
+    DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set of points (moons, rings, checkerboard,
+    grid, three-gaussians, four-gaussians, eight-gaussians, swiss-roll, spirals) or of point sets (circles), a folder
+    of IDX files or of images, or an .npy/.npz file. Writes a model folder that `fastscore sample` reads, with loss.csv
+    and loss.png. Stop it at any time: the same command goes on from the last checkpoint.
     """
     from fastscore.data.load import load
     from fastscore.ops.backend import named_device
@@ -125,7 +123,6 @@ def train(data: str, out: Path, **options: Any) -> None:
         times=options["times"],
         mean=options["p_mean"],
         std=options["p_std"],
-        t_end=options["t_end"],
         dtype=options["dtype"],
         compile=options["compiled"],
         seed=options["seed"],

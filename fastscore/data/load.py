@@ -62,8 +62,8 @@ def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
 
     Args:
         source: "fashion-mnist" (the folder of Debian's package ``dataset-fashion-mnist``, or the one
-            that the environment variable FASHION_MNIST names); a toy set (moons, rings,
-            checkerboard, grid; circles, whose samples are sets of 16 points); a folder of IDX files
+            that the environment variable FASHION_MNIST names); a toy set (see data/toys.py;
+            circles, whose samples are sets of 16 points); a folder of IDX files
             or of images (one subfolder a class); an .npy or .npz file of uint8 images [N, H, W(, C)],
             float points [N, D] or sequences [N, L, C] (keys ``samples``, ``images``, ``x`` or
             ``arr_0``; labels under ``labels``, ``y`` or ``arr_1``).
@@ -75,7 +75,7 @@ def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r} must be train or test")
-    if source in TOYS:
+    if source.replace("_", "-").lower() in TOYS:
         return Dataset(toy(source, toy_size, seed=0 if split == "train" else 1))
     if source == CIRCLES:
         return Dataset(circles(toy_size, seed=0 if split == "train" else 1))

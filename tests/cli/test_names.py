@@ -11,10 +11,10 @@ from fastscore.cli.plan import plan
 from fastscore.model.analytic import by_name
 from fastscore.ops.backend import BACKENDS, named_device
 from fastscore.plan import NORMS
-from fastscore.process.continuous import EDM, VE, VP, Trig
+from fastscore.process.continuous import EDM, VP, Trig
 from fastscore.process.discrete import smld
 from fastscore.process.grid import Grid, Span
-from fastscore.process.names import BOUNDED, SCHEDULES, SPACINGS, named_schedule
+from fastscore.process.names import SCHEDULES, SPACINGS, named_schedule
 from fastscore.sampler import Sampler
 from fastscore.solvers import DDIM, Heun, RePaint
 from fastscore.solvers.names import SOLVERS, default_grid, named
@@ -54,9 +54,6 @@ def test_every_schedule_has_a_name(name):
     schedule = named_schedule(name.replace("-", "_"), Trig())
     assert schedule == named_schedule(name, EDM())
     assert float(schedule.sigma(np.float64(schedule.T))) > 0.0
-    if name in BOUNDED:
-        bounds = {"sigma_min": 0.1, "sigma_max": 3.0}
-        assert named_schedule(name, Trig(), **bounds) == {"ve": VE, "edm": EDM}.get(name, smld)(**bounds)
 
 
 def test_a_schedule_left_out_is_the_models_own():

@@ -225,7 +225,7 @@ def test_smld_reaches_as_far_as_the_data(tmp_path):
 def test_the_command_has_the_settings(tmp_path):
     np.save(tmp_path / "x.npy", POINTS)
     plain = ("--optimizer", "adam", "--no-ema", "--warmup", 0, "--cooldown", 0, "--grad-clip", 0, "--weight-decay", 0)
-    options = ("--scaling", "none", "--prediction", "score", "--embedding", "sinusoidal", "--t-end", 5, *plain)
+    options = ("--scaling", "none", "--prediction", "score", "--embedding", "sinusoidal", *plain)
     common = ("train", tmp_path / "x.npy", "--images", 64, "--width", 8, "--no-compile", "--quiet")
     assert run(*common, "--out", tmp_path / "a", "--schedule", "ddpm", "--times", "uniform", *options) == 0
     config = json.loads((tmp_path / "a/config.json").read_text())
@@ -239,7 +239,7 @@ def test_the_command_has_the_settings(tmp_path):
         saved = json.loads(file.metadata()["progress"])["settings"]["train"]
         assert not [k for k in file.keys() if k.startswith("ema.")]
     wanted = {
-        "optimizer": "adam", "ema": None, "warmup": 0, "cooldown": 0.0, "clip": 0.0, "weight_decay": 0.0, "t_end": 5.0,
+        "optimizer": "adam", "ema": None, "warmup": 0, "cooldown": 0.0, "clip": 0.0, "weight_decay": 0.0,
         "weighting": "sigma2",
     }  # fmt: skip
     assert {k: saved[k] for k in wanted} == wanted
