@@ -3,6 +3,7 @@
     python -m bench.studies.training_matrix                   # points: MLP, two sets, all pairs
     python -m bench.studies.training_matrix --part images     # U-Net on images of 8 x 8
     python -m bench.studies.training_matrix --match ddpm/eps  # only these
+    python -m bench.studies.training_matrix --all             # train what is the same to the bit, too
     python -m bench.studies.training_matrix --quick           # few examples, nothing recorded
     python -m bench.studies.training_matrix --table           # only write the table of the records
 
@@ -11,9 +12,10 @@ DPM-Solver++(2M) in 30 steps and Euler-Maruyama in 300. A sample's distance is t
 template, its class which one that is. A pair passes if with both solvers the mean distance is within 25 % of the best
 pair's (the one nearest to the data's own) and every class share within 3 points of the data's.
 
-A row is recorded as soon as it is made, and a run goes on where the last one stopped. Weights that equal those of
-another pair of the same schedule, to the bit, are not sampled twice: by default a network of unit scaling is asked for
-the same whatever the prediction is called.
+A row is recorded as soon as it is made, and a run goes on where the last one stopped; pairs of which a solver failed
+are tried again. By default a network of unit scaling is asked for the same whatever the prediction is called, so that a
+pair is not trained again if its coefficients equal those of another prediction on the same schedule, to the bit; the
+row says of which. tests/training/test_exact.py compares the weights, and --all trains every pair.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
+from functools import lru_cache
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,7 @@ from fastscore.cli import main as command
 from fastscore.data.toys import toy
 from fastscore.process.names import SCHEDULES
 from fastscore.process.parametrization import PREDICTIONS
+from fastscore.training.losses import default_weighting, weights
 
 RECORDS = RESULTS / "training_matrix.jsonl"
 SOLVERS = {"dpmpp-2m": 30, "em": 300}
@@ -83,34 +89,53 @@ def judge(name: str, x: np.ndarray) -> tuple[float, list[float]]:
     return float(gaps.min(0).mean()), shares.tolist()
 
 
-def measure(
-    part: str, name: str, schedule: str, prediction: str, images: int, options: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Train one pair and sample it; return its row."""
+def problem(model: fs.ScoreModel) -> str:
+    """Return a digest of all by which schedule and prediction enter a training run: coefficients and weights."""
+    schedule, p = model.schedule, model.parametrization
+    times = np.linspace(schedule.T, schedule.t_end, 257)
+    weight = weights(default_weighting(p), schedule, p, times)
+    columns = (schedule.alpha(times), schedule.sigma(times), p.c_in(schedule, times), p.c_noise(schedule, times))
+    rest = (*p.components(schedule, times), weight, np.full_like(times, p.sigma_data))
+    return hashlib.sha256(np.stack([times, *columns, *rest]).tobytes()).hexdigest()[:16]
+
+
+def trained(data: Path, out: Path, row: dict[str, Any], images: int) -> fs.ScoreModel:
+    """Run `fastscore train` on ``images`` examples; return the model."""
+    arguments = ["train", str(data), "--out", str(out), "--images", str(images), "--schedule", row["schedule"]]
+    arguments += ["--prediction", row["prediction"], "--no-compile", "--quiet", *NET[row["part"]]]
+    try:
+        with redirect_stdout(StringIO()):
+            command(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"fastscore train ended with {end.code}") from None
+    return fs.load_model(out)
+
+
+def measure(part: str, name: str, schedule: str, prediction: str, images: int, every: bool = False) -> dict[str, Any]:
+    """Train one pair and sample it; return its row.
+
+    Args:
+        every: train also what another prediction has trained, to the bit.
+    """
     torch.set_num_threads(1)
     row: dict[str, Any] = {"part": part, "set": name, "schedule": schedule, "prediction": prediction, "images": images}
     with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder) / "data.npy", Path(folder) / "model"
+        data = Path(folder) / "data.npy"
         np.save(data, examples(name, 100_000, 0))
-        arguments = ["train", str(data), "--out", str(out), "--images", str(images), "--schedule", schedule]
-        arguments += ["--prediction", prediction, "--no-compile", "--quiet", *NET[part], *options]
+        row["problem"] = problem(trained(data, Path(folder) / "first", row, 1))
+        for known in [] if every else latest(load(RECORDS) if RECORDS.exists() else []):
+            same = all(known.get(k) == row[k] for k in ("set", "schedule", "images", "problem"))
+            if same and not failed(known):
+                return row | {"same_as": known.get("same_as", known["prediction"])} | {s: known[s] for s in SOLVERS}
         start = time.perf_counter()
-        try:
-            command(arguments)
-        except SystemExit as end:
-            if end.code:
-                return row | {"error": f"fastscore train ended with {end.code}"}
+        model = trained(data, Path(folder) / "model", row, images)
         row["train_s"] = round(time.perf_counter() - start, 1)
-        model = fs.load_model(out)
-        row["weights"] = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()[:16]
-    for known in load(RECORDS) if RECORDS.exists() else []:
-        if all(known.get(k) == row[k] for k in ("set", "schedule", "weights")):
-            return row | {solver: known[solver] for solver in SOLVERS}
     count = SAMPLES[part]
     for solver, steps in SOLVERS.items():
         start = time.perf_counter()
         try:
-            x = fs.Sampler(model, solver=solver, steps=steps, batch=BATCH[part], network="own").run(range(count), 1)
+            x = fs.Sampler(model, solver=solver, steps=steps, batch=BATCH[part]).run(range(count), 1)
         except ValueError as error:
             row[solver] = {"error": str(error)}
             continue
@@ -119,6 +144,17 @@ def measure(
     return row
 
 
+def latest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last row of each pair."""
+    return list({(r["set"], r["schedule"], r["prediction"]): r for r in records}.values())
+
+
+def failed(row: dict[str, Any]) -> bool:
+    """Return whether a solver could not sample a pair."""
+    return any("distance" not in row.get(solver, {}) for solver in SOLVERS)
+
+
+@lru_cache
 def exact(name: str) -> tuple[float, list[float]]:
     """Return what the data themselves have."""
     x = examples(name, 100_000, 0)
@@ -128,7 +164,7 @@ def exact(name: str) -> tuple[float, list[float]]:
 def verdicts(rows: list[dict[str, Any]], name: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Return of each pair on a set its distances, their ratio to the best, the largest gap of a share, a verdict."""
     distance, shares = exact(name)
-    rows = [row for row in rows if row["set"] == name]
+    rows = [row for row in latest(rows) if row["set"] == name]
     best = {}
     for solver in SOLVERS:
         found = [row[solver]["distance"] for row in rows if "distance" in row.get(solver, {})]
@@ -191,13 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--match", default="", help="only pairs whose set/schedule/prediction contains this")
     parser.add_argument("--images", type=int, default=150_000, help="examples seen")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--all", action="store_true", help="train also what is the same to the bit")
     parser.add_argument("--quick", action="store_true", help="see that it works; figures mean nothing")
     parser.add_argument("--table", action="store_true", help="only write the table of the records")
     args = parser.parse_args(arguments)
     if args.images < 1 or args.processes < 1:
         parser.error("--images and --processes must be at least 1")
     records = load(RECORDS) if RECORDS.exists() else []
-    done = {(r["set"], r["schedule"], r["prediction"]) for r in records}
+    done = {(r["set"], r["schedule"], r["prediction"]) for r in latest(records) if not failed(r)}
     pairs = [(name, s, p) for p in PREDICTIONS for name in SETS[args.part] for s in SCHEDULES]
     pairs = [pair for pair in pairs if args.match in "/".join(pair) and (args.quick or pair not in done)]
     if args.table:
@@ -205,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     env = environment(torch.device("cpu"))
     images = 2000 if args.quick else args.images
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
-        jobs = [pool.submit(measure, args.part, *pair, images) for pair in pairs[: 2 if args.quick else None]]
+        jobs = [pool.submit(measure, args.part, *pair, images, args.all) for pair in pairs[: 2 if args.quick else None]]
         for job in as_completed(jobs):
             row = {"schema": SCHEMA, "bench": "training-matrix", "env": env} | job.result()
             records.append(row)
