@@ -20,7 +20,8 @@ SCHEDULES = (
     "ddpm-cosine",
     "smld",
 )
-SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "linspace")  # see process/grid.py
+INDICES = ("leading", "trailing", "linspace")  # spacings of tables
+SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "arctan", *INDICES)  # see process/grid.py
 # Settings of schedules, and the schedules that have them.
 SETTINGS = {
     "sigma_min": ("ve", "edm", "smld"),

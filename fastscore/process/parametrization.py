@@ -53,6 +53,8 @@ class Parametrization:
         sigma_data: standard deviation of the data, for input and output scaling, and the label "tanh".
         scaling: "none", input x_t and output F are the network's own (EDM's for "edm"); "unit", both are of unit
             variance for data of this sigma_data. Source: Karras et al. 2022, table 1 and appendix B.6.
+        exact: whether the model knows every noise level, as one in closed form does. A network knows those it was
+            trained on: a default grid ends there, and no table's index goes below 0.
 
     Raises:
         ValueError: an unknown prediction, label or scaling, or a sigma_data that is not positive.
@@ -62,6 +64,7 @@ class Parametrization:
     label: str = "t"
     sigma_data: float = 0.5
     scaling: str = "none"
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -86,6 +89,8 @@ class Parametrization:
     def c_noise(self, schedule: Schedule, t: ArrayLike) -> Array:
         """Return the time label of the network."""
         t = np.asarray(t, np.float64)
+        if schedule.t_clean == -1.0 and not self.exact:
+            t = np.maximum(t, schedule.t_end)
         if self.label == "t":
             return t
         if self.label == "t/T":
@@ -98,6 +103,11 @@ class Parametrization:
             return -0.25 * lam(schedule, t)
         noise, data = np.sqrt(schedule.sigma(t)), np.sqrt(schedule.alpha(t) * self.sigma_data)
         return (noise - data) / (noise + data)
+
+    @property
+    def at_pure_noise(self) -> bool:
+        """Whether label and estimate of x_0 exist where alpha = 0, at which eps says nothing of the data."""
+        return (self.unit or self.prediction not in ("eps", "score")) and self.label not in ("sigma", "log_sigma/4")
 
     def components(self, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
         """Return (A, B) with F = A D + B eps."""
