@@ -93,6 +93,8 @@ if TYPE_CHECKING:
         UniPC,
     )
     from fastscore.solvers.presets import ncsn, ncsnv2
+    from fastscore.training.settings import TrainConfig
+    from fastscore.training.train import train
 
 from fastscore import _aliases
 from fastscore._version import __version__
@@ -127,6 +129,8 @@ _HOME = {
     "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
     "StochasticHeun UniPC",
     "solvers.presets": "ncsn ncsnv2",
+    "training.settings": "TrainConfig",
+    "training.train": "train",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

@@ -16,7 +16,7 @@ from fastscore.plan import NORMS
 from fastscore.process.continuous import EDM, VE, VP, Flow, Trig
 from fastscore.process.discrete import smld
 from fastscore.process.grid import Grid, Span, arctan, karras
-from fastscore.process.names import BOUNDED, SCHEDULES, SPACINGS, named_schedule
+from fastscore.process.names import SCHEDULES, SPACINGS, named_schedule
 from fastscore.sampler import Sampler
 from fastscore.solvers import DDIM, Heun, RePaint
 from fastscore.solvers.grids import default_grid
@@ -57,9 +57,6 @@ def test_every_schedule_has_a_name(name):
     schedule = named_schedule(name.replace("-", "_"), Trig())
     assert schedule == named_schedule(name, EDM())
     assert float(schedule.sigma(np.float64(schedule.T))) > 0.0
-    if name in BOUNDED:
-        bounds = {"sigma_min": 0.1, "sigma_max": 3.0}
-        assert named_schedule(name, Trig(), **bounds) == {"ve": VE, "edm": EDM}.get(name, smld)(**bounds)
 
 
 def test_a_schedule_left_out_is_the_models_own():
