@@ -27,6 +27,7 @@ from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
+from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.ops.noise import NoiseKey
 from fastscore.plan.passes import fold, validate
@@ -80,7 +81,8 @@ def run(
     element 0 of draw 2^31 + k.
 
     Args:
-        log_density: ln p up to a constant, [N, *shape] -> [N]. ULA with a score, as of a network, needs none: None.
+        log_density: ln p up to a constant, [N, *shape] -> [N], each chain's from its own state alone. ULA with a score,
+            as of a network, needs none: None.
         start: first states, [n, *shape], or [1, *shape] for all chains.
         step: h > 0.
         steps: of each chain, at least 1.
@@ -94,8 +96,9 @@ def run(
             always see that many (the tail is padded).
 
     Raises:
-        ValueError: an argument outside its range.
-        NonFiniteError: a chain left the numbers, or MALA started where p is zero.
+        ValueError: an argument outside its range; a log-density or score of another shape, or one whose value for a
+            chain changes with the states of the others.
+        NonFiniteError: a chain left the numbers, MALA started where p is zero, or the score is NaN where p is not.
     """
     for name, value, valid in (
         ("step", step, 0.0 < step < math.inf),
@@ -115,6 +118,7 @@ def run(
     execution = Execution.of(execution or Execution(batch=1024), **fields).on(log_density, score)
     key = NoiseKey.of(seed, ids, execution.place)
     n = len(key.ids)
+    constant(start=start)
     if start.ndim < 2 or len(start) not in (1, n):
         raise ValueError(f"mcmc: start {tuple(start.shape)} must be [1, *shape] or [{n}, *shape], one state an id")
     start = start.to(execution.place, execution.dtype).expand(n, *start.shape[1:])
@@ -137,12 +141,14 @@ def run(
     def compute(at: slice, part: Request) -> Tensor:
         assert part.init is not None
         loop.load(part)
+        if at.start == 0:
+            _check(log_density, score, part.init.to(start.dtype).view(-1, *model.shape))
         return _chain(loop, log_density if method == "mala" else None, part.init, step, kept, bar.update)
 
     def not_finite(at: slice, part: Request, ends: Tensor) -> None:
         raise NonFiniteError(
-            f"mcmc: {bad_samples(ends, part.ids)}, or started where the density is zero; use a smaller step than "
-            f"{step:g}, or another start"
+            f"mcmc: {bad_samples(ends, part.ids)}, or started where the density is zero, or met a score that is NaN; "
+            f"use a smaller step than {step:g}, or another start, and try the score by itself"
         )
 
     request = Request(key, init=start.flatten(1))
@@ -218,6 +224,13 @@ def _chain(
     x = loop.x.clone()
     s, p = score(x), level(x)
     acceptances = torch.zeros(loop.batch, dtype=torch.float64, device=x.device)
+    lost = torch.zeros_like(acceptances)  # NaN once the score is, where the density is not zero
+
+    def lose(s: Tensor, p: Tensor) -> Tensor:
+        return lost.masked_fill(p.isfinite() & ~s.isfinite().all(1), math.nan)
+
+    if p is not None:
+        lost = lose(s, p)
     for k, kind in enumerate(loop.kinds[1:], 1):
         loop.advance(kind, (s, None))  # loop.x is the proposal
         s_y = score(loop.x)
@@ -225,6 +238,7 @@ def _chain(
         if p is None or p_y is None:
             s, acceptances = s_y, acceptances + 1.0
         else:
+            lost = lose(s_y, p_y)
             ratio = p_y - p - distance(loop.x, x, s_y) + distance(x, loop.x, s)
             u = loop.key.uniform(ACCEPT_DRAW + k, 1)[:, 0].to(torch.float64)
             accept = u.log() <= ratio  # no for NaN
@@ -235,14 +249,42 @@ def _chain(
             path.append(loop.x.clone())
         tick()
     if p is not None:
-        acceptances = acceptances + 0.0 * p  # NaN where the density never was positive
+        acceptances = acceptances + lost + 0.0 * p  # NaN where the density never was positive
     return torch.cat([*path, loop.x, (acceptances.to(x.dtype) / (len(loop.kinds) - 1))[:, None]], 1)
+
+
+def _check(log_density: Callable[[Tensor], Tensor] | None, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Raise ValueError unless both functions give each of the states [N, *shape] a value of its own."""
+    n = len(x)
+    number = torch.arange(n * x[0].numel(), dtype=x.dtype, device=x.device).view_as(x)
+    elsewhere = x + 0.1 * torch.sin(number + 1.0) * (1.0 + x.abs())
+    elsewhere[0] = x[0]  # the others move, the first stays
+    tolerance = torch.finfo(x.dtype).eps ** 0.5
+    for name, function, shape in (("log_density", log_density, (n,)), ("score", score, tuple(x.shape))):
+        if function is None:
+            continue
+        values, others = function(x.clone()), function(elsewhere.clone())
+        if not isinstance(values, Tensor) or tuple(values.shape) != shape:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"mcmc: {name} returned {got} for states {tuple(x.shape)} of {n} chains; it must be {shape}, one a "
+                "chain and none summed over chains"
+            )
+        if not torch.allclose(values[0], others[0], rtol=tolerance, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                f"mcmc: {name} gave one chain {values[0].flatten()[:3].tolist()} and, after the others had moved, "
+                f"{others[0].flatten()[:3].tolist()}; it must look at each state alone, and not be random (a sum or a "
+                "mean over chains, a transposed result, batch statistics)"
+            )
 
 
 def _gradient(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def score(x: Tensor) -> Tensor:
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            return torch.autograd.grad(log_density(y).sum(), y)[0]
+            p = log_density(y)
+            if not p.requires_grad:
+                raise ValueError("mcmc: log_density cannot be differentiated; give its gradient as score=")
+            return torch.autograd.grad(p.sum(), y)[0]
 
     return score

@@ -162,6 +162,7 @@ def test_log_density_and_score_of_a_mixture():
         ({"batch": 0}, "batch = 0"),
         ({"start": torch.zeros(3, 1)}, "one state an id"),
         ({"start": torch.zeros(2)}, "one state an id"),
+        ({"start": torch.zeros(1, 1, requires_grad=True)}, r"start requires a gradient.*start.detach\(\)"),
     ],
 )
 def test_bad_chains_are_named(change, message):
@@ -183,18 +184,8 @@ def test_kept_states_are_where_shorter_chains_end(method):
     def run(steps, **kept):
         start = torch.zeros(1, 1)
         return langevin.run(
-            TWO.log_density,
-            start,
-            0.3,
-            steps,
-            range(30),
-            4,
-            score=TWO.score,
-            spread=1.0,
-            method=method,
-            batch=8,
-            **kept,
-        )
+            TWO.log_density, start, 0.3, steps, range(30), 4, score=TWO.score, spread=1.0, method=method, **kept
+        )  # fmt: skip
 
     whole = run(10, burn_in=3, thin=2)
     assert whole.states.shape == (30, 3, 1)
@@ -261,6 +252,56 @@ def test_a_level_score_takes_a_class_and_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             langevin.level_score(model, t, label)
+
+
+def squares(x):
+    return -0.5 * x.square().sum(1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("method", langevin.METHODS)
+@pytest.mark.parametrize(
+    ("log_density", "score"),
+    [
+        (lambda x: squares(x).sum(), None),
+        (lambda x: squares(x)[:, None], None),
+        (lambda x: squares(x).mean().expand(len(x)), None),
+        (lambda x: torch.log_softmax(squares(x), 0), None),
+        (lambda x: 0.0, lambda x: -x),
+        (squares, lambda x: -x.T),  # square where there are as many chains as dimensions
+        (squares, lambda x: -x[0]),
+        (squares, lambda x: -(x - x.mean(0))),
+        (squares, lambda x: -x.flatten()),
+    ],
+)
+def test_functions_that_do_not_treat_chains_alone_are_refused(log_density, score, method, n):
+    if n == 1 and log_density(torch.ones(1, 2)) is not None and score is None:
+        values = log_density(torch.ones(1, 2))
+        if values.shape == (1,):
+            return  # of one chain nobody can tell
+    if n == 1 and score is not None and log_density is squares and score(torch.ones(1, 2)).shape == (1, 2):
+        return
+    with pytest.raises(ValueError, match=r"mcmc: (log_density|score) (returned|gave one chain)"):
+        langevin.run(log_density, torch.zeros(1, 2), 0.1, 3, range(n), score=score, method=method)
+
+
+def test_a_score_that_is_nan_is_named():
+    for score in (lambda x: x * math.nan, lambda x: torch.where(x > 0.5, math.nan, -x)):
+        for method in langevin.METHODS:
+            with pytest.raises(NonFiniteError, match="a score that is NaN"):
+                langevin.run(squares, torch.zeros(1, 2), 0.5, 40, range(8), score=score, method=method)
+
+    def log_density(x):  # zero outside the unit box, where its score may be anything
+        return torch.where((x.abs() < 1.0).all(1), squares(x), -math.inf)
+
+    def bounded(x):
+        return torch.where((x.abs() < 1.0).all(1, keepdim=True), -x, math.nan)
+
+    ends = langevin.run(log_density, torch.zeros(1, 2), 0.2, 40, range(50), score=bounded)
+    assert ends.x.abs().max() < 1.0
+    assert 0.1 < ends.acceptance.mean() < 0.9
+    with pytest.raises(ValueError, match="give its gradient as score="):
+        langevin.run(lambda x: squares(x.detach()), torch.zeros(1, 2), 0.2, 2, range(5))
 
 
 @pytest.mark.parametrize("preset", [ncsn, ncsnv2])
