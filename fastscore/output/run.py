@@ -27,7 +27,7 @@ from fastscore.ops.quantize import quantize_ref
 from fastscore.output.images import contact_sheet, density_sheet, write_npz, write_png
 from fastscore.output.writer import Writer
 
-FILES = ("samples.npz", "grid.png", "run.json", "png")
+FILES = ("samples.npz", "trajectory.npz", "grid.png", "run.json", "png")
 
 
 class Shaped(Protocol):
@@ -82,6 +82,7 @@ def draw(
     overwrite: bool = False,
     sheet: Callable[[NDArray[Any]], NDArray[np.uint8]] | None = None,
     extra_arrays: Mapping[str, Any] | None = None,
+    further: Callable[[Path], None] | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
     started: float | None = None,
@@ -111,6 +112,8 @@ def draw(
         overwrite: replace the run that the folder holds.
         sheet: makes grid.png, uint8 [H, W, C], of the array of samples.
         extra_arrays: more arrays for samples.npz, by name.
+        further: writes more files of the run into the folder that it is given, once all is drawn: the trajectory of a
+            ``Traced`` sampler.
         settings: what was asked for, as plain values; seed and num are added if they are not there.
         command: the command line, if there was one.
         started: time.perf_counter() when the work began; ``setup_s`` counts from there, or from now if left out.
@@ -142,6 +145,8 @@ def draw(
             seconds = time.perf_counter() - begin
             arrays = {"samples": writer.samples, **arrays}
             picture = (sheet or _contact_or_density)(writer.samples) if len(ids) else None
+            if further is not None:
+                further(stage)
         run = {
             **({} if command is None else {"command": command}),
             "settings": {"seed": _seed(request), "num": len(ids), **(settings or {})},
