@@ -62,7 +62,7 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--t-start", Number(), "First time; the schedule's T if left out."),
         option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
         schedule_options,
-        option("--rho", Number(0.1, 1000), "Exponent of the karras grid.", n.RHO),
+        option("--rho", Number(0.1, 1000), "Exponent of the grids karras and arctan.", n.RHO),
         option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
         option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
@@ -85,11 +85,13 @@ def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "beta_min": (Number(0, open=True), "Noise rate at t = 0, or first beta, of"),
         "beta_max": (Number(0, open=True), "Noise rate at t = 1, or last beta, of"),
         "base": (Number(1, open=True), "dx = base^t dw of"),
+        "shift": (Number(0, open=True), "Factor of Stable Diffusion 3 on sigma / alpha, for"),
         "table_steps": (Count(1, 1_000_000), "Steps T, or number of noise levels, of"),
     }
     for name, (kind, text) in reversed(kinds.items()):
         command = option(f"--{name.replace('_', '-')}", kind, f"{text} {', '.join(SETTINGS[name])}.")(command)
-    return command
+    text = f"Whether the table ends at pure noise, of {', '.join(SETTINGS['zero_snr'])}."
+    return click.option("--zero-snr/--no-zero-snr", default=None, help=text)(command)
 
 
 def schedule_end_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +123,9 @@ def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
 
 def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, default: Schedule) -> Grid | Span:
     """Return the grid of the options, or the span of an adaptive solver."""
-    return n.default_grid(
+    from fastscore.solvers.grids import default_grid
+
+    return default_grid(
         solver,
         schedule,
         default,
