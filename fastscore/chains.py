@@ -264,17 +264,18 @@ def _check(log_density: Callable[[Tensor], Tensor] | None, score: Callable[[Tens
         if function is None:
             continue
         values, others = function(x.clone()), function(elsewhere.clone())
-        if not isinstance(values, Tensor) or tuple(values.shape) != shape:
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__  # pyright: ignore
+        if got != shape:
             raise ValueError(
                 f"mcmc: {name} returned {got} for states {tuple(x.shape)} of {n} chains; it must be {shape}, one a "
                 "chain and none summed over chains"
             )
         if not torch.allclose(values[0], others[0], rtol=tolerance, atol=tolerance, equal_nan=True):
+            change = float((values[0] - others[0]).abs().max())
             raise ValueError(
-                f"mcmc: {name} gave one chain {values[0].flatten()[:3].tolist()} and, after the others had moved, "
-                f"{others[0].flatten()[:3].tolist()}; it must look at each state alone, and not be random (a sum or a "
-                "mean over chains, a transposed result, batch statistics)"
+                f"mcmc: {name} of the first chain changed by {change:.3g} when only the others had moved; it must look "
+                "at each state alone, and not be random (a sum or a mean over chains, a transposed result, batch "
+                "statistics)"
             )
 
 

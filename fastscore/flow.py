@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastscore.engine.adaptive.adjoint import Trail, Transported, pull_back
+from fastscore.engine.adaptive.adjoint import Trail, pull_back, transported
 from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
@@ -258,7 +258,7 @@ class ProbabilityFlow:
                 field = self._field(request, kind, probes, self.model)
                 return pull_back(field, method, start, trail.knots(angles[0], angles[-1]), gradient, batch)
 
-        return Transported.apply(y, out, back), lanes.cost
+        return transported(y, out, back), lanes.cost
 
     def _request(
         self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Tensor | None

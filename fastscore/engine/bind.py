@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from fastscore import plan as plans
 from fastscore.guidance.denoiser import Guide
-from fastscore.guidance.guides import finest
 from fastscore.guidance.mixture import BoundPlan, Guidance
+from fastscore.guidance.scales import finest
 from fastscore.model.score import ScoreModel
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times, within

@@ -35,12 +35,17 @@ def each_alone(values: Tensor, alone: Callable[[], Tensor], what: str) -> Tensor
     """
     if values.ndim and len(values) > 1:
         with torch.no_grad():
-            one = alone()
-        if one.shape[:1] != (1,):
-            raise ValueError(
-                f"{what} makes {tuple(one.shape)} of one sample, so it holds tensors of several samples itself; give "
-                "Matrix, Masked or Blur one line an id, or put what differs from sample to sample into y"
-            )
+            of_each(alone(), 1, what)
+    return values
+
+
+def of_each(values: Tensor, n: int, what: str) -> Tensor:
+    """Return ``values`` if they are of ``n`` samples; ValueError if not."""
+    if values.shape[:1] != (n,):
+        raise ValueError(
+            f"{what} makes {tuple(values.shape)} of {n} sample{'s' * (n > 1)}, so it holds tensors of several samples "
+            "itself; give Matrix, Masked or Blur one line an id, or put what differs from sample to sample into y"
+        )
     return values
 
 

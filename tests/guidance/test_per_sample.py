@@ -9,6 +9,7 @@ from fastscore.engine.picard import Picard
 from fastscore.guidance.guides import DPS, Chain, ClassifierGuidance, EnergyGuidance, PiGDM, StaticThreshold
 from fastscore.guidance.measurements import Blur, Downsample, Linear, Masked, Matrix
 from fastscore.guidance.per_sample import lines_of, with_lines
+from fastscore.guidance.scales import finest
 from fastscore.model import analytic
 from fastscore.model.conditions import Known
 from fastscore.ops.noise import NoiseKey
@@ -123,6 +124,13 @@ def test_a_function_that_holds_tensors_of_several_samples_is_refused(guide):
     for engine in ("plan", "lanes"):
         with pytest.raises(ValueError, match="holds tensors of several samples itself"):
             sampler(guide, engine).run(range(6), y=measured(SHAPE, 6))
+
+
+def test_the_finest_scale_is_that_of_the_steepest_operator():
+    for make in (lambda at: Matrix(MATRICES[at]), lambda at: Blur(KERNELS[at])):
+        alone = [finest(PiGDM(make(k), 0.3), SHAPE) for k in range(N)]
+        assert finest(Chain((PiGDM(make(slice(None)), 0.3),)), SHAPE) == pytest.approx(min(alone), rel=1e-6)
+    assert finest(DPS(Masked(MASKS), 0.3), SHAPE) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(

@@ -76,19 +76,22 @@ class Trail:
         return all_clocks, all_states
 
 
-class Transported(torch.autograd.Function):
-    """Gives the result of an integration the gradient that ``pull_back`` makes of one in it; once differentiable."""
-
+class _Transported(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, start: Tensor, end: Tensor, pull_back: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.pull_back = pull_back
+    def forward(ctx: Any, start: Tensor, end: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
         return end.view_as(end)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
             raise ValueError("create_graph = True: a probability flow is differentiable once; leave create_graph out")
-        return ctx.pull_back(gradient), None, None
+        return ctx.back(gradient), None, None
+
+
+def transported(start: Tensor, end: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the ``end`` of an integration; ``back`` makes a gradient in its ``start`` of one in it, once."""
+    return _Transported.apply(start, end, back)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def pull_back(field: Field, method: Method, start: Tensor, knots: Tensor, gradient: Tensor, lanes: int) -> Tensor:
