@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastscore.chains import Chains
     from fastscore.engine.picard import Picard
     from fastscore.engine.request import Request
+    from fastscore.engine.trajectory import Traced, Trajectory, trajectory
     from fastscore.errors import NonFiniteError, SelfCheckError, StepSizeError
     from fastscore.execution import Execution
     from fastscore.flow import ProbabilityFlow, dequantize
@@ -103,6 +104,7 @@ _HOME = {
     "chains": "Chains",
     "engine.picard": "Picard",
     "engine.request": "Request",
+    "engine.trajectory": "Traced Trajectory trajectory",
     "errors": "NonFiniteError SelfCheckError StepSizeError",
     "flow": "ProbabilityFlow dequantize",
     "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM StaticThreshold",

@@ -85,11 +85,13 @@ def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "beta_min": (Number(0, open=True), "Noise rate at t = 0, or first beta, of"),
         "beta_max": (Number(0, open=True), "Noise rate at t = 1, or last beta, of"),
         "base": (Number(1, open=True), "dx = base^t dw of"),
+        "shift": (Number(0, open=True), "Factor of Stable Diffusion 3 on sigma / alpha, for"),
         "table_steps": (Count(1, 1_000_000), "Steps T, or number of noise levels, of"),
     }
     for name, (kind, text) in reversed(kinds.items()):
         command = option(f"--{name.replace('_', '-')}", kind, f"{text} {', '.join(SETTINGS[name])}.")(command)
-    return command
+    text = f"Whether the table ends at pure noise, of {', '.join(SETTINGS['zero_snr'])}."
+    return click.option("--zero-snr/--no-zero-snr", default=None, help=text)(command)
 
 
 def schedule_end_option(command: Callable[..., Any]) -> Callable[..., Any]:
