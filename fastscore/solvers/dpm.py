@@ -9,6 +9,7 @@ import numpy as np
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.exponential import (
+    ancestral_split,
     checked_eta,
     checked_order,
     checked_prediction,
@@ -19,14 +20,15 @@ from fastscore.solvers.exponential import (
     with_first_order_ends,
 )
 
-FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+FORMS = ("exact", "midpoint")
+NOISES = ("sde", "split")
 
 
 @dataclass(frozen=True)
 class DPMSolver:
     r"""DPM-Solver-1/2/3 and DPM-Solver++ 1S/2S/3S, and DPM-Solver++ for the reverse SDE.
 
-    ``order`` evaluations a step, at t and at lam_t + r h with r = 1/2, or 1/3 and 2/3. Order 2 with
+    ``order`` evaluations a step, at t and at lam_t + r h, of order 3 also at twice that. Order 2 with
     "eps" is also k-diffusion's DPM2, with "x0" its DPM++ 2S; see AncestralSplit for their ancestral forms.
 
     Args:
@@ -37,15 +39,26 @@ class DPMSolver:
             second stage's x_t is alpha D + sigma eps with the clipped D.
         on_grid: the intermediate times are knots of the grid, ``order`` intervals a step, as in diffusers;
             intervals left over, and the one to sigma = 0, have the order that remains.
+        form: of order 3 on_grid: "exact" interpolates all three evaluations (diffusers' "heun"), since the
+            paper's weights need r = 2/3. "midpoint", diffusers' default, takes half the slope for the second
+            one and leaves it out at the end; second order.
+        r: of order 2, 0 .. 1; 1/3 of order 3 and 1/2 of order 2 if left out.
+        noise: "sde" is that of the reverse SDE, sigma_s^2 (1 - e^{-2 eta^2 h}); "split" is k-diffusion's, which
+            AncestralSplit describes, for its DPM++ SDE. The two are one at eta = 1.
 
-    Source: Lu et al. 2022a, algorithms 1 and 2; 2022b, algorithm 1; on_grid order 3 interpolates all
-    three evaluations, since the paper's weights need r = 2/3.
+    Raises:
+        ValueError: a value out of range, or options that exclude each other.
+
+    Source: Lu et al. 2022a, algorithms 1 and 2; 2022b, algorithm 1; k-diffusion's sample_dpmpp_sde.
     """
 
     order: int = 2
     prediction: str = "eps"
     eta: float = 0.0
     on_grid: bool = False
+    form: str = "exact"
+    r: float | None = None
+    noise: str = "sde"
 
     def __post_init__(self) -> None:
         checked_order("DPMSolver", self.order, 3)
@@ -53,13 +66,22 @@ class DPMSolver:
         checked_eta("DPMSolver", self.eta)
         if self.eta and (self.prediction != "x0" or self.order == 3 or self.on_grid):
             raise ValueError("DPMSolver: eta > 0 goes with prediction='x0', order 1 or 2 and on_grid=False")
+        if self.form not in FORMS or (self.form == "midpoint" and not (self.on_grid and self.order == 3)):
+            raise ValueError(
+                f"DPMSolver: form = {self.form!r} must be exact, or midpoint with order 3 and on_grid=True"
+            )
+        if self.r is not None and not (0.0 < self.r < 1.0 and self.order == 2 and not self.on_grid):
+            raise ValueError(f"DPMSolver: r = {self.r} must lie in 0 .. 1, with order 2 and on_grid=False")
+        if self.noise not in NOISES or (self.noise == "split" and not self.eta):
+            raise ValueError(f"DPMSolver: noise = {self.noise!r} must be sde, or split with eta > 0")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         return with_first_order_ends(schedule, t, self._shared if self.on_grid else self._inner)
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         values = lam(schedule, t)
-        inside = [t_of_lam(schedule, values[:-1] + r * np.diff(values)) for r in FRACTIONS[self.order]]
+        fractions = {1: (), 2: (self.r or 1 / 2,), 3: (1 / 3, 2 / 3)}[self.order]
+        inside = [t_of_lam(schedule, values[:-1] + r * np.diff(values)) for r in fractions]
         step = self._noisy if self.eta else self._step
         return [step(schedule, times) for times in np.stack([t[:-1], *inside, t[1:]], axis=1)]
 
@@ -74,12 +96,13 @@ class DPMSolver:
         if len(H) == 2:
             weights.append(half_slope_weights(H[1], values[1] / values[2]))
         elif len(H) == 3:
-            weights.append(exact_weights(H[1], [0.0, values[1] / values[2]]))
+            second = half_slope_weights if self.form == "midpoint" else _slope_weights
+            weights.append(second(H[1], values[1] / values[2]))
             r = (values[:3] / values[3]).tolist()
-            if self.on_grid:
+            if self.on_grid and self.form == "exact":
                 weights.append(exact_weights(H[2], r))
             else:
-                start, inside = exact_weights(H[2], [0.0, r[2]])
+                start, inside = _slope_weights(H[2], r[2])
                 weights.append([start, 0.0, inside])
         return one_step_rows(
             times, a, [[g * v for v in row] for g, row in zip(gain, weights, strict=True)], self.prediction
@@ -87,6 +110,8 @@ class DPMSolver:
 
     def _noisy(self, schedule: Schedule, times: Array) -> list[Row]:
         a, gain, H, c = step_coefficients(schedule, times[:1], times[1:], "x0", self.eta)
+        if self.noise == "split":
+            a, H, c = _split(schedule, times, self.eta)
         t, s = float(times[0]), float(times[1])
         first = Row(t, s, a[0], gain[0] * exact_weights(H[0], [0.0])[0], c[0])
         if self.order == 1:
@@ -94,7 +119,21 @@ class DPMSolver:
         # x_t = alpha D + sigma eps is kept as two slots: it can't be recovered from a stage that has noise of its own.
         keep = Row(t, t, 1.0, 0.0, m="eps", push=0)
         predict = Row(t, s, first.a, first.b, first.c, push=1, evaluate=False)
-        start, inside = half_slope_weights(H[1], 0.5)
+        start, inside = half_slope_weights(H[1], self.r or 0.5)
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         w = (a[1] * sigma, a[1] * alpha + gain[1] * start)
         return [keep, predict, Row(s, float(times[2]), 0.0, gain[1] * inside, c[1], w)]
+
+
+def _slope_weights(H: float, node: float) -> list[float]:
+    return list(exact_weights(H, [0.0, node]))
+
+
+def _split(schedule: Schedule, times: Array, eta: float) -> tuple[list[float], list[float], list[float]]:
+    """Return a, H and c of steps from times[0] that go down to less noise than wanted and add the rest."""
+    alpha = schedule.alpha(times)
+    rho = schedule.sigma(times) / alpha
+    down, up = ancestral_split(rho[0], rho[1:], eta)
+    kept = down / rho[0]
+    with np.errstate(divide="ignore"):  # eta so large that the noise is all new: H is infinite
+        return (alpha[1:] / alpha[0] * kept).tolist(), (-np.log(kept)).tolist(), (alpha[1:] * up).tolist()

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
@@ -96,6 +97,12 @@ def with_first_order_ends(
     if last > first:
         groups += inner(schedule, t[first : last + 1])
     return groups + DDIM().steps(schedule, t[last:])
+
+
+def ancestral_split(rho: ArrayLike, rho_s: Array, eta: float) -> tuple[Array, Array]:
+    """Return k-diffusion's (down, up) of steps to rho_s: down^2 + up^2 = rho_s^2; see AncestralSplit."""
+    share = np.maximum(1.0 - eta**2 + (eta * rho_s / rho) ** 2, 0.0)  # (down / rho_s)^2, without cancellation
+    return np.sqrt(share) * rho_s, np.sqrt(1.0 - share) * rho_s
 
 
 def highest_order(order: int, steps: int, left: int, lower: bool | int, euler: bool = False) -> int:
