@@ -16,6 +16,7 @@ from fastscore.solvers.correctors import Corrector
 from fastscore.solvers.exponential import ancestral_split
 from fastscore.solvers.ode import Heun
 from fastscore.solvers.sde import denoise
+from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class PredictorCorrector:
 
     predictor: Solver | None
     corrector: Corrector
-    corrector_first: bool = False
+    corrector_first: bool = published(False)
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if self.predictor is not None:
@@ -90,7 +92,8 @@ class Churn:
     low: float = 0.05
     high: float = 50.0
     noise: float = 1.003
-    beyond: bool = False
+    beyond: bool = published(False)
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         planned("Churn", self.solver)

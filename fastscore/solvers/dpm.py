@@ -19,6 +19,7 @@ from fastscore.solvers.exponential import (
     step_coefficients,
     with_first_order_ends,
 )
+from fastscore.solvers.variants import published, published_repr
 
 FORMS = ("exact", "midpoint")
 NOISES = ("sde", "split")
@@ -56,9 +57,10 @@ class DPMSolver:
     prediction: str = "eps"
     eta: float = 0.0
     on_grid: bool = False
-    form: str = "exact"
-    r: float | None = None
-    noise: str = "sde"
+    form: str = published("exact")
+    r: float | None = published(None)
+    noise: str = published("sde")
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("DPMSolver", self.order, 3)
@@ -133,7 +135,7 @@ def _split(schedule: Schedule, times: Array, eta: float) -> tuple[list[float], l
     """Return a, H and c of steps from times[0] that go down to less noise than wanted and add the rest."""
     alpha = schedule.alpha(times)
     rho = schedule.sigma(times) / alpha
-    down, up = ancestral_split(rho[0], rho[1:], eta)
+    down, up = ancestral_split(float(rho[0]), rho[1:], eta)
     kept = down / rho[0]
     with np.errstate(divide="ignore"):  # eta so large that the noise is all new: H is infinite
         return (alpha[1:] / alpha[0] * kept).tolist(), (-np.log(kept)).tolist(), (alpha[1:] * up).tolist()

@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
@@ -99,7 +98,7 @@ def with_first_order_ends(
     return groups + DDIM().steps(schedule, t[last:])
 
 
-def ancestral_split(rho: ArrayLike, rho_s: Array, eta: float) -> tuple[Array, Array]:
+def ancestral_split(rho: float | Array, rho_s: Array, eta: float) -> tuple[Array, Array]:
     """Return k-diffusion's (down, up) of steps to rho_s: down^2 + up^2 = rho_s^2; see AncestralSplit."""
     share = np.maximum(1.0 - eta**2 + (eta * rho_s / rho) ** 2, 0.0)  # (down / rho_s)^2, without cancellation
     return np.sqrt(share) * rho_s, np.sqrt(1.0 - share) * rho_s

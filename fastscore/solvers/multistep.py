@@ -25,6 +25,7 @@ from fastscore.solvers.exponential import (
     step_coefficients,
     with_first_order_ends,
 )
+from fastscore.solvers.variants import published, published_repr
 
 FORMS = ("exact", "paper", "k-diffusion", "diffusers")
 
@@ -62,8 +63,9 @@ class DPMMultistep:
     prediction: str = "x0"
     form: str = "exact"
     eta: float = 0.0
-    lower_order_final: bool | int = False
-    euler_at_final: bool = False
+    lower_order_final: bool | int = published(False)
+    euler_at_final: bool = published(False)
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("DPMMultistep", self.order, 4 if self.form == "exact" else 3)
@@ -136,7 +138,8 @@ class DEIS:
 
     order: int = 3
     basis: str = "log-rho"
-    lower_order_final: bool | int = False
+    lower_order_final: bool | int = published(False)
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("DEIS", self.order, 4)

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, f, g2, transition
+from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class EulerMaruyama:
     """
 
     eta: float = 1.0
-    final: str = "tweedie"
+    final: str = published("tweedie")
     order = 1
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta < math.inf:
@@ -162,9 +164,10 @@ class DDIM:
 
     eta: float = 0.0
     keep_eps: bool = False
-    fixed_stride: bool = False
-    set_alpha_to_one: bool = True
+    fixed_stride: bool = published(False)
+    set_alpha_to_one: bool = published(True)
     order = 1
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
@@ -220,8 +223,9 @@ class StochasticHeun:
     """
 
     eta: float = 1.0
-    weights: str = "rms"
+    weights: str = published("rms")
     order = 2
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta < math.inf:

@@ -31,6 +31,7 @@ from fastscore.solvers.exponential import (
     with_first_order_ends,
 )
 from fastscore.solvers.multistep import past
+from fastscore.solvers.variants import published, published_repr
 
 VARIANTS = ("bh1", "bh2", "vary")
 LOWERINGS = ("", "diffusers", "comfyui")
@@ -62,8 +63,9 @@ class UniPC:
     p: int = 3
     variant: str = "bh2"
     prediction: str = "x0"
-    lower_order_final: bool = False
-    disable_corrector: tuple[int, ...] = ()
+    lower_order_final: bool = published(False)
+    disable_corrector: tuple[int, ...] = published(())
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("UniPC", self.p, 3)
@@ -158,9 +160,10 @@ class SASolver:
     predictor: int = 3
     corrector: int = 4
     tau: float | Callable[[float, float], float] = 1.0
-    simple_order_2: bool = False
-    pece: bool = False
-    lower_order_final: str = ""
+    simple_order_2: bool = published(False)
+    pece: bool = published(False)
+    lower_order_final: str = published("")
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("SASolver", self.predictor, 4)
