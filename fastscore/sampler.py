@@ -117,7 +117,7 @@ class Sampler:
             plan = plans.clip(plan, clip)
         bound = BoundPlan(plan, self.model, self.guidance, self.guide is not None)
         d = math.prod(self.model.shape)
-        if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in plan.rows):
+        if d < 32 and any(row.langevin and row.langevin.norm not in ("batch", "tutorial") for row in plan.rows):
             warnings.warn(
                 f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
                 "use AnnealedLangevin",

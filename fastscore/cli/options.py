@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NETWORKS = ("auto", "own", "fp32", "bf16", "compile", "regional")
 GRAPHS = ("auto", "off", "step", "loop")
 BACKENDS = ("auto", "reference", "cpp", "triton")
-NORMS = ("sample", "batch", "expected")
+NORMS = ("sample", "batch", "expected", "tutorial")
 VARIANCES = ("small", "large")
 
 

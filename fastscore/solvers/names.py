@@ -103,7 +103,7 @@ def named(
         predictor: of score-sde, one of PREDICTORS.
         corrector: Langevin steps at each time, after any solver with a grid; one of CORRECTORS.
         snr, corrections: of the corrector: signal-to-noise ratio, positive, and steps a time, at least 1.
-        norm: of langevin: "sample", "batch" or "expected"; score-sde has its own.
+        norm: of langevin: "sample", "batch", "expected" or "tutorial"; score-sde has its own.
         s_noise: factor on the noise of any solver with a grid that draws some, at least 0 (1 if left out; 1.003 of
             edm-churn); a corrector's noise stays. See ScaledNoise.
 
