@@ -195,3 +195,22 @@ def _ddim(s: dict) -> Case:
     table = discrete_vp("scaled-linear", 1000, config["beta_start"], config["beta_end"])
     solver = DDIM(eta, fixed_stride=True, set_alpha_to_one=config.get("set_alpha_to_one", True))
     return _case(table, solver, [*s["timesteps"], -1.0], list(range(n)) if eta else [0], 1.0)
+
+
+ALWAYS = (  # one of each option; python tests/oracles/golden2.py copies them
+    "comfy/dpmpp_3m_sde", "comfy/dpmpp_sde_r03", "comfy/sa_solver", "comfy/sa_solver_pece", "comfy/sa_solver_simple",
+    "comfy/uni_pc", "diffusers/ddim_leading_offset1", "diffusers/ddim_linspace_eta1", "diffusers/deis_3_short",
+    "diffusers/dpmpp_2m_euler_at_final", "diffusers/dpmpp_3m_short", "diffusers/dpmpp_3m_short_nolower",
+    "diffusers/dpmpp_3s_short", "diffusers/sa_solver_34", "diffusers/sa_solver_karras", "diffusers/sde_dpmpp_3m",
+    "diffusers/unipc_2_nocorr", "diffusers/unipc_3_short",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    settings, arrays = recorded()
+    kept = {f"target__{k}": arrays[f"target__{k}"] for k in ("w", "mu", "s")}
+    for name in ALWAYS:
+        for k in ("x", "noise"):
+            key = f"{name.replace('/', '__')}__{k}"
+            kept[key] = arrays[key]
+    np.savez_compressed(COPY / "golden2.npz", **kept)
+    (COPY / "golden2.json").write_text(json.dumps({name: settings[name] for name in ALWAYS}, indent=0) + "\n")
