@@ -35,8 +35,8 @@ from fastscore.solvers import (
 )
 from fastscore.solvers.unipc import TauWindow
 
-FOLDER = Path(os.environ.get("FASTSCORE_GOLDEN2", Path(__file__).parents[3] / "shared" / "golden2"))
-COPY = Path(__file__).parents[1] / "data"  # the few cases that must always run
+FOLDER = Path(os.environ.get("FASTSCORE_GOLDEN2", Path(__file__).resolve().parents[3] / "shared" / "golden2"))
+COPY = Path(__file__).resolve().parents[1] / "data"  # the few cases that must always run
 # Kinds of runs that belong to samplers or guidance rules of their own, by the first letters of their names.
 LATER = {
     "boltz/": "AlphaFold 3's step",
