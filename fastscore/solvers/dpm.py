@@ -29,7 +29,7 @@ NOISES = ("sde", "split")
 class DPMSolver:
     r"""DPM-Solver-1/2/3 and DPM-Solver++ 1S/2S/3S, and DPM-Solver++ for the reverse SDE.
 
-    ``order`` evaluations a step, at t and at lam_t + r h, of order 3 also at twice that. Order 2 with
+    ``order`` evaluations a step, at t and at lam_t + r h with r = 1/2, or 1/3 and 2/3. Order 2 with
     "eps" is also k-diffusion's DPM2, with "x0" its DPM++ 2S; see AncestralSplit for their ancestral forms.
 
     Args:
@@ -40,10 +40,10 @@ class DPMSolver:
             second stage's x_t is alpha D + sigma eps with the clipped D.
         on_grid: the intermediate times are knots of the grid, ``order`` intervals a step, as in diffusers;
             intervals left over, and the one to sigma = 0, have the order that remains.
-        form: of order 3 on_grid: "exact" interpolates all three evaluations (diffusers' "heun"), since the
-            paper's weights need r = 2/3. "midpoint", diffusers' default, takes half the slope for the second
-            one and leaves it out at the end; second order.
-        r: of order 2, 0 .. 1; 1/3 of order 3 and 1/2 of order 2 if left out.
+        form: of order 3 on_grid: "exact" interpolates all three evaluations, since the paper's weights
+            need r = 2/3. "midpoint", diffusers' default, takes half the slope from the second one and leaves
+            that out at the end; second order.
+        r: of order 2, between 0 and 1; 1/2 if left out. Order 3 has 1/3 and 2/3.
         noise: "sde" is that of the reverse SDE, sigma_s^2 (1 - e^{-2 eta^2 h}); "split" is k-diffusion's, which
             AncestralSplit describes, for its DPM++ SDE. The two are one at eta = 1.
 

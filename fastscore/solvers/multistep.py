@@ -44,13 +44,13 @@ class DPMMultistep:
         form: "exact" integrates the polynomial exactly (order 2: "heun" of diffusers and k-diffusion). The
             others are published code. "paper" takes half the slope at order 2 ("midpoint") and at order 3
             half of the quadratic term, which leaves it second order. "k-diffusion" has the exact slope in a
-            second step and half of the quadratic term from the third on (its DPM++ 3M SDE; diffusers' order 3
-            with "heun"). "diffusers" is "paper" but for its sde-dpmsolver++ of order 3, where a wrong sign in
-            the quadratic term leaves first order.
+            second step and half of the quadratic term from the third on (its DPM++ 3M SDE). "diffusers" is
+            "paper" but for its sde-dpmsolver++ of order 3, where a wrong sign in the quadratic term leaves
+            first order.
         eta: noise, 1 for Anderson's reverse SDE (SDE-DPM-Solver(++); k-diffusion's eta is eta^2).
         lower_order_final: the last step is first order, the one before it at most second, and so on, in runs
             of fewer than 15 steps as in diffusers (its default), or of fewer steps than a number that is
-            given (DPM-Solver's own code: 10). A step to sigma = 0 is D, and so first order, in any case.
+            given (10 in the authors' code). A step to sigma = 0 is D, and so first order, in any case.
         euler_at_final: the last step is first order, in runs of any length; diffusers' option.
 
     Raises:
@@ -126,8 +126,8 @@ class DEIS:
 
     Args:
         order: 1 .. 4, evaluations used.
-        basis: the variable of the Lagrange polynomials l_j: "log-rho" (what its authors and diffusers
-            use; DPMMultistep in eps) or "rho" (rhoAB; LMS).
+        basis: the variable of the Lagrange polynomials l_j: "log-rho" (diffusers'; DPMMultistep in
+            eps) or "rho" (rhoAB; LMS).
         lower_order_final: with log-rho, lower orders at the end of short runs; see DPMMultistep. diffusers' default.
 
     Raises:

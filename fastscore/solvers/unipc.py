@@ -48,8 +48,8 @@ class UniPC:
         variant: "bh1" (B = H) or "bh2" (B = 1 - e^-H) take B/2 for the weight of a slope from two
             evaluations; "vary" integrates exactly. From three evaluations on they are the same.
         prediction: "x0" or "eps".
-        lower_order_final: p is at most the number of steps left, as in the published code and, by default, in
-            diffusers; in runs of any length.
+        lower_order_final: p is at most the number of steps left, in runs of any length: ComfyUI's rule, and the
+            default of diffusers.
         disable_corrector: numbers of the steps, from 0 on, that stay as predicted; diffusers' option.
 
     A step to sigma = 0 is D, which B = H = inf would make NaN.
@@ -146,7 +146,7 @@ class SASolver:
         tau: noise, 1 for Anderson's reverse SDE: a number, or a function of a step's times, tau(t, s), constant
             within the step; see TauWindow.
         simple_order_2: two evaluations have half of H for the weight of their slope, where the integral is
-            H - 1 + e^-H over H: the published code's second order (diffusers always, ComfyUI on demand).
+            H - 1 + e^-H over H: diffusers' second order, and ComfyUI's on demand.
         pece: evaluate again at the corrected x, and keep that evaluation; two evaluations a step.
         lower_order_final: with n steps left above sigma = 0, "diffusers" has at most n evaluations in the
             predictor and n + 1 in the corrector, "comfyui" at most n in both; "" lowers nothing.
