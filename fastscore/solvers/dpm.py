@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -46,6 +47,8 @@ class DPMSolver:
         r: of order 2, between 0 and 1; 1/2 if left out. Order 3 has 1/3 and 2/3.
         noise: "sde" is that of the reverse SDE, sigma_s^2 (1 - e^{-2 eta^2 h}); "split" is k-diffusion's, which
             AncestralSplit describes, for its DPM++ SDE. The two are one at eta = 1.
+        lower_order_final: on_grid, the last step is first order if the orders would end with a whole step of
+            ``order``, as diffusers has it; a step to sigma = 0 is first order in any case.
 
     Raises:
         ValueError: a value out of range, or options that exclude each other.
@@ -60,6 +63,7 @@ class DPMSolver:
     form: str = published("exact")
     r: float | None = published(None)
     noise: str = published("sde")
+    lower_order_final: bool = published(False)
     __repr__ = published_repr
 
     def __post_init__(self) -> None:
@@ -76,9 +80,14 @@ class DPMSolver:
             raise ValueError(f"DPMSolver: r = {self.r} must lie in 0 .. 1, with order 2 and on_grid=False")
         if self.noise not in NOISES or (self.noise == "split" and not self.eta):
             raise ValueError(f"DPMSolver: noise = {self.noise!r} must be sde, or split with eta > 0")
+        if self.lower_order_final and not self.on_grid:
+            raise ValueError("DPMSolver: lower_order_final=True goes with on_grid=True; leave it out")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return with_first_order_ends(schedule, t, self._shared if self.on_grid else self._inner)
+        if not self.on_grid:
+            return with_first_order_ends(schedule, t, self._inner)
+        lower = self.lower_order_final and t[-1] != schedule.t_clean
+        return with_first_order_ends(schedule, t, lambda on, knots: self._shared(on, knots, lower))
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         values = lam(schedule, t)
@@ -87,9 +96,10 @@ class DPMSolver:
         step = self._noisy if self.eta else self._step
         return [step(schedule, times) for times in np.stack([t[:-1], *inside, t[1:]], axis=1)]
 
-    def _shared(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        starts = range(0, len(t) - 1, self.order)
-        return [[row] for k in starts for row in self._step(schedule, t[k : k + self.order + 1])]
+    def _shared(self, schedule: Schedule, t: Array, lower: bool) -> list[list[Row]]:
+        n = len(t) - 1
+        ends = {*range(0, n, self.order), n} | ({n - 1} if lower and n % self.order == 0 else set())
+        return [[row] for k, end in pairwise(sorted(ends)) for row in self._step(schedule, t[k : end + 1])]
 
     def _step(self, schedule: Schedule, times: Array) -> list[Row]:
         a, gain, H, _ = step_coefficients(schedule, times[:1], times[1:], self.prediction)

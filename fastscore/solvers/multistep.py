@@ -27,7 +27,7 @@ from fastscore.solvers.exponential import (
 )
 from fastscore.solvers.variants import published, published_repr
 
-FORMS = ("exact", "paper", "k-diffusion", "diffusers")
+FORMS = ("exact", "paper", "k-diffusion", "diffusers", "diffusers-heun")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class DPMMultistep:
             others are published code. "paper" takes half the slope at order 2 ("midpoint") and at order 3
             half of the quadratic term, which leaves it second order. "k-diffusion" has the exact slope in a
             second step and half of the quadratic term from the third on (its DPM++ 3M SDE). "diffusers" is
-            "paper" but for its sde-dpmsolver++ of order 3, where a wrong sign in the quadratic term leaves
-            first order.
+            "paper", and "diffusers-heun" is "k-diffusion", but for its sde-dpmsolver++ of order 3, where a wrong
+            sign in the quadratic term leaves first order.
         eta: noise, 1 for Anderson's reverse SDE (SDE-DPM-Solver(++); k-diffusion's eta is eta^2).
         lower_order_final: the last step is first order, the one before it at most second, and so on, in runs
             of fewer than 15 steps as in diffusers (its default), or of fewer steps than a number that is
@@ -94,9 +94,10 @@ class DPMMultistep:
         if self.form == "exact" or len(nodes) == 1:
             return exact_weights(H, nodes)
         if len(nodes) == 2:
-            return exact_weights(H, nodes) if self.form == "k-diffusion" else half_slope_weights(H, nodes[1])
+            exact = self.form in ("k-diffusion", "diffusers-heun")
+            return exact_weights(H, nodes) if exact else half_slope_weights(H, nodes[1])
         total, slope, curvature = exponential_moments(H, 3)
-        wrong_sign = float(self.form == "diffusers" and self.prediction == "x0" and self.eta > 0.0)
+        wrong_sign = float(self.form.startswith("diffusers") and self.prediction == "x0" and self.eta > 0.0)
         return lagrange_weights(nodes, [total, slope, 0.5 * curvature - wrong_sign])
 
 

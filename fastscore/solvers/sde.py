@@ -155,9 +155,12 @@ class DDIM:
             as in diffusers' DDIM, wherever the next one starts. Where the two differ (a linspace grid, or a
             trailing one with n no divisor of N) x is taken for one with another level than it has.
         set_alpha_to_one: where a fixed stride leaves the table: to the data, or to index 0; diffusers' option.
+        inverse: from data to noise, as diffusers' DDIMInverseScheduler: the steps of a fixed stride upwards, each
+            with the eps of the index where it ends at the x where it starts. ``init`` of a sampler with
+            start="state" is the data. ProbabilityFlow.encode solves the same ODE without that shift of labels.
 
     Raises:
-        ValueError: eta out of range; fixed_stride on a schedule without indices.
+        ValueError: eta out of range; fixed_stride on a schedule without indices; options that need one another.
 
     Source: Song et al. 2020 (DDIM), eq. 12 and 16, for any (alpha, sigma).
     """
@@ -166,6 +169,7 @@ class DDIM:
     keep_eps: bool = False
     fixed_stride: bool = published(False)
     set_alpha_to_one: bool = published(True)
+    inverse: bool = published(False)
     order = 1
     __repr__ = published_repr
 
@@ -176,9 +180,13 @@ class DDIM:
             raise ValueError(
                 "DDIM: set_alpha_to_one=False goes with fixed_stride=True; end the grid at index 0 instead"
             )
+        if self.inverse and (not self.fixed_stride or self.eta or self.keep_eps):
+            raise ValueError("DDIM: inverse=True goes with fixed_stride=True, eta=0 and keep_eps=False")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         ends = self._strides(schedule, t) if self.fixed_stride else t[1:]
+        if self.inverse:
+            return [_inverse(schedule, start, end) for end, start in zip(t[-2::-1], ends[::-1], strict=True)]
         return [self._rows(schedule, start, end) for start, end in zip(t[:-1], ends, strict=True)]
 
     def _strides(self, schedule: Schedule, t: Array) -> Array:
@@ -199,6 +207,12 @@ class DDIM:
             return [keep, Row(float(t), float(s), 0.0, alpha, float(c), w=(float(direction),), evaluate=False)]
         a = direction / schedule.sigma(t)
         return [Row(float(t), float(s), a=float(a), b=float(alpha - schedule.alpha(t) * a), c=float(c))]
+
+
+def _inverse(schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+    """Return a step of DDIM from t up to s, with the eps that belongs to s."""
+    a = schedule.alpha(s) / schedule.alpha(t)
+    return [Row(float(s), float(s), float(a), float(schedule.sigma(s) - a * schedule.sigma(t)), m="eps")]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Case:
     clip: float | None = None
     prior: float = 1.0  # the code's prior standard deviation over ours
     scale: float = 1.0  # what the code multiplies the end by
+    data: bool = False  # from data, the target's means and a tenth of the first draw, to noise
 
 
 @cache
@@ -86,8 +87,13 @@ def rerun(name: str, case: Case, target: GaussianMixture, arrays: dict) -> tuple
         batch=len(x),
         clip=case.clip,
         dtype=torch.float64,
+        start="state" if case.data else "prior",
     )
     noise = noise[case.draws]
+    if case.data:
+        means = target.means.reshape(-1, *x.shape[1:])
+        init = means[torch.arange(len(x)) % len(means)] + 0.1 * noise[0]
+        return sampler.run(range(len(x)), init=init), x, case
     noise[0] *= case.prior
     return case.scale * sampler.run(range(len(x)), noise=noise), x, case
 

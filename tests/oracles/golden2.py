@@ -10,6 +10,7 @@ import math
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,6 @@ LATER = {
     "comfy/res_multistep_": "RES, ancestral and CFG++",
     "comfy/seeds": "SEEDS",
     "diffusers/consistency": "consistency models",
-    "diffusers/ddim_inverse": "DDIM inversion with another label than level",
     "diffusers/flow_euler_stochastic": "re-noising steps of flow matching",
     "diffusers/lcm": "LCM",
     "diffusers/ltx": "the ancestral rule of rectified flow",
@@ -96,7 +96,7 @@ def build(s: dict) -> Case:
     return {"comfy": _comfy, "diffusers": _diffusers}[s["kind"]](s)
 
 
-def _case(schedule: Schedule, solver: object, times: list[float], draws: list[int], std: float, **more: float) -> Case:
+def _case(schedule: Schedule, solver: object, times: list[float], draws: list[int], std: float, **more: Any) -> Case:
     """Make a case whose x_T has a standard deviation, in place of the schedule's own at the first time."""
     knots = tuple(dict.fromkeys(times))  # a level that is repeated moves nothing
     first, top = (math.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (knots[0], schedule.T))
@@ -136,9 +136,9 @@ def _comfy(s: dict) -> Case:
     eta = given.get("eta", 1.0)
     solver = {
         "ddpm": DDIM(1.0),
-        "dpmpp_2m_sde": DPMMultistep(2, "x0", "paper", eta),
-        "dpmpp_2m_sde_heun": DPMMultistep(2, "x0", "exact", eta),
-        "dpmpp_3m_sde": DPMMultistep(3, "x0", "k-diffusion", eta),
+        "dpmpp_2m_sde": DPMMultistep(2, "x0", "paper", math.sqrt(eta)),
+        "dpmpp_2m_sde_heun": DPMMultistep(2, "x0", "exact", math.sqrt(eta)),
+        "dpmpp_3m_sde": DPMMultistep(3, "x0", "k-diffusion", math.sqrt(eta)),
         "dpmpp_2s_ancestral": AncestralSplit(DPMSolver(2, "x0"), eta),
         "dpmpp_sde": DPMSolver(2, "x0", eta, r=given.get("r"), noise="split"),
         "ipndm": IPNDM(4),
@@ -151,6 +151,10 @@ def _diffusers(s: dict) -> Case:
     config, n, std, cls = s["config"], s["steps"], s["init_noise_sigma"], s["cls"]
     if cls == "DDIMScheduler":
         return _ddim(s)
+    if cls == "DDIMInverseScheduler":
+        table = discrete_vp("scaled-linear", 1000, config["beta_start"], config["beta_end"])
+        solver = DDIM(fixed_stride=True, inverse=True, set_alpha_to_one=config.get("set_alpha_to_one", True))
+        return _case(table, solver, [*s["timesteps"][::-1], -1.0], [0], 1.0, data=True)
     sigmas = list(s["sigmas"])
     schedule = {"vp": _vp, "edm": lambda v: EDM(0.5 * s["sigmas"][-2], v), "sigma_v": lambda v: EDM(0.01, v)}.get(
         s["model"], lambda _: Flow()
@@ -163,7 +167,8 @@ def _diffusers(s: dict) -> Case:
         solver = Heun() if "Heun" in cls else Euler()
         return _case(schedule, solver, sigmas, [0], std)
     if cls == "DPMSolverSinglestepScheduler":
-        solver = DPMSolver(order, "x0", on_grid=True, form="midpoint" if order == 3 else "exact")
+        midpoint, lower = order == 3 and config.get("solver_type") != "heun", config.get("lower_order_final", False)
+        solver = DPMSolver(order, "x0", on_grid=True, form="midpoint" if midpoint else "exact", lower_order_final=lower)
         return _case(schedule, solver, sigmas, [0], std)
     if cls == "DEISMultistepScheduler":
         # Their wasted step, from a level to itself, is the one whose order is lowered.
@@ -181,7 +186,7 @@ def _diffusers(s: dict) -> Case:
         return _case(schedule, solver, sigmas, [0, *(1 + k for k in noisy)], std)
     kind = "sde-dpmsolver++" if cls.startswith("Cosine") else config.get("algorithm_type", "dpmsolver++")
     heun, eta = config.get("solver_type") == "heun", float(kind.startswith("sde"))
-    form = ("k-diffusion" if order == 3 else "exact") if heun else "diffusers"
+    form = ("diffusers-heun" if order == 3 else "exact") if heun else "diffusers"
     lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
     solver = DPMMultistep(order, "x0" if kind.endswith("++") else "eps", form, eta, lower, euler)
     return _case(schedule, solver, sigmas, noisy if eta else [0], std)
@@ -199,7 +204,8 @@ def _ddim(s: dict) -> Case:
 
 ALWAYS = (  # one of each option; python tests/oracles/golden2.py copies them
     "comfy/dpmpp_3m_sde", "comfy/dpmpp_sde_r03", "comfy/sa_solver", "comfy/sa_solver_pece", "comfy/sa_solver_simple",
-    "comfy/uni_pc", "diffusers/ddim_leading_offset1", "diffusers/ddim_linspace_eta1", "diffusers/deis_3_short",
+    "comfy/uni_pc", "diffusers/ddim_inverse", "diffusers/ddim_leading_offset1", "diffusers/ddim_linspace_eta1",
+    "diffusers/deis_3_short",
     "diffusers/dpmpp_2m_euler_at_final", "diffusers/dpmpp_3m_short", "diffusers/dpmpp_3m_short_nolower",
     "diffusers/dpmpp_3s_short", "diffusers/sa_solver_34", "diffusers/sa_solver_karras", "diffusers/sde_dpmpp_3m",
     "diffusers/unipc_2_nocorr", "diffusers/unipc_3_short",

@@ -46,7 +46,7 @@ def orders(solver, n, schedule=None, clean=False, start=None):
 
 
 @pytest.mark.parametrize("prediction", ["x0", "eps"])
-@pytest.mark.parametrize("form", ["exact", "paper", "k-diffusion", "diffusers"])
+@pytest.mark.parametrize("form", ["exact", "paper", "k-diffusion", "diffusers", "diffusers-heun"])
 def test_orders_fall_in_runs_of_fewer_than_15_steps(form, prediction):
     def of(n, lower=True, **more):
         return orders(DPMMultistep(3, prediction, form, lower_order_final=lower), n, **more)
@@ -82,6 +82,31 @@ def test_lowered_orders_reach_the_samples(setting):
             knots = SETTINGS[setting].knots[:n] + SETTINGS[setting].knots[-1:]
             change = np.abs(run(solver, setting, knots) - run(fs.DDIM(), setting, knots)).max()
             assert change > 1e-3 if n == 5 else change < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("order", "n", "lower", "clean", "expected"),  # get_order_list of diffusers' singlestep scheduler
+    [
+        (3, 9, True, False, [1, 2, 3, 1, 2, 3, 1, 2, 1]),
+        (3, 10, True, False, [1, 2, 3, 1, 2, 3, 1, 2, 3, 1]),
+        (3, 8, True, False, [1, 2, 3, 1, 2, 3, 1, 2]),
+        (2, 6, True, False, [1, 2, 1, 2, 1, 1]),
+        (2, 7, True, False, [1, 2, 1, 2, 1, 2, 1]),
+        (1, 3, True, False, [1, 1, 1]),
+        (3, 9, False, False, [1, 2, 3] * 3),
+        (2, 6, False, False, [1, 2] * 3),
+        (3, 9, True, True, [1, 2, 3, 1, 2, 3, 1, 2, 1]),
+        (3, 10, True, True, [1, 2, 3, 1, 2, 3, 1, 2, 3, 1]),
+        (3, 8, True, True, [1, 2, 3, 1, 2, 3, 1, 1]),
+        (2, 6, True, True, [1, 2, 1, 2, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("form", ["exact", "midpoint"])
+def test_orders_of_single_steps_on_the_grid(order, n, lower, clean, expected, form):
+    if form == "midpoint" and order != 3:
+        form = "exact"
+    solver = fs.DPMSolver(order, "x0", on_grid=True, form=form, lower_order_final=lower)
+    assert orders(solver, n, clean=clean) == expected
 
 
 def test_a_step_without_correction_is_unip():
@@ -150,9 +175,11 @@ def test_diffusers_sign_leaves_first_order():
         form: [variance_error(DPMMultistep(3, "x0", form, 1.0), n) for n in (40, 80, 160)]
         for form in ("diffusers", "k-diffusion", "paper", "exact")
     }
+    heun = [variance_error(DPMMultistep(3, "x0", "diffusers-heun", 1.0), n) for n in (40, 80, 160)]
     rates = {form: math.log2(e[1] / e[2]) for form, e in errors.items()}
     assert 0.8 < rates["diffusers"] < 1.3
     assert all(rates[form] > 1.8 for form in ("k-diffusion", "paper", "exact"))
+    assert 0.8 < math.log2(heun[1] / heun[2]) < 1.3
     assert errors["diffusers"][2] > 5.0 * max(errors[form][2] for form in ("k-diffusion", "paper", "exact"))
     assert DPMMultistep(3, "x0", "diffusers").steps(fs.VP(), fs.uniform(5)(fs.VP())) == DPMMultistep(
         3, "x0", "paper"
@@ -522,10 +549,13 @@ def test_a_hybrid_that_ends_with_an_adaptive_solver():
         (lambda: fs.DPMSolver(2, r=1.0), "r = 1.0 must lie in 0 .. 1"),
         (lambda: fs.DPMSolver(3, r=0.5), "with order 2"),
         (lambda: fs.DPMSolver(2, "x0", noise="split"), "split with eta > 0"),
+        (lambda: fs.DPMSolver(2, "x0", lower_order_final=True), "goes with on_grid=True"),
         (lambda: EulerMaruyama(final="denoise"), "must be tweedie or mean"),
         (lambda: EulerMaruyama(final="mean").steps(fs.VE(), np.array([0.5, -math.inf])), "use two steps"),
         (lambda: StochasticHeun(weights="mean"), "must be rms or stages"),
         (lambda: fs.DDIM(set_alpha_to_one=False), "goes with fixed_stride=True"),
+        (lambda: fs.DDIM(inverse=True), "inverse=True goes with fixed_stride=True"),
+        (lambda: fs.DDIM(0.5, fixed_stride=True, inverse=True), "eta=0"),
         (lambda: fs.DDIM(fixed_stride=True).steps(fs.VP(), fs.uniform(3)(fs.VP())), "VP has none"),
         (lambda: fs.ImplicitMidpoint(exponential=True, denoise=False), "leave denoise=False out"),
     ],
