@@ -16,7 +16,7 @@ from checks import DENOISER, MODEL, NOISE, N, moments
 
 import fastscore as fs
 from fastscore.model.analytic import gaussian, score_model
-from fastscore.plan import make_plan
+from fastscore.plan import NORMS, make_plan
 from fastscore.process.grid import Times
 from fastscore.solvers import AncestralSplit, Churn, DPMMultistep, EulerMaruyama, StochasticHeun, UniPC
 from fastscore.solvers.unipc import TauWindow
@@ -116,6 +116,15 @@ def test_a_step_without_correction_is_unip():
     close(run(off, "vp-linear", knots), run(fs.DPMpp2M(), "vp-linear", knots), 1e-13)
     corrected = run(UniPC(2, "bh2"), "vp-linear", knots)
     assert np.abs(run(off, "vp-linear", knots) - corrected).max() > 1e-3
+
+
+def test_disabled_corrections_are_counted_from_the_first_step_of_the_run():
+    """The step from pure noise is step 0, and has no correction to disable."""
+    t = fs.uniform(5)(fs.Flow())
+    rows = {off: make_plan(UniPC(2, disable_corrector=off), fs.Flow(), t).rows for off in ((), (0,), (1,))}
+    assert rows[()] == rows[(0,)]
+    assert rows[()][:3] == rows[(1,)][:3]
+    assert rows[()][3] != rows[(1,)][3]
 
 
 # --- the third order of DPM++ -----------------------------------------------------------------
@@ -290,6 +299,12 @@ def test_the_tutorials_samplers_on_any_schedule(setting, corrected):
     if corrected:
         solver = fs.PredictorCorrector(solver, fs.Langevin(norm="tutorial"), corrector_first=True)
     close(run(solver, setting, [*times, here.knots[-1]]), theirs)
+
+
+def test_the_tutorials_langevin_step_has_no_bound():
+    caps = {norm: fs.Langevin(norm=norm).rows(fs.VP(), 0.5, 0.4)[0].langevin.cap for norm in NORMS}
+    assert caps.pop("tutorial") == math.inf
+    assert [*caps.values()] == pytest.approx([1.0] * 3)
 
 
 def std_of(solver, schedule, grid, std, prior=None):
