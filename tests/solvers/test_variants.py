@@ -434,7 +434,9 @@ def falling(t, s):
     return max(0.0, t - 0.25)
 
 
-@pytest.mark.parametrize("tau", [TauWindow(0.2, 0.6, 0.8), TauWindow(0.2, 0.6, 0.8, at="end"), falling], ids=str)
+@pytest.mark.parametrize(
+    "tau", [TauWindow(0.2, 0.6, 0.8), TauWindow(0.2, 0.6, 0.8, at="end"), falling], ids=("start", "end", "function")
+)
 @pytest.mark.parametrize(("predictor", "corrector"), [(1, 0), (2, 2), (3, 4)])
 def test_sa_solver_with_noise_that_changes(tau, predictor, corrector):
     """Xue et al. 2023: tau is constant within a step, of the predictor as of the corrector."""
