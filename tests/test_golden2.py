@@ -5,6 +5,7 @@ from __future__ import annotations
 import golden2
 import pytest
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # the recorded grids are those of their codes
 NAMES = [name for name in golden2.recorded()[0] if golden2.reason(name) is None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,6 +41,8 @@ class ScoreModel:
         class_names: one a class, or empty.
         info: how it was made (training command, seed, ...), kept in its config.
         cond_shape: of the condition of one sample, if the network takes a tensor and not a class; else None.
+        scales: smallest and largest standard deviation of the data along any direction, where they are known: default
+            grids then resolve the one and take the other for the extent of the noise.
     """
 
     net: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -50,12 +53,15 @@ class ScoreModel:
     class_names: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
     cond_shape: tuple[int, ...] | None = None
+    scales: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.classes and self.cond_shape is not None:
             raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
         if not self.shape or not all(isinstance(k, int) and k > 0 for k in self.shape):
             raise ValueError(f"shape = {self.shape} must be positive integers, without the batch axis")
+        if self.scales is not None and not 0.0 < self.scales[0] <= self.scales[1] < math.inf:
+            raise ValueError(f"scales = {self.scales} must be two standard deviations, positive and rising")
 
 
 def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:

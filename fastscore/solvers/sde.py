@@ -30,7 +30,8 @@ class EulerMaruyama:
             uniform(n, clean=True). On a grid that ends at sigma > 0, "mean" drops the last step's noise.
 
     The diffusion does not depend on x, so Milstein's scheme is the same (its term g g'(x) vanishes) and the strong
-    order is 1. "mean" is less than an estimate of the data: on a Gaussian of std 0.1, Song's dx = 25^t dw and 500
+    order is 1. Where f is infinite, at pure noise, the first step is DDIM's.
+    "mean" is less than an estimate of the data: on a Gaussian of std 0.1, Song's dx = 25^t dw and 500
     steps it has std 0.090, "tweedie" 0.100, and x at t_end 0.110.
 
     Raises:
@@ -51,15 +52,20 @@ class EulerMaruyama:
             raise ValueError(f"EulerMaruyama: final = {self.final!r} must be tweedie or mean")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        rows = [denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, s) for t, s in pairwise(t)]
+        groups = [self._rows(schedule, t, s) for t, s in pairwise(t)]
         if self.final == "mean":
             end = t[-1] if t[-1] != schedule.t_clean or len(t) == 2 else t[-2] - (t[-3] - t[-2])
             if not math.isfinite(end):
                 raise ValueError(
                     f"EulerMaruyama: final = 'mean' needs a step before the one to t = {end}; use two steps"
                 )
-            rows[-1] = replace(self.row(schedule, t[-2], end), s=float(t[-1]), c=0.0)
-        return [[row] for row in rows]
+            groups[-1] = [replace(self.row(schedule, t[-2], end), s=float(t[-1]), c=0.0)]
+        return groups
+
+    def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+        if s == schedule.t_clean:
+            return [denoise(t, s)]
+        return leave_pure_noise(schedule, t, s, self.eta) or [self.row(schedule, t, s)]
 
     def row(self, schedule: Schedule, t: float, s: float) -> Row:
         """Return the step from ``t`` to ``s``."""
@@ -222,7 +228,7 @@ class StochasticHeun:
         x_p = x_t + h a(x_t, t) + G z,   x_s = x_t + h/2 [a(x_t, t) + a(x_p, s)] + G z,   h = t - s
 
     with a = -f x + (1 + eta^2)/2 g^2 score and G^2 = eta^2 h (g^2(t) + g^2(s))/2. Strong order 1; weak order 2,
-    since the noise is additive.
+    since the noise is additive. Where f is infinite, at pure noise, the first step is DDIM's.
 
     Args:
         eta: see EulerMaruyama.
@@ -253,6 +259,8 @@ class StochasticHeun:
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:
             return [denoise(t, s)]
+        if first := leave_pure_noise(schedule, t, s, self.eta):
+            return first
         h, ends = float(t - s), np.array([t, s])
         (drift, drift_s), diffusion = f(schedule, ends).tolist(), g2(schedule, ends)
         pull, pull_s = (0.5 * (1.0 + self.eta**2) * diffusion).tolist()  # of the score
@@ -268,6 +276,11 @@ class StochasticHeun:
         x, rate = 1.0 - share, 0.5 - share  # weights of x_t and of h a(x_t, t)
         w = (rate * in_x0 + x * alpha, rate * in_eps + x * sigma)
         return [keep, predict, Row(float(s), float(s), share - 0.5 * h * drift_s, 0.5 * h * pull_s, w=w, m="score")]
+
+
+def leave_pure_noise(schedule: Schedule, t: np.float64, s: np.float64, eta: float) -> list[Row]:
+    """Return DDIM's step if there is no signal at ``t``, else nothing: x_s depends on x_t by its noise alone."""
+    return DDIM(min(eta, 1.0)).steps(schedule, np.array([t, s]))[0] if schedule.alpha(t) == 0.0 else []
 
 
 def denoise(t: float, s: float) -> Row:
