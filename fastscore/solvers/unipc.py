@@ -144,7 +144,7 @@ class SASolver:
         predictor: 1 .. 4, evaluations of the predictor.
         corrector: evaluations of the corrector, the new one included; 0 for none.
         tau: noise, 1 for Anderson's reverse SDE: a number, or a function of a step's times, tau(t, s), constant
-            within the step; see TauWindow.
+            within the step: TauWindow, or another frozen dataclass, whose repr a run's record can keep.
         simple_order_2: two evaluations have half of H for the weight of their slope, where the integral is
             H - 1 + e^-H over H: diffusers' second order, and ComfyUI's on demand.
         pece: evaluate again at the corrected x, and keep that evaluation; two evaluations a step.
