@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         ImplicitMidpoint,
         Interval,
         Langevin,
+        Milstein,
         PredictorCorrector,
         RePaint,
         Restart,
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
         UniPC,
     )
     from fastscore.solvers.presets import ncsn, ncsnv2
+    from fastscore.solvers.unipc import TauWindow
     from fastscore.training.settings import TrainConfig
     from fastscore.training.train import train
 
@@ -128,11 +130,12 @@ _HOME = {
     "sampler": "Sampler",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
     "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
-    "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
+    "Interval Langevin Milstein PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
     "StochasticHeun UniPC",
     "solvers.presets": "ncsn ncsnv2",
     "training.settings": "TrainConfig",
     "training.train": "train",
+    "solvers.unipc": "TauWindow",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
