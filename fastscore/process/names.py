@@ -123,8 +123,8 @@ def _recipe(schedule: Schedule) -> dict[str, Any]:
         zero = betas[-1] == 1.0
         # The scale of a table to pure noise hides its last beta: only DDPM's own is known again.
         linear = {"kind": "linear", "beta_min": betas[0], "beta_max": 0.02 if zero else betas[-1]}
-        for recipe in (linear, {"kind": "cosine"}):
-            recipe |= {"n": n, "zero_snr": zero and n > 1}
+        for kind in (linear, {"kind": "cosine"}):
+            recipe: dict[str, Any] = {**kind, "n": n, "zero_snr": zero and n > 1}
             if np.allclose(discrete_vp(**recipe).betas, betas, rtol=1e-9, atol=0.0):
                 return recipe
     if isinstance(schedule, DiscreteVE):
