@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.loop import Loop
-from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
@@ -32,6 +33,7 @@ from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import AnnealedLangevin
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -115,8 +117,10 @@ def run(
 
     model = ScoreModel(net, tuple(start.shape[1:]), EDM(), Parametrization("score"))
     execution = replace(execution, batch=min(execution.batch, max(n, 1)))
-    loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
-    x, acceptance = torch.empty_like(start, memory_format=torch.contiguous_format), start.new_empty(n)
+    with undisturbed(execution.dtype, execution.place):
+        loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
+        x = torch.empty(start.shape, dtype=start.dtype, device=start.device)
+        acceptance = x.new_empty(n)
 
     def compute(at: slice, part: Request) -> Tensor:
         assert part.init is not None
@@ -129,8 +133,8 @@ def run(
             f"{step:g}, or another start"
         )
 
-    request = Request(key, init=start.flatten(1))
-    for at, ends in micro_batches(request, execution.batch, Turn(log_density, score), compute, not_finite):
+    turn, request = Turn(log_density, score, execution=execution), Request(key, init=start.flatten(1))
+    for at, ends in micro_batches(request, execution.batch, turn, compute, not_finite):
         x[at], acceptance[at] = ends[:, :-1].view(-1, *model.shape), ends[:, -1]
     return Chains(x, acceptance)
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
 from fastscore.engine.adaptive.field import Field, ScoreField
 from fastscore.engine.adaptive.lanes import Lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
-from fastscore.engine.request import Request, Turn
+from fastscore.engine.request import Request
+from fastscore.engine.turn import Turn, in_turn, made
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Labels
 from fastscore.model.score import ScoreModel
@@ -40,6 +41,7 @@ from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
 from fastscore.solvers.names import named
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,13 +110,14 @@ class ProbabilityFlow:
         execution: Execution | None = None,
         **fields: Unpack[ExecutionFields],
     ) -> None:
-        self.model, self.execution = model, Execution.of(execution, **fields).on(model.net)
+        asked = Execution.of(execution, **fields)
+        self.settings = {"schedule": schedule, "solver": solver, "grid": grid, "execution": asked}
+        self.model, (self.execution, self.net_dtype) = model, asked.around(*model.networks)
         if self.execution.ahead_of_time or self.execution.graph in GRAPHS:
             raise ValueError(
                 f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a likelihood differentiates "
                 "the network; use network='own' or 'compile', and graph='auto'"
             )
-        self.net_dtype = self.execution.network_dtype(model.net)
         self.schedule = schedule if schedule is not None else model.schedule
         chosen = named(solver) if isinstance(solver, str) else solver if solver is not None else Dopri5()
         if not isinstance(chosen, FlowSolver):
@@ -131,21 +134,30 @@ class ProbabilityFlow:
             raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")
         self.angles = [angle(float(v)) for v in lam(self.schedule, knots)]
         ends, place = (float(knots[0]), float(knots[-1])), self.execution.place
-        self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
+        with undisturbed(self.execution.dtype, place):
+            self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
         self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
         top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
         self.prior_std = self.schedule.prior_std / top  # on the unit circle
-        self.turn = Turn(model.net)
+        self.turn = Turn(*model.networks, execution=self.execution)
 
     @cached_property
     def prepared(self) -> ScoreModel:
         """The model as it runs."""
         return prepare(self.model, self.execution.batch, self.execution.device, self.execution.network)
 
+    def release(self) -> None:
+        """Free what was made on first use; the next call makes it again."""
+        vars(self).pop("prepared", None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made, (type(self), self.model, self.settings)
+
     def _field(self) -> ScoreField:
         model, batch, dtype = self.prepared, self.execution.batch, self.execution.dtype
         return ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
 
+    @in_turn
     def log_likelihood(
         self,
         x: Tensor,
@@ -205,6 +217,7 @@ class ProbabilityFlow:
         """Return the data x of latents x_T, both [n, *shape]: what ``encode`` undoes."""
         return self._transport(z, labels, cond, progress, up=False)
 
+    @in_turn
     def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
         x, request = self._request(x, None, 0, labels, cond)
         field = self._field()
@@ -234,10 +247,10 @@ class ProbabilityFlow:
             dtype=self.execution.dtype,
         )
         out = torch.empty_like(y)
-        with self.turn:
-            score.begin(request)
-            for at, arrived, _ in lanes.run(len(y), lambda first, last: y[first:last], request.key, progress):
-                out[at.to(out.device)] = arrived
+        self.turn.look(len(y))
+        score.begin(request)
+        for at, arrived, _ in lanes.run(len(y), lambda first, last: y[first:last], request.key, progress):
+            out[at.to(out.device)] = arrived
         return out, lanes.cost
 
     def _request(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ from fastscore.engine.loop import Loop, Step
 from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
-from fastscore.execution import GRAPHS, Execution, ExecutionFields
+from fastscore.engine.turn import check_together, keep_up, made, warn_of_bias
+from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
 from fastscore.guidance.mixture import BoundPlan, Guidance
@@ -30,6 +30,7 @@ from fastscore.process.grid import Grid, Span, Times, within
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.names import DEFAULT, default_grid, named
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,9 +85,13 @@ class Sampler:
         second = model if guidance is None or guidance.model is None else guidance.model
         if not isinstance(second, ScoreModel):
             raise ValueError(f"guidance: the second model is a {type(second).__name__}; a Sampler takes a ScoreModel")
+        asked = Execution.of(execution, **fields)
+        self.settings = {
+            "schedule": schedule, "solver": solver, "grid": grid, "steps": steps, "clip": clip, "parallel": parallel,
+            "guidance": guidance, "guide": guide, "start": start, "execution": asked,
+        }  # fmt: skip
         self.model, self.second = model, second
-        self.execution = Execution.of(execution, **fields).on(model.net, second.net)
-        self.net_dtype = self.execution.network_dtype(model.net, second.net)
+        self.execution, self.net_dtype = asked.around(*self.networks)
         self.ops = trusted(self.execution)
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
@@ -106,7 +111,7 @@ class Sampler:
         if adaptive and clip is not None:
             guide = StaticThreshold(clip) if guide is None else Chain((guide, StaticThreshold(clip)))
         self.parallel, self.guidance, self.guide, self.start = parallel, guidance, guide, start
-        _check(self.execution, parallel, guide, start, adaptive)
+        check_together(self.execution, parallel is not None, guide is not None, start, adaptive)
         self.bound = None if adaptive else self._bind(clip)
 
     def _bind(self, clip: float | None) -> BoundPlan:
@@ -116,13 +121,7 @@ class Sampler:
         if clip is not None:
             plan = plans.clip(plan, clip)
         bound = BoundPlan(plan, self.model, self.guidance, self.guide is not None)
-        d = math.prod(self.model.shape)
-        if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in plan.rows):
-            warnings.warn(
-                f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
-                "use AnnealedLangevin",
-                stacklevel=3,
-            )
+        warn_of_bias(plan, math.prod(self.model.shape))
         return bound
 
     @property
@@ -160,22 +159,36 @@ class Sampler:
         """The engine that runs the plan around known data."""
         return self._engine(known=True)
 
+    def release(self) -> None:
+        """Free what was made on first use: prepared networks, engines, graphs; the next run makes it again."""
+        for name in ("prepared", "second_prepared", "engine", "inpainting"):
+            vars(self).pop(name, None)
+
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """Networks of a run, and modules that they were said to run."""
+        return (*self.model.networks, *self.second.networks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made, (type(self), self.model, self.settings)
+
     def _engine_of(self, request: Request) -> Engine:
         return self.engine if request.known is None or self.plan is None else self.inpainting
 
     def _engine(self, known: bool) -> Engine:
         model, second, execution, ops = self.prepared, self.second_prepared, self.execution, self.ops
-        if isinstance(self.solver, Adaptive):
-            assert isinstance(self.grid, Span)
-            return AdaptiveBatches(
-                model, self.schedule, self.solver, self.grid, execution, ops, self.net_dtype,
-                second, self.guidance, self.guide, self.start,
-            )  # fmt: skip
-        assert self.bound is not None
-        loop = Loop(self.bound, model, execution, ops, self.net_dtype, second, self.guide, known)
-        if self.parallel is not None:
-            return Parallel(loop, self.parallel)
-        return Batches(loop, execution.graph if execution.place.type == "cuda" and self.guide is None else "off")
+        with undisturbed(execution.dtype, execution.place):
+            if isinstance(self.solver, Adaptive):
+                assert isinstance(self.grid, Span)
+                return AdaptiveBatches(
+                    model, self.schedule, self.solver, self.grid, execution, ops, self.net_dtype,
+                    second, self.guidance, self.guide, self.start,
+                )  # fmt: skip
+            assert self.bound is not None
+            loop = Loop(self.bound, model, execution, ops, self.net_dtype, second, self.guide, known)
+            if self.parallel is not None:
+                return Parallel(loop, self.parallel)
+            return Batches(loop, execution.graph if execution.place.type == "cuda" and self.guide is None else "off")
 
     def warm_up(self, **fields: Unpack[RequestFields]) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
@@ -185,16 +198,20 @@ class Sampler:
         """
         if self.start != "prior":
             fields.setdefault("init", torch.zeros(self.model.shape))
+        if self.model.classes:
+            fields.setdefault("labels", 0)
         return self.engine.warm_up(self.request(range(self.execution.batch), **fields))
 
     def request(
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; arguments and errors as for ``run``."""
+        keep_up(self, *self.networks)
         return self._fitting(Request.of(self.model, self.execution.place, ids, seed, **fields))
 
     def _fitting(self, request: Request) -> Request:
         """Return a request if it goes with the settings of this sampler."""
+        keep_up(self, *self.networks)
         request.check_start(self.start)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
@@ -221,9 +238,10 @@ class Sampler:
             seed: 0 .. 2^64-1, one for all or one an id; a Request has its own, and its own of what follows.
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar.
-            labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
-                a function of seed and id), or None for the null class.
-            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
+            labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
+                seed and id). None is the model's null class, if it says that it has one.
+            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all, in any dtype, which the
+                network receives. None is the model's null condition, if it has one.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
             known: Known, the part of the data that the samples fill in. y: what the guide steers to, [n, ..].
             noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
@@ -231,7 +249,8 @@ class Sampler:
         Returns: [n, *shape] in the state's dtype, in the order of ``ids``.
 
         Raises:
-            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
+            ValueError: bad ids, seed or labels, no condition where the model has no null one, or a tensor of a shape
+                that does not fit or with NaN.
             NonFiniteError: a sample became NaN or Inf.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
@@ -279,20 +298,3 @@ class Sampler:
             "graph": engines[-1].mode if engines else "off",
             "network": vars(self.numerics),
         }
-
-
-def _check(execution: Execution, parallel: Picard | None, guide: Guide | None, start: str, adaptive: bool) -> None:
-    """Raise ValueError for settings that do not go together, whatever the model."""
-    if start not in plans.STARTS:
-        raise ValueError(f"start = {start!r} must be one of {', '.join(plans.STARTS)}")
-    if adaptive and parallel is not None:
-        raise ValueError(f"parallel = {parallel} sweeps over rows, which an adaptive solver has not; leave it out")
-    if execution.graph not in GRAPHS:
-        return
-    graph = f"graph = {execution.graph!r}"
-    if adaptive:
-        raise ValueError(f"{graph} captures rows, which an adaptive solver has not; use graph='auto'")
-    if parallel is not None:
-        raise ValueError(f"{graph} captures rows in order; leave it or parallel out")
-    if guide is not None:
-        raise ValueError(f"{graph}: a guide is Python that may differentiate; use graph='auto' or 'off'")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import fastscore as fs
-from fastscore.execution import Execution, evaluating
+from fastscore.execution import Execution
+from fastscore.surroundings import evaluating
 
 
 class Net(nn.Module):

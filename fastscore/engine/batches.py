@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step, recorded
-from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, bad_samples, micro_batches
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 
 Callback = Callable[[Step], None]
@@ -28,7 +29,7 @@ class Batches:
 
     def __init__(self, loop: Loop, graph: str) -> None:
         self.loop, self.graph = loop, graph
-        self.turn = Turn(loop.model.net, loop.second.net)
+        self.turn = Turn(*loop.networks, execution=loop.execution)
 
     @cached_property
     def captured(self) -> tuple[Graphed | None, dict[str, float]]:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
-from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, bad_samples, micro_batches
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.kernels import abi
 from fastscore.model.score import evaluate
@@ -89,7 +90,7 @@ class Parallel:
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
         self.window = min(picard.window, max(self.stages, 1))
         self.sweeps = self.evaluations = torch.zeros(0, dtype=torch.int64)
-        self.turn = Turn(loop.model.net, loop.second.net)
+        self.turn = Turn(*loop.networks, execution=loop.execution)
 
         dtype, device = loop.x.dtype, loop.x.device
         # After the plan's rows come as many that keep x: one for each, with the known data that it left.
@@ -213,7 +214,7 @@ class Parallel:
         """
         loop, shape, n = self.loop, self.loop.model.shape, self.window * self.loop.batch
         rows = self.row_of[stage].flatten()
-        cond, cond2 = self._windowed(loop.cond), self._windowed(loop.cond2)
+        cond, cond2 = self._windowed(loop.conditions.first), self._windowed(loop.conditions.second)
 
         def settled(F: Tensor) -> Tensor:
             # What the network says past the end is not used, and need not be finite.

@@ -129,7 +129,8 @@ def train(
     torch.manual_seed(config.seed)
     raw = nn.utils.convert_conv2d_weight_memory_format(build(spec).to(device), torch.channels_last)
     classes = int(spec.get("classes", 0))
-    model = ScoreModel(raw, data.shape, schedule, parametrization, classes, data.class_names if classes else (), info)
+    names, null = data.class_names if classes else (), classes if classes and config.label_dropout else None
+    model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info, null=null)
     settings = {
         "net": spec,
         "schedule": schedule_to_dict(schedule),

@@ -43,7 +43,7 @@ def unet() -> ScoreModel:
     net = build(SPEC)
     for p in net.parameters():
         p.data.normal_(std=0.1)
-    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
+    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3, null=3)
 
 
 def values(*shape: int) -> torch.Tensor:

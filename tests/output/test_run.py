@@ -108,12 +108,12 @@ def test_a_run_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_path):
 
 
 def test_what_each_sample_was_told_stands_beside_it(tmp_path):
-    classes = constant_sampler((2,), classes=4)
+    classes = constant_sampler((2,), classes=4, null=4)
     draw(classes, classes.request(range(3), 5, labels=[3, 0, 4]), tmp_path / "a", extra_arrays={"mask": np.ones(2)})
     saved = arrays_of(tmp_path / "a")
     assert list(saved) == ["samples", "ids", "mask", "labels"]
     assert saved["labels"].tolist() == [3, 0, 4]
-    tensors = constant_sampler((2,), cond_shape=(3,))
+    tensors = constant_sampler((2,), cond_shape=(3,), null=torch.zeros(3))
     cond = torch.arange(6.0).reshape(2, 3)
     run = draw(tensors, tensors.request([5, 6], [9, 2**64 - 1], cond=cond), tmp_path / "b", settings={"model": "mine"})
     saved = arrays_of(tmp_path / "b")
