@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Turn:

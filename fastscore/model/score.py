@@ -78,7 +78,8 @@ class ScoreModel:
             raise ValueError("modules: each must be an nn.Module that the network's function runs")
         object.__setattr__(self, "modules", modules)
         if not self.classes and self.cond_shape is None and _takes_two(self.net):
-            object.__setattr__(self, "net", (TwoModule if isinstance(self.net, nn.Module) else TwoFunction)(self.net))
+            two = TwoModule(self.net) if isinstance(self.net, nn.Module) else TwoFunction(self.net)
+            object.__setattr__(self, "net", two)
 
     @property
     def networks(self) -> tuple[object, ...]:

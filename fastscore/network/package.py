@@ -47,7 +47,7 @@ def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str) -> str:
     digest.update(repr(attributes(net)).encode())
     for name, tensor in tensors(net):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 

@@ -6,7 +6,7 @@ A package holds the weights as constants, a recorded graph their addresses. Vers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ class Snapshot:
 
     Args:
         net: parameters, buffers, tensors that are plain attributes, other plain attributes, hooks and submodules count.
-        by: what of a tensor counts: "values", of which a copy is kept, for what was made with them; "addresses", for
-            what reads its memory; "objects", for what holds the tensor itself.
+        by: what of a tensor counts: "values", of which a copy is kept, for what was made with them; "objects", for
+            what holds the tensor itself.
     """
 
     def __init__(self, net: nn.Module, by: str) -> None:
@@ -50,26 +50,40 @@ def attributes(net: nn.Module) -> list[tuple[str, ...]]:
 def tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors that modules hold: parameters, buffers, and those that are plain attributes."""
     for name, m in net.named_modules(remove_duplicate=False):
-        for group in (m._parameters, m._buffers, vars(m)):
-            for key, value in group.items():
-                if isinstance(value, Tensor):
-                    yield f"{name}.{key}", value
+        for key, value in _own(m):
+            yield f"{name}.{key}", value
+
+
+def frozen(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return what a recording of these modules, submodules among them, depends on: where tensors lie, and the rest."""
+    return [item for m in modules for item in _structure(m, "addresses")]
+
+
+def _own(m: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for group in (m._parameters, m._buffers, vars(m)):
+        for key, value in group.items():
+            if isinstance(value, Tensor):
+                yield key, value
 
 
 def _read(net: nn.Module, by: str) -> tuple[list[Any], list[Tensor]]:
     """Return what tells a network apart but for the values of its tensors, and these."""
     structure: list[Any] = []
     for name, m in net.named_modules(remove_duplicate=False):
-        structure += [name, type(m)]
-        for key, value in vars(m).items():
-            if key not in _KEPT_BY_TORCH and not isinstance(value, Tensor) and not _empty(value):
-                structure += [key, _plain(value)]
-    named = list(tensors(net))
-    for name, t in named:
-        structure += [name, t.dtype, t.shape, t.device, t.is_inference()]
+        structure += [name, *_structure(m, by)]
+    return structure, [t for _, t in tensors(net)]
+
+
+def _structure(m: nn.Module, by: str) -> list[Any]:
+    structure: list[Any] = [type(m)]
+    for key, value in vars(m).items():
+        if key not in _KEPT_BY_TORCH and not isinstance(value, Tensor) and not _empty(value):
+            structure += [key, _plain(value)]
+    for key, t in _own(m):
+        structure += [key, t.dtype, t.shape, t.device, t.is_inference()]
         if by != "values":
             structure += [id(t)] if by == "objects" else [t.data_ptr(), t.stride()]
-    return structure, [t for _, t in named]
+    return structure
 
 
 def _plain(value: Any) -> Any:
