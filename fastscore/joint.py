@@ -186,7 +186,8 @@ class JointSampler:
         """
         batches = [x for _, x in self.stream(ids, seed, progress=progress, **fields)]
         empty = {name: loop.result()[:0] for name, loop in self.loops.items()}
-        return {name: torch.cat([part[name] for part in [empty, *batches]]) for name in self.loops}
+        with torch.inference_mode(False):
+            return {name: torch.cat([part[name] for part in [empty, *batches]]) for name in self.loops}
 
     def stream(
         self,

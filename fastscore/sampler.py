@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ Engine = Batches | Parallel | AdaptiveBatches
 class Sampler:
     """Draws samples of a score model. A pure function of (settings, seed, sample id).
 
-    A sampler owns its buffers and does one run at a time; use one for each thread. The network stays as it is.
+    A sampler owns its buffers and does one run at a time; use one for each thread. The network stays as it is; what
+    has changed in it counts from the next run on. A sampler can be copied and pickled, as its model and settings.
 
         x = Sampler(model, solver=DPMpp2M(), grid=karras(20)).run(ids=range(64), seed=0)
         x = Sampler(model, solver="heun", steps=20, batch=16).run(ids=range(64), seed=0)
@@ -82,7 +83,7 @@ class Sampler:
         execution: Execution | None = None,
         **fields: Unpack[ExecutionFields],
     ) -> None:
-        second = model if guidance is None or guidance.model is None else guidance.model
+        second = (guidance and guidance.model) or model
         if not isinstance(second, ScoreModel):
             raise ValueError(f"guidance: the second model is a {type(second).__name__}; a Sampler takes a ScoreModel")
         asked = Execution.of(execution, **fields)
@@ -173,6 +174,7 @@ class Sampler:
         return made, (type(self), self.model, self.settings)
 
     def _engine_of(self, request: Request) -> Engine:
+        keep_up(self, *self.networks)
         return self.engine if request.known is None or self.plan is None else self.inpainting
 
     def _engine(self, known: bool) -> Engine:
@@ -196,10 +198,8 @@ class Sampler:
         Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s``, ``graph`` (the mode that will run),
         and ``off_s``, ``step_s``, ``loop_s`` where they were timed. Arguments as for ``run``, where a guide needs them.
         """
-        if self.start != "prior":
-            fields.setdefault("init", torch.zeros(self.model.shape))
-        if self.model.classes:
-            fields.setdefault("labels", 0)
+        example = {"init": torch.zeros(self.model.shape)} if self.start != "prior" else {}
+        fields = cast(RequestFields, example | ({"labels": 0} if self.model.classes else {}) | fields)
         return self.engine.warm_up(self.request(range(self.execution.batch), **fields))
 
     def request(
@@ -211,7 +211,6 @@ class Sampler:
 
     def _fitting(self, request: Request) -> Request:
         """Return a request if it goes with the settings of this sampler."""
-        keep_up(self, *self.networks)
         request.check_start(self.start)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
@@ -239,9 +238,8 @@ class Sampler:
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar.
             labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
-                seed and id). None is the model's null class, if it says that it has one.
-            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all, in any dtype, which the
-                network receives. None is the model's null condition, if it has one.
+                seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; its
+                dtype is kept. Left out: the model's null condition, if it has one.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
             known: Known, the part of the data that the samples fill in. y: what the guide steers to, [n, ..].
             noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
@@ -254,8 +252,10 @@ class Sampler:
             NonFiniteError: a sample became NaN or Inf.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        out = torch.empty((len(request), *self.model.shape), dtype=self.execution.dtype, device=self.execution.place)
-        for at, x in self._engine_of(request).stream(request, callback, progress):
+        engine, execution = self._engine_of(request), self.execution
+        with torch.inference_mode(False):
+            out = torch.empty((len(request), *self.model.shape), dtype=execution.dtype, device=execution.place)
+        for at, x in engine.stream(request, callback, progress):
             out[at] = x
         return out
 

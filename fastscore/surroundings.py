@@ -22,6 +22,8 @@ from torch import nn
 MEMBERS = 100  # containers of more hold data, not networks
 _LEAVES = (bool, int, float, str, bytes, type(None), torch.Tensor, torch.dtype, torch.device, ModuleType)
 
+_PROCESS = os.getpid()  # a forked one lacks the threads of OpenMP's pool, and would wait for them for ever
+
 _lock = threading.Lock()
 _evaluated: dict[nn.Module, int] = {}  # modules that were in training mode, and how many runs keep them in eval mode
 
@@ -112,10 +114,11 @@ def undisturbed(
         dtype: default dtype inside, that of the state.
         place: where networks that name no device make their tensors, where the caller has set another device than
             the CPU; left alone otherwise.
-        threads: of torch on the CPU; left alone if None.
+        threads: of torch on the CPU; left alone if None. One in a forked process.
         gradients: leave the caller's grad mode.
     """
     enabled = gradients and torch.is_grad_enabled()
+    threads = 1 if os.getpid() != _PROCESS else threads
     outside = torch.get_default_dtype(), torch.get_num_threads()
     with ExitStack() as exits:
         exits.enter_context(torch.inference_mode(False))  # this switches gradients on
@@ -132,18 +135,3 @@ def undisturbed(
             exits.callback(torch.set_num_threads, outside[1])
             torch.set_num_threads(threads)
         yield
-
-
-class Threads:
-    """The number of threads of a sampler: that of torch when it was made, and one in a forked process.
-
-    A process that was forked lacks the threads of OpenMP's pool and would wait for them for ever.
-    """
-
-    def __init__(self) -> None:
-        self.process, self.made = os.getpid(), torch.get_num_threads()
-
-    @property
-    def count(self) -> int:
-        """Threads of a run in this process."""
-        return self.made if os.getpid() == self.process else 1

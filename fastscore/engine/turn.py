@@ -9,13 +9,15 @@ from functools import wraps
 from threading import Lock, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from fastscore.execution import GRAPHS, Execution
 from fastscore.network.jit import Regional
 from fastscore.network.prepare import SMALL
 from fastscore.network.prepared import Prepared
 from fastscore.plan import STARTS
 from fastscore.plan.rows import Plan
-from fastscore.surroundings import Threads, behind, evaluating, undisturbed
+from fastscore.surroundings import behind, evaluating, undisturbed
 
 if TYPE_CHECKING:
     from typing import Concatenate
@@ -39,7 +41,7 @@ class Turn:
 
     def __init__(self, *networks: object, execution: Execution | None = None, gradients: bool = False) -> None:
         self.networks, self.gradients, self.warned = networks, gradients, False
-        self.execution, self.threads, self.lock = execution or Execution(), Threads(), Lock()
+        self.execution, self.threads, self.lock = execution or Execution(), torch.get_num_threads(), Lock()
         self.holder = ""
 
     @property
@@ -79,7 +81,7 @@ class Turn:
     @contextmanager
     def surroundings(self) -> Generator[None]:
         """Compute as a run does; what was compiled of a network that has changed since is made again first."""
-        run, threads = self.execution, self.threads.count
+        run, threads = self.execution, self.threads
         with (
             undisturbed(run.dtype, run.place, threads, self.gradients),
             evaluating(*self.networks),
