@@ -34,6 +34,7 @@ from fastscore.ops.norms import sum_of_squares
 from fastscore.ops.update import KnownRow
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.schedule import transition
+from fastscore.surroundings import undisturbed
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Parallel:
         if request.noise is not None or callback is not None:
             raise ValueError("parallel: recorded noise and callbacks follow the rows in order; leave parallel out")
         n, batch = len(request), self.loop.batch
-        self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
+        with undisturbed():
+            self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
         with tqdm(total=-(-n // batch), unit="batch", disable=not progress) as bar:
 
             def compute(at: slice, part: Request) -> Tensor:

@@ -15,6 +15,7 @@ from fastscore.model.conditions import Known, Labels, condition_of, per_sample
 from fastscore.model.conditions import finite as finite_input
 from fastscore.model.score import Conditioned
 from fastscore.ops.noise import NoiseKey
+from fastscore.surroundings import undisturbed
 
 Shape = tuple[int, ...]
 
@@ -84,7 +85,7 @@ class Request:
         """
         shape: Any = model.shape
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
-        with torch.inference_mode(False):
+        with undisturbed(place=device):
             key = NoiseKey.of(seed, ids, device)
             y = None if y is None else torch.as_tensor(y, device=device)
             if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):

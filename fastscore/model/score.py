@@ -77,7 +77,14 @@ class ScoreModel:
         if not all(isinstance(m, nn.Module) for m in modules):
             raise ValueError("modules: each must be an nn.Module that the network's function runs")
         object.__setattr__(self, "modules", modules)
-        if not self.classes and self.cond_shape is None and _takes_two(self.net):
+        unconditional = not self.classes and self.cond_shape is None
+        takes = _takes(self.net)
+        if takes not in ("three", "two" if unconditional else "three"):
+            raise ValueError(
+                f"net is called as net(u, c_noise, cond){' or net(u, c_noise)' if unconditional else ''}, and "
+                f"{type(self.net).__name__} cannot be: wrap it, ScoreModel(net=lambda u, c_noise, cond: net(..), ..)"
+            )
+        if takes == "two":
             two = TwoModule(self.net) if isinstance(self.net, nn.Module) else TwoFunction(self.net)
             object.__setattr__(self, "net", two)
 
@@ -137,21 +144,19 @@ def check_condition(model: Conditioned) -> None:
         raise ValueError(f"null = {null!r} must be a label, 0 .. {classes}, of a model with classes")
 
 
-def _takes_two(net: Callable[..., Any]) -> bool:
-    """Return whether a network takes (u, c_noise) and nothing more; what cannot be looked at takes three."""
+def _takes(net: Callable[..., Any]) -> str:
+    """Return how many arguments a network takes: three, two or "other"; three where nobody can look."""
     try:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
     except (TypeError, ValueError):
-        return False
-
-    def takes(n: int) -> bool:
+        return "three"
+    for n, name in ((3, "three"), (2, "two")):
         try:
             signature.bind(*range(n))
         except TypeError:
-            return False
-        return True
-
-    return takes(2) and not takes(3)
+            continue
+        return name
+    return "other"
 
 
 def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
