@@ -102,7 +102,8 @@ class Lanes:
         counts = torch.zeros(3, n, dtype=torch.int64, device="cpu")
         self.cost = Cost.of(counts, 0, self.lanes)
         self.live.fill_(False)
-        occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")  # position of the sample in each lane, on the host
+        # Position of the sample in each lane, on the host.
+        occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")
         loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
             free = torch.arange(self.lanes, device="cpu")
