@@ -200,7 +200,7 @@ def facades(net) -> dict:
             model, solver=fs.PredictorCorrector(fs.DDIM(), fs.Langevin()), grid=grid, batch=2
         ).run(range(3)),
         "picard": lambda: fs.Sampler(model, grid=grid, batch=2, parallel=fs.Picard(2)).run(range(3)),
-        "adaptive": lambda: fs.Sampler(model, solver=fs.BogackiShampine(0.3, 0.3), batch=2).run(range(3)),
+        "adaptive": lambda: fs.Sampler(model, solver=fs.BogackiShampine(3.0, 3.0), batch=2).run(range(3)),
         "guided": lambda: fs.Sampler(model, grid=grid, batch=2, guide=guide).run(range(3)),
         "known": lambda: fs.Sampler(model, grid=grid, batch=2).run(range(3), known=fs.Known(x[0], x[0] < 0)),
         "joint": lambda: fs.JointSampler(joint, grid=grid, batch=2).run(range(3))["a"],
@@ -242,7 +242,7 @@ def test_the_threads_are_those_of_the_first_run():
 
 
 def test_a_stream_gives_the_surroundings_back_between_its_samples():
-    for solver in ("dpmpp-2m", fs.BogackiShampine(0.3, 0.3)):
+    for solver in ("dpmpp-2m", fs.BogackiShampine(3.0, 3.0)):
         net = Seen().train()
         sampler = fs.Sampler(fs.ScoreModel(net, (D,), fs.VP()), solver=solver, batch=2)
         with torch.autocast("cpu"), torch.enable_grad():

@@ -37,9 +37,7 @@ class Batches:
     @cached_property
     def captured(self) -> tuple[Graphed | None, dict[str, float]]:
         """The captured loop, if any, and what each mode took, in seconds."""
-        if self.graph == "off":
-            return None, {}
-        result = capture(self.loop, self.graph)
+        result = (None, {}) if self.graph == "off" else capture(self.loop, self.graph)
         self.frozen = self._frozen()
         return result
 
