@@ -94,7 +94,8 @@ def drawn(kind: str, sampler) -> torch.Tensor:
             torch.linspace(-1.0, 1.0, 5 * D, dtype=torch.float32, device="cpu").view(5, D)
         ).nats
     x = sampler.run(IDS, seed=4)
-    return torch.cat(list(x.values()), 1) if kind == "joint" else x
+    with torch.inference_mode(False):
+        return torch.cat(list(x.values()), 1) if kind == "joint" else x
 
 
 def outcome(kind: str, sampler) -> torch.Tensor | str:

@@ -275,11 +275,11 @@ def test_release_frees_the_memory_and_a_pickle_takes_none_of_it(kind):
     x = torch.zeros(2, D)
     known = fs.Known(torch.zeros(D), torch.tensor([True, False, True, False]))
     sampler, draw = {
-        "plan": (fs.Sampler(model, steps=2, batch=512), lambda s: s.run(range(2))),
-        "adaptive": (fs.Sampler(model, solver=fs.Dopri5(0.1, 0.1), batch=512), lambda s: s.run(range(2))),
-        "known": (fs.Sampler(model, steps=2, batch=512), lambda s: s.run(range(2), known=known)),
+        "plan": (fs.Sampler(model, steps=2, batch=32), lambda s: s.run(range(2))),
+        "adaptive": (fs.Sampler(model, solver=fs.BogackiShampine(3.0, 3.0), batch=32), lambda s: s.run(range(2))),
+        "known": (fs.Sampler(model, steps=2, batch=32), lambda s: s.run(range(2), known=known)),
         "joint": (
-            fs.JointSampler(fs.JointModel(Both(), {"a": fs.Part((D,), fs.VP())}), steps=2, batch=512),
+            fs.JointSampler(fs.JointModel(Both(), {"a": fs.Part((D,), fs.VP())}), steps=2, batch=32),
             lambda s: s.run(range(2))["a"],
         ),
         "flow": (fs.ProbabilityFlow(model, solver="heun", grid=fs.uniform(2)), lambda s: s.encode(x)),
