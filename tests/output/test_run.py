@@ -119,6 +119,9 @@ def test_what_each_sample_was_told_stands_beside_it(tmp_path):
     saved = arrays_of(tmp_path / "b")
     assert list(saved) == ["samples", "ids", "cond", "seeds"]
     assert np.array_equal(saved["cond"], cond.numpy())
+    for dtype in (torch.int64, torch.bool, torch.bfloat16):  # tensors of integers are no labels
+        draw(tensors, tensors.request([5, 6], cond=cond.to(dtype)), tmp_path / str(dtype))
+        assert np.array_equal(arrays_of(tmp_path / str(dtype))["cond"], cond.to(dtype).float().numpy())
     assert (saved["seeds"].dtype, saved["seeds"].tolist()) == (np.uint64, [9, 2**64 - 1])
     assert run["settings"] == {"seed": "one a sample", "num": 2, "model": "mine"}
 
