@@ -223,9 +223,9 @@ def test_conditions_keep_their_dtype_and_padding_is_a_copy_of_one(how, dtype):
         assert set(map(tuple, v.tolist())) <= given  # never zeros that nobody gave
     assert sampler.run(range(3), cond=cond).equal(x)
     for other in DTYPES[-2:]:  # one sampler takes one dtype after another
-        assert sampler.run(range(3), cond=cond.to(other)).equal(
-            fs.Sampler(m, batch=4, **RUNS[how]).run(range(3), cond=cond.to(other))
-        )
+        again = sampler.run(range(3), cond=cond.to(other))
+        assert seen[-1].dtype == other
+        assert again.equal(fs.Sampler(m, batch=4, **RUNS[how]).run(range(3), cond=cond.to(other)))
 
 
 def test_conditions_of_other_facades_keep_their_dtype():
