@@ -128,7 +128,7 @@ class ProbabilityFlow:
         if isinstance(grid, Span) != adaptive:
             need = "a Span" if adaptive else "a Grid or Times"
             raise ValueError(f"{type(self.solver).__name__} needs {need} for a grid, not {grid}")
-        self.grid = within(grid, self.schedule, model.schedule)
+        self.grid = within(grid, self.schedule, model.schedule, model.parametrization)
         knots = self.grid(self.schedule)
         if not math.isfinite(float(lam(self.schedule, knots[-1]))):
             raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastscore import plan as plans
 from fastscore.engine.loop import Kind, Loop, Outputs, recorded
 from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
@@ -28,13 +29,12 @@ from fastscore.errors import NonFiniteError
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
 from fastscore.model.joint import JointModel, Tensors, alone
-from fastscore.plan.passes import clip as clip_plan
-from fastscore.plan.passes import make_plan
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.adaptive import Adaptive
-from fastscore.solvers.names import DEFAULT, default_grid, named
+from fastscore.solvers.grids import default_grid
+from fastscore.solvers.names import DEFAULT, named
 from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ class JointSampler:
     def _bind(self, name: str, knots: Array, k: int, clip: float | None) -> BoundPlan:
         """Return the plan of one part, whose draws are every K-th."""
         part, parts = self.model.parts[name], len(self.model.parts)
-        plan = make_plan(self.solver, part.schedule, knots, self.start)
+        plan = plans.make_plan(self.solver, part.schedule, knots, self.start)
         if clip is not None:
-            plan = clip_plan(plan, clip)
+            plan = plans.clip(plan, clip)
         rows = tuple(replace(row, draw=row.draw * parts + k) if row.noisy else row for row in plan.rows)
         guidance = self.guidance
         if guidance is not None:

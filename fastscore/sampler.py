@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from fastscore import plan as plans
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
+from fastscore.engine.bind import bind, fitting
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
-from fastscore.engine.turn import check_together, keep_up, made, warn_of_bias
+from fastscore.engine.turn import check_together, keep_up, made
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
@@ -26,10 +26,10 @@ from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import Numerics, numerics, prepare
 from fastscore.plan.rows import Plan, Solver
-from fastscore.process.grid import Grid, Span, Times, within
+from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
-from fastscore.solvers.names import DEFAULT, default_grid, named
+from fastscore.solvers.names import DEFAULT, named
 from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
@@ -96,34 +96,20 @@ class Sampler:
         self.ops = trusted(self.execution)
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
-        if grid is not None and steps is not None:
-            raise ValueError(f"steps = {steps} chooses a grid; leave it or grid = {grid} out")
-        adaptive = isinstance(self.solver, Adaptive)
-        if grid is None:
-            grid = default_grid(self.solver, self.schedule, model.schedule, steps)
-        elif isinstance(grid, Span) != adaptive:
-            raise ValueError(
-                f"{type(self.solver).__name__} {'chooses its own steps' if adaptive else 'needs the steps of a grid'}; "
-                f"grid must be {'a Span' if adaptive else 'a Grid or Times'}, not {grid}"
-            )
-        self.grid = within(grid, self.schedule, model.schedule)
         if guidance is not None:
             guidance.check(model)
+        adaptive = isinstance(self.solver, Adaptive)
         if adaptive and clip is not None:
             guide = StaticThreshold(clip) if guide is None else Chain((guide, StaticThreshold(clip)))
         self.parallel, self.guidance, self.guide, self.start = parallel, guidance, guide, start
         check_together(self.execution, parallel is not None, guide is not None, start, adaptive)
-        self.bound = None if adaptive else self._bind(clip)
-
-    def _bind(self, clip: float | None) -> BoundPlan:
-        """Return the plan with the coefficients of its networks, checked."""
-        assert not isinstance(self.solver, Adaptive)
-        plan = plans.make_plan(self.solver, self.schedule, self.grid(self.schedule), self.start)
-        if clip is not None:
-            plan = plans.clip(plan, clip)
-        bound = BoundPlan(plan, self.model, self.guidance, self.guide is not None)
-        warn_of_bias(plan, math.prod(self.model.shape))
-        return bound
+        self.grid = fitting(model, self.schedule, self.solver, grid, steps, guide)
+        self.bound: BoundPlan | None = None
+        if not isinstance(self.solver, Adaptive):
+            binding = bind(model, self.schedule, self.solver, self.grid, start, clip, guidance, guide)
+            self.bound = binding.bound
+            for doubt in binding.doubts(given=grid is not None):
+                warnings.warn(doubt, stacklevel=2)
 
     @property
     def plan(self) -> Plan | None:

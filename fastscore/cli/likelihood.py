@@ -11,7 +11,7 @@ import click
 from fastscore.cli.options import device_option, load
 from fastscore.cli.types import Count, Name, Number
 from fastscore.process.names import SCHEDULES, named_schedule
-from fastscore.solvers.names import default_grid, named
+from fastscore.solvers.names import named
 
 if TYPE_CHECKING:
     from fastscore.data.load import Dataset
@@ -124,6 +124,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
 def _grid(options: dict[str, Any], solver: Any, schedule: Schedule) -> Any:
     """Return the span of an adaptive solver, or a grid that suits the others; both end at sigma > 0."""
     from fastscore.flow import likelihood_end
+    from fastscore.solvers.grids import default_grid
 
     end = likelihood_end(schedule) if options["t_end"] is None else options["t_end"]
     steps = options["steps"] if options["steps"] or options["solver"] in ADAPTIVE else 100

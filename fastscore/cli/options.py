@@ -62,7 +62,7 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--t-start", Number(), "First time; the schedule's T if left out."),
         option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
         *sigma_options(),
-        option("--rho", Number(0.1, 1000), "Exponent of the karras grid.", n.RHO),
+        option("--rho", Number(0.1, 1000), "Exponent of the grids karras and arctan.", n.RHO),
         option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
         option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
@@ -106,7 +106,9 @@ def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
 
 def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, default: Schedule) -> Grid | Span:
     """Return the grid of the options, or the span of an adaptive solver."""
-    return n.default_grid(
+    from fastscore.solvers.grids import default_grid
+
+    return default_grid(
         solver,
         schedule,
         default,

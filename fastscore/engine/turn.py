@@ -16,7 +16,6 @@ from fastscore.network.jit import Regional
 from fastscore.network.prepare import SMALL
 from fastscore.network.prepared import Prepared
 from fastscore.plan import STARTS
-from fastscore.plan.rows import Plan
 from fastscore.surroundings import behind, evaluating, undisturbed
 
 if TYPE_CHECKING:
@@ -159,13 +158,3 @@ def check_together(execution: Execution, parallel: bool, guided: bool, start: st
         raise ValueError(f"{graph} captures rows in order; leave it or parallel out")
     if guided:
         raise ValueError(f"{graph}: a guide is Python that may differentiate; use graph='auto' or 'off'")
-
-
-def warn_of_bias(plan: Plan, d: int) -> None:
-    """Warn of Langevin steps that depend on the norms of one sample of few dimensions."""
-    if d < 32 and any(row.langevin and row.langevin.norm != "batch" for row in plan.rows):
-        warnings.warn(
-            f"Langevin with per-sample norms is biased in {d} dimensions (its step depends on |score|); "
-            "use AnnealedLangevin",
-            stacklevel=5,
-        )

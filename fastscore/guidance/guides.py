@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastscore.guidance.denoiser import Denoiser, Guide
 from fastscore.guidance.measurements import Operator
+from fastscore.ops.noise import NoiseKey
 
 
 @dataclass(frozen=True)
@@ -258,3 +259,23 @@ def _residual(operator: Callable[[Tensor], Tensor], D: Tensor, y: Tensor | None)
     if y.shape != measured.shape:
         raise ValueError(f"y has shape {tuple(y.shape)}; the operator makes {tuple(measured.shape)}")
     return y.to(measured) - measured
+
+
+def finest(guide: Guide | None, shape: tuple[int, ...]) -> float | None:
+    """Return the smallest standard deviation of the posterior that a guide asks for, or None if it names no noise.
+
+    A measurement y = A x_0 + noise leaves noise / |A| along the direction that A stretches most; |A| by 16 steps of
+    the power method. Where A has no adjoint it is taken for 1.
+    """
+    if isinstance(guide, Chain):
+        return min((std for g in guide.guides if (std := finest(g, shape)) is not None), default=None)
+    if not isinstance(guide, PiGDM | DPS) or not guide.noise:
+        return None
+    operator, largest = guide.operator, 1.0
+    if hasattr(operator, "adjoint"):
+        x = NoiseKey.of(0, [0]).normal(0, math.prod(shape)).reshape(1, *shape).double()
+        for _ in range(16):
+            x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+            image = operator(x)
+            x, largest = operator.adjoint(image).reshape(x.shape).to(x), float(image.norm())  # pyright: ignore
+    return guide.noise / largest if largest > 0.0 else None

@@ -46,6 +46,13 @@ class GaussianMixture:
         if not (self.weights > 0).all() or not (self.stds > 0).all() or abs(float(self.weights.sum()) - 1.0) > 1e-6:
             raise ValueError("mixture: weights must be positive and sum to 1, stds must be positive")
 
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The narrowest component's standard deviation, and that of the mixture along its widest direction."""
+        mu, w = self.means.flatten(1).double(), self.weights.double()
+        spread = torch.linalg.matrix_norm((mu - w @ mu) * w.sqrt()[:, None], 2)
+        return float(self.stds.min()), math.hypot(float(self.stds.max()), float(spread))
+
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the denoiser D(x) = E[x_0 | x_t = x] at alpha = cos t, sigma = sin t."""
         mu, s, alpha, offset, variance, log = self._components(x, t)
@@ -116,9 +123,11 @@ class Empirical:
 
 
 def score_model(target: GaussianMixture | Empirical) -> ScoreModel:
-    """Wrap an exact denoiser as a score model."""
-    example = target.means if isinstance(target, GaussianMixture) else target.points
-    return ScoreModel(target, tuple(example.shape[1:]), Trig(), Parametrization("x0", "t"))
+    """Wrap an exact denoiser as a score model; that of a mixture knows the scales of its data."""
+    mixture = isinstance(target, GaussianMixture)
+    shape = tuple((target.means if mixture else target.points).shape[1:])
+    scales = target.scales if mixture else None
+    return ScoreModel(target, shape, Trig(), Parametrization("x0", "t", exact=True), scales=scales)
 
 
 def gaussian(mean: float = 0.5, std: float = 0.5, shape: tuple[int, ...] = (2,)) -> GaussianMixture:

@@ -24,6 +24,7 @@ from fastscore.model.score import ScoreModel
 
 NOISES = ("colored", "white")
 _BLOCK = 64
+_LARGEST = 2048  # size of a matrix whose singular values are computed
 
 
 class Invertible(Protocol):
@@ -150,7 +151,19 @@ def whitened(model: ScoreModel, matrix: Invertible, noise: str = "colored") -> S
     if noise not in NOISES or (noise == "white" and prediction != "eps"):
         raise ValueError(f"noise = {noise!r} must be colored, or white for the prediction eps (here {prediction!r})")
     out = matrix.transpose if prediction == "score" else matrix.inverse
-    return replace(model, net=_Whitened(model.net, matrix, (lambda F: F) if noise == "white" else out))
+    net = _Whitened(model.net, matrix, (lambda F: F) if noise == "white" else out)
+    return replace(model, net=net, scales=_scales_of_y(model, matrix))
+
+
+def _scales_of_y(model: ScoreModel, matrix: Invertible) -> tuple[float, float] | None:
+    """Return the scales of y = A^-1 x from those of x, sigma_data if they are unknown, and A's singular values."""
+    if matrix.size > _LARGEST:
+        return None
+    low, high = model.scales or (model.parametrization.sigma_data,) * 2
+    stretch = torch.linalg.svdvals(
+        matrix(torch.eye(matrix.size, dtype=torch.float64).reshape(-1, *model.shape)).flatten(1)
+    )
+    return low / float(stretch[0]), high / float(stretch[-1])
 
 
 class _Whitened(nn.Module):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -47,6 +48,8 @@ class ScoreModel:
         class_names: one a class, or empty.
         info: how it was made (training command, seed, ...), kept in its config.
         cond_shape: of the condition of one sample, if the network takes a tensor and not a class; else None.
+        scales: smallest and largest standard deviation of the data along any direction, where they are known: default
+            grids then resolve the one and take the other for the extent of the noise.
         null: the condition that stands for none: a label, mostly ``classes``, or a tensor [*cond_shape]. It is what a
             run without labels or cond gives the network, and what guidance leads away from. None: the network was not
             trained with one, so that every run must say its condition.
@@ -65,12 +68,15 @@ class ScoreModel:
     class_names: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
     cond_shape: tuple[int, ...] | None = None
+    scales: tuple[float, float] | None = None
     null: int | Tensor | None = None
     modules: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", sizes("shape", self.shape))
         check_condition(self)
+        if self.scales is not None and not 0.0 < self.scales[0] <= self.scales[1] < math.inf:
+            raise ValueError(f"scales = {self.scales} must be two standard deviations, positive and rising")
         if not callable(self.net):
             raise ValueError(f"net is a {type(self.net).__name__}; it must be a network, net(u, c_noise, cond) -> F")
         modules = (self.modules,) if isinstance(self.modules, nn.Module) else tuple(self.modules)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import Net
 from fastscore.ops.noise import NoiseKey
-from fastscore.process.grid import default_grid
+from fastscore.process.grid import arctan
 from fastscore.process.parametrization import components, convert
 
 # The largest relative error over the schedule: of the network's output, and of the score made from it.
@@ -31,7 +31,7 @@ class Inexact(Unfit):
 class Trial:
     """Noisy inputs over the whole schedule, and what the network itself makes of them.
 
-    x_t = alpha D + sigma eps with D ~ N(0, sigma_data^2), at the times of the schedule's default grid,
+    x_t = alpha D + sigma eps with D ~ N(0, sigma_data^2), at the times of an arctan grid,
     one a sample; as many micro-batches as the grid needs.
     """
 
@@ -39,7 +39,7 @@ class Trial:
         self.model, self.net, self.device = model, net, device
         self.shape = (batch, *model.shape)
         schedule, parametrization = model.schedule, model.parametrization
-        knots = default_grid(schedule)(schedule)
+        knots = arctan(20)(schedule)
         alpha, sigma = schedule.alpha(knots), schedule.sigma(knots)
         with np.errstate(divide="ignore", invalid="ignore"):
             p, q = convert(

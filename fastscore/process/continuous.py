@@ -160,28 +160,40 @@ class EDM:
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow: alpha = 1 - t, sigma = t. Source: Liu et al. 2022, Lipman et al. 2022.
+    """Rectified flow: sigma = k t / (1 + (k - 1) t), alpha = 1 - sigma, which is 1 - t and t where k = ``shift`` is 1.
 
-    At T = 1 the state is pure noise (alpha = 0), where f is infinite: solvers written in f and
-    g^2 need a grid that starts below 1, exponential integrators do not.
+    At T = 1 the state is pure noise (alpha = 0), where f is infinite. Networks are trained and labelled on Flow();
+    Flow(shift=3) as the schedule of a sampler puts even times where Stable Diffusion 3 has them.
+
+    Source: Liu et al. 2022, Lipman et al. 2022; shift: Esser et al. 2024, eq. 23.
+
+    Raises:
+        ValueError: a shift that is not positive.
     """
 
     t_end: float = 1e-3
+    shift: float = 1.0
     T = 1.0
     t_clean = 0.0
     prior_std = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.shift < math.inf:
+            raise ValueError(f"Flow: shift = {self.shift} must be positive")
+
     def alpha(self, t: ArrayLike) -> Array:
-        return 1.0 - np.asarray(t, np.float64)
+        t = np.asarray(t, np.float64)
+        return (1.0 - t) / (1.0 + (self.shift - 1.0) * t)
 
     def sigma(self, t: ArrayLike) -> Array:
-        return np.asarray(t, np.float64) * 1.0
+        t = np.asarray(t, np.float64)
+        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
 
     def dalpha(self, t: ArrayLike) -> Array:
-        return -np.ones_like(np.asarray(t, np.float64))
+        return -self.dsigma(t)
 
     def dsigma(self, t: ArrayLike) -> Array:
-        return np.ones_like(np.asarray(t, np.float64))
+        return self.shift / (1.0 + (self.shift - 1.0) * np.asarray(t, np.float64)) ** 2
 
 
 @dataclass(frozen=True)

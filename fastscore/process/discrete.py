@@ -16,8 +16,10 @@ from fastscore.process.schedule import Array, ones, zeros
 class DiscreteVP:
     """DDPM table: abar_i = prod_{j<=i} (1 - beta_j), ln alpha linear between the indices.
 
-    Time is the index itself, 0 .. N-1, with -1 for the data. Source: Ho et al. 2020; the
-    interpolation is DPM-Solver's (Lu et al. 2022, appendix).
+    Time is the index itself, 0 .. N-1, with -1 for the data. A last beta of 1 ends at pure noise (zero terminal SNR),
+    with alpha itself linear in that last interval.
+
+    Source: Ho et al. 2020; the interpolation is DPM-Solver's (Lu et al. 2022, appendix).
     """
 
     betas: tuple[float, ...]
@@ -27,10 +29,11 @@ class DiscreteVP:
 
     def __post_init__(self) -> None:
         betas = np.asarray(self.betas, np.float64)
-        if betas.ndim != 1 or len(betas) == 0 or not np.all((betas > 0.0) & (betas < 1.0)):
+        inside = (betas > 0.0) & (betas < 1.0)
+        if betas.ndim != 1 or len(betas) == 0 or not (np.all(inside[:-1]) and 0.0 < betas[-1] <= 1.0):
             raise ValueError(
-                "DiscreteVP: betas must be a non-empty list of numbers strictly between 0 and 1; "
-                f"got {len(betas)} from {betas.min(initial=np.inf):.4g} to {betas.max(initial=-np.inf):.4g}"
+                "DiscreteVP: betas must be a non-empty list of numbers above 0 and below 1, of which the last may be "
+                f"1; got {len(betas)} from {betas.min(initial=np.inf):.9g} to {betas.max(initial=-np.inf):.9g}"
             )
         object.__setattr__(self, "betas", tuple(float(b) for b in betas))
 
@@ -38,9 +41,19 @@ class DiscreteVP:
     def T(self) -> float:
         return float(len(self.betas) - 1)
 
+    @property
+    def _zero_snr(self) -> bool:
+        return self.betas[-1] == 1.0
+
     def _log_alpha(self, t: ArrayLike) -> Array:
-        knots = np.concatenate([[0.0], np.cumsum(0.5 * np.log1p(-np.asarray(self.betas)))])
-        return np.interp(np.asarray(t, np.float64), np.arange(-1.0, len(self.betas)), knots)
+        t, last = np.asarray(t, np.float64), len(self.betas) - 1
+        finite = np.asarray(self.betas[:-1] if self._zero_snr else self.betas)
+        knots = np.concatenate([[0.0], np.cumsum(0.5 * np.log1p(-finite))])
+        log = np.interp(t, np.arange(-1.0, len(finite)), knots)
+        if not self._zero_snr:
+            return log
+        with np.errstate(divide="ignore"):  # alpha = 0 at the last index
+            return log + np.log(np.clip(last - t, 0.0, 1.0))
 
     def alpha(self, t: ArrayLike) -> Array:
         return np.exp(self._log_alpha(t))
@@ -49,7 +62,11 @@ class DiscreteVP:
         return np.sqrt(-np.expm1(2.0 * self._log_alpha(t)))
 
     def dalpha(self, t: ArrayLike) -> Array:
-        return 0.5 * _slope(np.log1p(-np.asarray(self.betas)), t) * self.alpha(t)
+        betas, before = np.asarray(self.betas), len(self.betas) - 2.0
+        if not self._zero_snr:
+            return 0.5 * _slope(np.log1p(-betas), t) * self.alpha(t)
+        slopes = np.append(0.5 * np.log1p(-betas[:-1]), -1.0)  # that of ln alpha where the last interval begins
+        return np.where(np.asarray(t) > before, -self.alpha(before), _slope(slopes, t) * self.alpha(t))
 
     def dsigma(self, t: ArrayLike) -> Array:
         return -self.alpha(t) * self.dalpha(t) / self.sigma(t)
@@ -107,11 +124,20 @@ def _slope(slopes: Array, t: ArrayLike) -> Array:
     return 0.5 * (slopes[below] + slopes[above])
 
 
-def discrete_vp(kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DiscreteVP:
-    """Return a standard DDPM table of ``n`` betas: "linear", "scaled-linear" or "cosine".
+def discrete_vp(
+    kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, zero_snr: bool = False
+) -> DiscreteVP:
+    r"""Return a standard DDPM table of ``n`` betas: "linear", "scaled-linear" or "cosine".
 
     scaled-linear is linear in sqrt(beta) (latent diffusion uses 0.00085 .. 0.012); cosine is
     Nichol & Dhariwal 2021, with beta clipped at 0.999, and ignores beta_min and beta_max.
+
+    zero_snr: shift and scale sqrt(abar) so that the last one is 0 and the first one stays,
+
+        sqrt(abar_i) <- (sqrt(abar_i) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T))
+
+    where a network must predict v, x0 or flow: at pure noise eps says nothing of the data. Source: Lin et al. 2024,
+    algorithm 1.
     """
     if n < 1:
         raise ValueError(f"discrete_vp: n = {n} must be at least 1")
@@ -124,6 +150,12 @@ def discrete_vp(kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, bet
         betas = np.minimum(1.0 - edge[1:] / edge[:-1], 0.999)
     else:
         raise ValueError(f"discrete_vp: kind = {kind!r} must be one of linear, scaled-linear, cosine")
+    if zero_snr:
+        if n < 2:
+            raise ValueError(f"discrete_vp: n = {n} must be at least 2 with zero_snr")
+        root = np.exp(np.cumsum(0.5 * np.log1p(-betas)))
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        betas = 1.0 - (root / np.append(1.0, root[:-1])) ** 2
     return DiscreteVP(tuple(betas))
 
 

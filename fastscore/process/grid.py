@@ -12,8 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from fastscore.process.names import SPACINGS
-from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
+from fastscore.process.names import INDICES, SPACINGS
+from fastscore.process.parametrization import Parametrization
+from fastscore.process.schedule import Array, Schedule, at_ends, lam, t_of_lam
+
+NOISIEST = -5.0  # lam at which a network starts that is singular at pure noise; that of VP at T
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,14 @@ class Grid:
         steps: N >= 1.
         start, end: first and last time of the rule; the schedule's T and t_end if left out.
         clean: whether the last step goes to sigma = 0.
-        rho: exponent of "karras".
+        rho: exponent of "karras" and "arctan".
+        scale: of "arctan", in sigma / alpha.
+        shift: factor on sigma / alpha of all knots but one at pure noise or sigma = 0, see ``shifted``.
+        offset: added to the indices of "leading".
+        whole: round the times of a table to whole indices, which its network was trained on.
 
     Raises:
-        ValueError: fewer than one step, an unknown rule, or start and end out of order.
+        ValueError: fewer than one step, an unknown rule, a value out of range, or start and end out of order.
     """
 
     spacing: str
@@ -37,30 +44,41 @@ class Grid:
     end: float | None = None
     clean: bool = False
     rho: float = 7.0
+    scale: float = 8.0
+    shift: float = 1.0
+    offset: int = 0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
             raise ValueError(f"grid spacing = {self.spacing!r} must be one of {', '.join(SPACINGS)}")
         if not 1 <= self.steps < 1 << 20:
             raise ValueError(f"steps = {self.steps} must lie in 1 .. {(1 << 20) - 1}")
-        if not 0.0 < self.rho < math.inf:
-            raise ValueError(f"rho = {self.rho} must be positive")
+        for name in ("rho", "scale", "shift"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if self.offset < 0 or (self.offset and self.spacing != "leading"):
+            raise ValueError(f"offset = {self.offset} must be at least 0, and belongs to the spacing leading")
+        if self.shift != 1.0 and self.spacing in INDICES:
+            raise ValueError(f"shift = {self.shift} moves times; the spacing {self.spacing} has whole indices")
 
     def __call__(self, schedule: Schedule) -> Array:
         """Return the knots on ``schedule``, float64 [steps + 1], decreasing."""
         start = schedule.T if self.start is None else self.start
         end = schedule.t_end if self.end is None else self.end
+        start, end = at_ends(schedule, np.array([start, end])).tolist()
         if not schedule.t_clean <= end <= start <= schedule.T or (end == start and self.steps + (not self.clean) > 1):
             raise ValueError(
                 f"grid from t = {start} to {end} must decrease inside "
                 f"{type(schedule).__name__}'s times {schedule.T} .. {schedule.t_clean}"
             )
-        if self.spacing in ("leading", "trailing", "linspace"):
-            knots = self._indices(schedule)
+        n = self.steps if self.clean else self.steps + 1
+        if self.spacing in INDICES:
+            knots = self._indices(schedule, start, end, n)
         else:
-            n = self.steps if self.clean else self.steps + 1
             knots = self._spaced(schedule, start, end, n)
             knots[0], knots[-1] = start, end if n > 1 else start
+            knots = _whole(knots) if self.whole else _shift(schedule, knots, self.shift)
         if self.clean:
             knots = np.append(knots, schedule.t_clean)
         if np.any(np.diff(knots) >= 0.0):
@@ -76,33 +94,62 @@ class Grid:
             origin = schedule.t_clean if math.isfinite(schedule.t_clean) else 0.0
             return origin + np.linspace(math.sqrt(start - origin), math.sqrt(end - origin), n) ** 2
         ends = lam(schedule, np.array([start, end]))
-        if not np.all(np.isfinite(ends)):
+        bounded = np.isfinite(ends) | (np.array([True, False]) if self.spacing == "arctan" else False)
+        if not np.all(bounded):
             raise ValueError(
-                f"{self.spacing} grid: lam is infinite at t = {start if not np.isfinite(ends[0]) else end}; "
+                f"{self.spacing} grid: lam is infinite at t = {end if bounded[0] else start}; "
                 "move start (or end) off the end of the schedule"
             )
         if self.spacing == "logsnr":
             values = np.linspace(ends[0], ends[1], n)
-        else:
+        elif self.spacing == "karras":
             high, low = np.exp(-ends / self.rho)
             values = -self.rho * np.log(np.linspace(high, low, n))
+        else:
+            high, low = np.arctan2(1.0, self.scale * np.exp(ends)) ** (1.0 / self.rho)
+            angles = np.minimum(np.linspace(high, low, n) ** self.rho, 0.5 * math.pi)  # of which tan is finite
+            values = -np.log(self.scale * np.tan(angles))
         return t_of_lam(schedule, np.clip(values, *ends))
 
-    def _indices(self, schedule: Schedule) -> Array:
-        n = int(schedule.T) + 1
+    def _indices(self, schedule: Schedule, start: float, end: float, n: int) -> Array:
         if schedule.t_clean != -1.0:
             raise ValueError(f"{self.spacing} grids index a discrete table; {type(schedule).__name__} is continuous")
-        if not self.clean or self.start is not None or self.end is not None:
-            raise ValueError(
-                f"a {self.spacing} grid covers a whole table down to sigma = 0: no start, end or clean=False"
-            )
-        if self.steps > n:
-            raise ValueError(f"steps = {self.steps} must lie in 1 .. {n}, the length of the table")
+        first, last = int(start), int(end)
+        if (first, last) != (start, end):
+            raise ValueError(f"{self.spacing} grid from {start} to {end}: start and end must be indices of the table")
+        span = first - last + 1
+        if n > span:
+            raise ValueError(f"steps = {self.steps} must lie in 1 .. {span - (not self.clean)}, the indices there are")
         if self.spacing == "leading":
-            return (np.arange(self.steps)[::-1] * (n // self.steps)).astype(np.float64)
-        if self.spacing == "trailing":
-            return (np.round(np.arange(self.steps, 0, -1) * (n / self.steps)) - 1.0).astype(np.float64)
-        return np.round(np.linspace(n - 1.0, 0.0, self.steps)).astype(np.float64)
+            knots = last + np.arange(n)[::-1] * (span // n) + self.offset
+            if knots[0] > first:
+                raise ValueError(f"offset = {self.offset} leads to index {knots[0]}, beyond the first, {first}")
+        elif self.spacing == "trailing":
+            knots = last + np.round(np.arange(n, 0, -1) * (span / n)) - 1.0
+        else:
+            knots = np.round(np.linspace(first, last, n))
+        return knots.astype(np.float64)
+
+
+def _whole(knots: Array) -> Array:
+    """Return the nearest distinct indices, no knot moved further than those below it make necessary."""
+    behind, nearest = np.arange(len(knots))[::-1], np.round(knots)
+    rising = np.maximum.accumulate((nearest - behind)[::-1])[::-1]  # so that each index is above the next one
+    distinct = np.minimum(rising + behind, nearest[0] - behind[::-1])
+    if distinct[-1] < nearest[-1]:
+        raise ValueError(f"{len(knots)} times are more than the indices from {nearest[0]:g} to {nearest[-1]:g}")
+    return distinct
+
+
+def _shift(schedule: Schedule, knots: Array, shift: float) -> Array:
+    """Return the times at which sigma / alpha is ``shift`` times as large."""
+    if shift == 1.0:
+        return knots
+    values = lam(schedule, knots)
+    inner = np.isfinite(values)
+    moved = np.clip(values[inner] - math.log(shift), lam(schedule, schedule.T), None)
+    knots[inner] = t_of_lam(schedule, moved)
+    return knots
 
 
 @dataclass(frozen=True)
@@ -116,10 +163,11 @@ class Times:
         knots = np.asarray(self.t, np.float64)
         if knots.ndim != 1 or len(knots) < 2 or np.any(np.isnan(knots)) or not np.all(np.diff(knots) < 0.0):
             raise ValueError("times must be at least two decreasing numbers")
+        knots = at_ends(schedule, knots)
         if knots[0] > schedule.T or knots[-1] < schedule.t_clean:
             raise ValueError(
-                f"times {knots[0]:.6g} .. {knots[-1]:.6g} leave {type(schedule).__name__}'s "
-                f"range {schedule.T:.6g} .. {schedule.t_clean:.6g}"
+                f"times {float(knots[0])!r} .. {float(knots[-1])!r} leave {type(schedule).__name__}'s "
+                f"range {schedule.T!r} .. {schedule.t_clean!r}"
             )
         return knots
 
@@ -168,33 +216,81 @@ def karras(
     return Grid("karras", steps, start, end, clean, rho)
 
 
-def indices(steps: int, spacing: str = "trailing") -> Grid:
+def arctan(
+    steps: int,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    clean: bool = True,
+    rho: float = 7.0,
+    scale: float = 8.0,
+) -> Grid:
+    r"""Space knots evenly in arctan(sigma / (scale alpha))^(1/rho).
+
+    Karras' levels where sigma / alpha is well below ``scale``, and an end where there is no signal: pure noise, at
+    which theirs and those in log-SNR begin nowhere, is the angle pi / 2. No step in lam is long but the one that
+    leaves pure noise, where the estimate of x_0 depends on nothing. ``scale`` stands for the largest extent of the
+    data; rho = 1, scale = 1 is the grid of Sabour et al. 2024 for one Gaussian, scale = inf is Karras'.
+    """
+    return Grid("arctan", steps, start, end, clean, rho, scale)
+
+
+def indices(
+    steps: int,
+    spacing: str = "trailing",
+    *,
+    offset: int = 0,
+    start: float | None = None,
+    end: float | None = None,
+    clean: bool = True,
+) -> Grid:
     """Choose indices of a discrete table, then the data.
 
-    leading: 0, k, 2k, .. (DDIM's own code); trailing: counted back from N - 1 (Lin et al. 2024,
-    starts at pure noise); linspace: rounded linspace from N - 1 to 0.
+    leading: 0, k, 2k, .. (DDIM's own code), all moved by ``offset`` (diffusers' steps_offset); trailing: counted back
+    from N - 1 (Lin et al. 2024, starts at pure noise); linspace: rounded linspace from N - 1 to 0. With ``start`` or
+    ``end`` the rule is that of the part of the table between them, both included.
     """
-    return Grid(spacing, steps, clean=True)
+    return Grid(spacing, steps, start, end, clean, offset=offset)
+
+
+def shifted(grid: Grid, shift: float) -> Grid:
+    r"""Return a grid with sigma / alpha of every knot ``shift`` times as large.
+
+    On Flow that is t' = shift t / (1 + (shift - 1) t), which large images need. Knots beyond the schedule's noise stay
+    at its T; pure noise and sigma = 0 do not move.
+
+    Source: Esser et al. 2024 (Stable Diffusion 3), eq. 23; Hoogeboom et al. 2023, section 3.1.
+    """
+    return replace(grid, shift=grid.shift * shift)
+
+
+def dynamic_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> float:
+    """Return the shift e^mu of an image of so many tokens, at least 1; mu is linear between two (tokens, mu)."""
+    if tokens < 1:
+        raise ValueError(f"tokens = {tokens} must be at least 1")
+    return math.exp(base[1] + (top[1] - base[1]) * (tokens - base[0]) / (top[0] - base[0]))
 
 
 AnyGrid = TypeVar("AnyGrid", bound=Grid | Times | Span)
 
 
-def default_grid(schedule: Schedule, steps: int = 20) -> Grid:
-    """Return a grid to sigma = 0 that suits a deterministic solver: karras, or uniform from pure noise."""
-    return karras(steps) if math.isfinite(float(lam(schedule, schedule.T))) else uniform(steps, clean=True)
+def within(grid: AnyGrid, schedule: Schedule, model: Schedule, reads: Parametrization) -> AnyGrid:
+    """Return the grid between the noise levels that a network knows; a given start or end stays.
 
-
-def within(grid: AnyGrid, schedule: Schedule, model: Schedule) -> AnyGrid:
-    """Return the grid, begun where the noise of ``model`` ends if that is later; a given start stays."""
-    if model == schedule or isinstance(grid, Times) or grid.start is not None:
+    Args:
+        schedule: that the grid is of.
+        model, reads: the schedule that the network was trained on, from T to t_end, and what it predicts.
+    """
+    if isinstance(grid, Times) or (isinstance(grid, Grid) and grid.spacing in INDICES):
         return grid
-    if isinstance(grid, Grid) and grid.spacing in ("leading", "trailing", "linspace"):
-        return grid
-    bottom = float(lam(model, model.T))
-    if float(lam(schedule, schedule.T)) >= bottom:
-        return grid
-    return replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
+    bottom, top = (float(lam(model, t)) for t in (model.T, model.t_end))
+    if bottom == -math.inf and not reads.at_pure_noise:
+        bottom = NOISIEST
+    if grid.start is None and float(lam(schedule, schedule.T)) < bottom:
+        grid = replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
+    if grid.end is None and not reads.exact and float(lam(schedule, schedule.t_end)) > top:
+        grid = replace(grid, end=float(t_of_lam(schedule, top)[0]))
+    return grid
 
 
 def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Times:

@@ -21,7 +21,8 @@ SCHEDULES = (
     "smld",
 )
 BOUNDED = ("ve", "edm", "smld")  # that have a sigma_min and a sigma_max
-SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "leading", "trailing", "linspace")  # see process/grid.py
+INDICES = ("leading", "trailing", "linspace")  # spacings of tables
+SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "arctan", *INDICES)  # see process/grid.py
 
 
 def named_schedule(

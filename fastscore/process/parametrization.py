@@ -41,6 +41,8 @@ class Parametrization:
             schedule's own time (a table's index), "999t" Song's label of continuous VP models,
             "sigma" the noise-to-signal ratio, "log_sigma/4" EDM's.
         sigma_data: standard deviation of the data, for EDM's input and output scaling.
+        exact: whether the model knows every noise level, as one in closed form does. A network knows those it was
+            trained on: a default grid ends there, and no table's index goes below 0.
 
     Raises:
         ValueError: an unknown prediction or label, or a sigma_data that is not positive.
@@ -49,6 +51,7 @@ class Parametrization:
     prediction: str = "eps"
     label: str = "t"
     sigma_data: float = 0.5
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -68,6 +71,8 @@ class Parametrization:
     def c_noise(self, schedule: Schedule, t: ArrayLike) -> Array:
         """Return the time label of the network."""
         t = np.asarray(t, np.float64)
+        if schedule.t_clean == -1.0 and not self.exact:
+            t = np.maximum(t, schedule.t_end)
         if self.label == "t":
             return t
         if self.label == "999t":
@@ -75,6 +80,11 @@ class Parametrization:
         if self.label == "sigma":
             return schedule.sigma(t) / schedule.alpha(t)
         return -0.25 * lam(schedule, t)
+
+    @property
+    def at_pure_noise(self) -> bool:
+        """Whether label and estimate of x_0 exist where alpha = 0, at which eps says nothing of the data."""
+        return self.prediction not in ("eps", "score") and self.label in ("t", "999t")
 
     def components(self, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
         """Return (A, B) with F = A D + B eps."""

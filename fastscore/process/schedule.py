@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+ROUNDING = 4e-7  # relative, of a time or noise level that went through float32
 
 
 @runtime_checkable
@@ -78,11 +79,11 @@ def t_of_lam(schedule: Schedule, value: ArrayLike) -> Array:
     low = schedule.t_clean if math.isfinite(schedule.t_clean) else schedule.T - 64.0
     lo, hi = np.full_like(value, low), np.full_like(value, schedule.T)
     bottom = float(lam(schedule, schedule.T))
-    slack = 1e-12 * max(1.0, abs(bottom)) if math.isfinite(bottom) else 0.0
+    slack = ROUNDING * max(1.0, abs(bottom)) if math.isfinite(bottom) else 0.0
     if np.any(np.isnan(value)) or np.any(value < bottom - slack):
         raise ValueError(
-            f"lam = {float(value.min()):.6g} is noisier than {type(schedule).__name__} gets: its "
-            f"lam(T) is {bottom:.6g}; start the grid later or use a schedule with more noise at T"
+            f"lam = {float(value.min()):.10g} is noisier than {type(schedule).__name__} gets: its "
+            f"lam(T) is {bottom:.10g}; start the grid later or use a schedule with more noise at T"
         )
     for _ in range(1100):  # enough halvings to cross the whole exponent range of float64
         mid = 0.5 * (lo + hi)
@@ -93,6 +94,14 @@ def t_of_lam(schedule: Schedule, value: ArrayLike) -> Array:
     with np.errstate(invalid="ignore"):  # -inf - -inf, where hi is the answer
         near = np.abs(lam(schedule, lo) - value) < np.abs(lam(schedule, hi) - value)
     return np.where(near, lo, hi)
+
+
+def at_ends(schedule: Schedule, t: ArrayLike) -> Array:
+    """Return times with those one float32 rounding beyond T or t_clean moved there."""
+    t = np.asarray(t, np.float64)
+    last, first = schedule.T, schedule.t_clean
+    t = np.where((t > last) & (t <= last + ROUNDING * abs(last)), last, t)
+    return np.where((t < first) & (t >= first - ROUNDING * abs(first)), first, t) if math.isfinite(first) else t
 
 
 def transition(schedule: Schedule, s: ArrayLike, t: ArrayLike) -> tuple[Array, Array]:

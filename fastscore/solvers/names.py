@@ -1,11 +1,10 @@
-"""Solvers by name, and the grid that suits a solver: what the command line and ``Sampler(solver="heun")`` share.
+"""Solvers by name: what the command line and ``Sampler(solver="heun")`` share.
 
 A new solver is known to both by its line in the table here. Importing it costs no NumPy.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ from fastscore import solvers as s
 
 if TYPE_CHECKING:
     from fastscore.plan.rows import Solver
-    from fastscore.process.grid import Grid, Span
-    from fastscore.process.schedule import Schedule
     from fastscore.solvers.adaptive import Adaptive
     from fastscore.solvers.correctors import AnnealedLangevin, Langevin
 
@@ -158,75 +155,3 @@ def refuse_unused(name: str, options: Mapping[str, Any]) -> None:
         applies, owner = uses[option]
         if not applies:
             raise ValueError(f"{option} belongs to {owner}; leave it out with solver {name}")
-
-
-def default_grid(
-    solver: Solver | Adaptive,
-    schedule: Schedule,
-    default: Schedule,
-    steps: int | None = None,
-    *,
-    spacing: str | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    clean: bool | None = None,
-    rho: float | None = None,
-) -> Grid | Span:
-    """Return the grid that suits a solver and a schedule, or the span of an adaptive solver.
-
-    Ancestral and Euler-Maruyama steps, PNDM and whatever has a corrector get even times, as in their papers; the others
-    get Karras levels, or even times where the first one is pure noise. EDM's time is sigma itself, which even steps do
-    not suit. Tables get trailing indices, unless the schedule ``default`` of the network has less noise than the last.
-
-    Args:
-        steps: 20 if left out, or as many as a shorter table has.
-        spacing: one of process.names.SPACINGS.
-        start, end: first and last time of the spacing; the schedule's T and t_end if left out.
-        clean: whether the last step goes to sigma = 0; yes if left out, but for score_sde's own grids.
-        rho: exponent of the karras spacing, positive; 7 if left out.
-
-    Raises:
-        ValueError: steps, spacing or rho where they would be ignored, or a value out of range.
-    """
-    from fastscore.process.continuous import EDM
-    from fastscore.process.discrete import DiscreteVE, DiscreteVP
-    from fastscore.process.grid import Grid, Span
-    from fastscore.process.schedule import lam
-    from fastscore.solvers.adaptive import Adaptive
-
-    if isinstance(solver, Adaptive):
-        for option, value in (("steps", steps), ("grid spacing", spacing), ("rho", rho)):
-            if value is not None:
-                raise ValueError(
-                    f"{option} = {value} belongs to solvers with a grid; {type(solver).__name__} chooses its steps by "
-                    "rtol and atol"
-                )
-        return Span(start, end, clean is not False)
-    if spacing is None:
-        even = _on_even_times(solver)
-        first = schedule.T if start is None else start
-        table = isinstance(schedule, DiscreteVP | DiscreteVE)
-        full_range = start is None and end is None and clean is not False
-        if table and full_range and lam(schedule, schedule.T) >= lam(default, default.T):
-            spacing = "trailing"
-        elif table or isinstance(schedule, EDM) or (not even and math.isfinite(float(lam(schedule, first)))):
-            spacing = "karras"
-        else:
-            spacing = "uniform"
-    if rho is not None and spacing != "karras":
-        raise ValueError(f"rho = {rho:g} belongs to the grid spacing karras; leave it out with {spacing}")
-    if clean is None:
-        clean = not isinstance(solver, s.ScoreSDE)
-    if steps is None:
-        steps = min(STEPS, int(schedule.T) + 1) if spacing == "trailing" else STEPS
-    return Grid(spacing, steps, start, end, clean, RHO if rho is None else rho)
-
-
-def _on_even_times(solver: Solver) -> bool:
-    if isinstance(solver, (s.RePaint, s.ScaledNoise)):
-        return _on_even_times(solver.solver)
-    even = (
-        s.Ancestral, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun, s.PNDM, s.IPNDM, s.ScoreSDE,
-        s.PredictorCorrector,
-    )  # fmt: skip
-    return isinstance(solver, even) or (isinstance(solver, s.DDIM) and solver.eta > 0.0)

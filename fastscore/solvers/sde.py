@@ -23,7 +23,8 @@ class EulerMaruyama:
         x_s = x_t - [f x_t - (1 + eta^2)/2 g^2 score] h + eta g sqrt(h) z,   h = t - s
 
     eta = 1 is Anderson's reverse SDE, eta = 0 the probability-flow ODE. The diffusion does not
-    depend on x, so Milstein's scheme is the same and the strong order is 1.
+    depend on x, so Milstein's scheme is the same and the strong order is 1. Where f is infinite, at pure noise, the
+    first step is DDIM's.
 
     Source: Song et al. 2021, eq. 6 and appendix D; the family: Huang et al. 2021.
     """
@@ -36,7 +37,12 @@ class EulerMaruyama:
             raise ValueError(f"EulerMaruyama: eta = {self.eta} must be at least 0")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [[denoise(t, s) if s == schedule.t_clean else self.row(schedule, t, s)] for t, s in pairwise(t)]
+        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
+
+    def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+        if s == schedule.t_clean:
+            return [denoise(t, s)]
+        return leave_pure_noise(schedule, t, s, self.eta) or [self.row(schedule, t, s)]
 
     def row(self, schedule: Schedule, t: float, s: float) -> Row:
         """Return the step from ``t`` to ``s``."""
@@ -160,7 +166,7 @@ class StochasticHeun:
         x_p = x_t + h a(x_t, t) + G z,   x_s = x_t + h/2 [a(x_t, t) + a(x_p, s)] + G z,   h = t - s
 
     with a = -f x + (1 + eta^2)/2 g^2 score and G^2 = eta^2 h (g^2(t) + g^2(s))/2. Strong order 1; weak order 2,
-    since the noise is additive.
+    since the noise is additive. Where f is infinite, at pure noise, the first step is DDIM's.
 
     Source: Ruemelin 1982; Karras et al. 2022, appendix B, for the family of SDEs.
     """
@@ -178,6 +184,8 @@ class StochasticHeun:
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:
             return [denoise(t, s)]
+        if first := leave_pure_noise(schedule, t, s, self.eta):
+            return first
         h, ends = float(t - s), np.array([t, s])
         (drift, drift_s), diffusion = f(schedule, ends).tolist(), g2(schedule, ends)
         pull, pull_s = (0.5 * (1.0 + self.eta**2) * diffusion).tolist()  # of the score
@@ -189,6 +197,11 @@ class StochasticHeun:
         predict = Row(float(t), float(s), 1.0 - h * drift, -h * pull / sigma, noise, m="eps", push=1, evaluate=False)
         w = (-0.5 * in_x0, -0.5 * in_eps)
         return [keep, predict, Row(float(s), float(s), 1.0 - 0.5 * h * drift_s, 0.5 * h * pull_s, w=w, m="score")]
+
+
+def leave_pure_noise(schedule: Schedule, t: np.float64, s: np.float64, eta: float) -> list[Row]:
+    """Return DDIM's step if there is no signal at ``t``, else nothing: x_s depends on x_t by its noise alone."""
+    return DDIM(min(eta, 1.0)).steps(schedule, np.array([t, s]))[0] if schedule.alpha(t) == 0.0 else []
 
 
 def denoise(t: float, s: float) -> Row:

@@ -35,15 +35,18 @@ BAD = {
     "subdirs alone": ("sample analytic:gaussian --subdirs --out {out}", "add png"),
     "rho unused": (
         "sample analytic:gaussian --grid uniform --rho 5 --out {out}",
-        "rho = 5 belongs to the grid spacing karras",
+        "rho = 5 belongs to the spacings karras and arctan",
     ),
     "png of points": ("sample analytic:gaussian --png --out {out}", "not images"),
     "score-sde": (
         "sample analytic:gaussian --solver score-sde --schedule vp --steps 10 --out {out}",
         "needs more than",
     ),
-    "singular": ("sample analytic:gaussian --solver em --schedule flow --steps 5 --out {out}", "start the grid later"),
-    "table": ("sample analytic:gaussian --schedule ddpm --steps 2000 --out {out}", "1 .. 1000"),
+    "singular": (
+        "sample analytic:gaussian --grid karras --schedule flow --steps 5 --out {out}",
+        "move start (or end) off the end",
+    ),
+    "table": ("sample analytic:gaussian --schedule ddpm --grid trailing --steps 2000 --out {out}", "1 .. 1000"),
     "plan": ("plan --solver none", "needs a corrector"),
     "command": ("sampel", "No such command"),
     "data": ("train nothing --out {out}", "neither a known set"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,14 @@ from fastscore.cli.plan import plan
 from fastscore.model.analytic import by_name
 from fastscore.ops.backend import BACKENDS, named_device
 from fastscore.plan import NORMS
-from fastscore.process.continuous import EDM, VE, VP, Trig
+from fastscore.process.continuous import EDM, VE, VP, Flow, Trig
 from fastscore.process.discrete import smld
-from fastscore.process.grid import Grid, Span
+from fastscore.process.grid import Grid, Span, arctan, karras
 from fastscore.process.names import BOUNDED, SCHEDULES, SPACINGS, named_schedule
 from fastscore.sampler import Sampler
 from fastscore.solvers import DDIM, Heun, RePaint
-from fastscore.solvers.names import SOLVERS, default_grid, named
+from fastscore.solvers.grids import default_grid
+from fastscore.solvers.names import SOLVERS, named
 
 
 def on_the_command_line(*argv):
@@ -110,12 +113,17 @@ def test_errors_are_the_same_in_both(run, tmp_path, case):
 
 
 def test_grids_suit_solver_and_schedule():
-    assert default_grid(named("dpmpp-2m"), EDM(), EDM()) == Grid("karras", 20, clean=True)
-    assert default_grid(named("em"), VP(), VP(), 7) == Grid("uniform", 7, clean=True)
-    assert default_grid(DDIM(0.5), VP(), VP()).spacing == "uniform"
-    assert default_grid(RePaint(named("ddpm")), VP(), VP()).spacing == "uniform"
-    assert default_grid(named("em"), EDM(), EDM()).spacing == "karras"
-    assert default_grid(named("heun"), smld(), smld()) == Grid("trailing", 10, clean=True)
+    def spacing(solver, schedule):
+        return default_grid(solver, schedule, schedule).spacing
+
+    assert default_grid(named("dpmpp-2m"), EDM(), EDM()) == arctan(20)
+    assert default_grid(named("ddpm"), VP(), VP()) == arctan(20, rho=5.0, scale=2.0)
+    assert default_grid(DDIM(0.5), VP(), VP()) == default_grid(RePaint(named("ddpm")), VP(), VP())
+    assert default_grid(named("em"), VE(), VE(), 50) == Grid("uniform", 50, clean=True)
+    assert spacing(named("heun"), VE()) == spacing(named("heun"), VP()) == "karras"
+    assert spacing(named("heun"), Flow()) == "arctan"
+    assert default_grid(named("heun"), smld(), smld()) == replace(karras(10), whole=True)
+    assert default_grid(named("dpmpp-2m"), smld(), smld(), scales=(1e-3, 1.0)).end < 0.0
     assert default_grid(named("score-sde"), VP(), VP()).clean is False
     assert default_grid(named("ggf"), VP(), VP(), end=0.01) == Span(end=0.01)
 

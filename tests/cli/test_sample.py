@@ -133,7 +133,7 @@ def test_every_solver_on_every_schedule(run, tmp_path, solver, schedule):
     steps = "8" if schedule == "smld" else "200"
     argv = ("sample", "analytic:gaussian", "-n", "64", "--steps", steps, "--quiet", "--out", tmp_path)
     code, _, error = run(*argv, "--solver", solver, "--schedule", schedule)
-    assert (code, error) == (0, "")
+    assert code == 0 and ("not noise alone" in error if schedule == "smld" else not error)
     x = arrays_of(tmp_path)["samples"]
     assert np.isfinite(x).all()
     if schedule != "smld":  # whose ten levels start too low for a prior that forgets the data

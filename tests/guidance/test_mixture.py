@@ -301,7 +301,10 @@ def test_starts():
         (lambda: Sampler(plain()).run([0], y=torch.zeros(1)), "has none"),
         (lambda: Sampler(plain(), solver=GottaGoFast()).run([0], known=known(1)), "integrates the SDE"),
         (lambda: Sampler(plain(), solver=Dopri5(), parallel=Picard(4)), "which an adaptive solver has not"),
-        (lambda: Sampler(two_classes("eps"), schedule=Flow(), guide=lambda *a: a[1]), "start the grid later"),
+        (
+            lambda: Sampler(two_classes("eps"), schedule=Flow(), grid=uniform(5, start=1.0), guide=lambda *a: a[1]),
+            "start the grid later",
+        ),
     ],
 )
 def test_bad_calls_are_named(call, message):

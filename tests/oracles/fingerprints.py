@@ -109,7 +109,7 @@ def portable() -> Iterator[tuple[str, Draw]]:
         score=lambda x: -x / (1.0 + x * x), spread=0.5, method="ula", batch=BATCH, backend=backend,
     ).x  # fmt: skip
     for preset in (fs.ncsn(5, steps=2), fs.ncsnv2(5, steps=2)):
-        yield f"preset/{preset['grid']}", drawn(model("score"), **preset)
+        yield f"preset/{preset['grid'].steps}", drawn(model("score"), **preset)
 
 
 def _guided() -> Iterator[tuple[str, Draw]]:

@@ -8,7 +8,7 @@ import pytest
 from fastscore import plan as plans
 from fastscore.kernels import abi
 from fastscore.plan.rows import Plan, Row
-from fastscore.process.continuous import VE, VP, Flow, Trig
+from fastscore.process.continuous import VE, VP, Flow
 from fastscore.process.grid import karras, uniform
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DDIM, DPMpp2M, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion
@@ -82,9 +82,9 @@ def test_clip_refuses_a_history_of_something_else():
 
 
 def test_singular_coefficients_are_named():
-    plan = make(EulerMaruyama(), Flow())
+    plan = make(DPMpp2M(), Flow())
     with pytest.raises(ValueError, match=r"row 1 \(t = 1 to .*on Flow .* start the grid later"):
-        plans.validate(plans.fold(plan, Trig(), Parametrization("x0")))
+        plans.validate(plans.fold(plan, Flow(), Parametrization("eps")))
 
 
 def test_history_is_checked():

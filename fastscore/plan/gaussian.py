@@ -1,0 +1,55 @@
+r"""What a plan makes of Gaussian data, exactly and without a sample.
+
+Where the data are N(mu, s^2 I) the estimate of x_0 is linear in x,
+
+    D(x) = mu + k (x - alpha mu),   k = alpha s^2 / (alpha^2 s^2 + sigma^2)
+
+so state, last estimate and history are jointly Gaussian after every row, and a run has a mean and a standard
+deviation. What they differ by from mu and s is the error of solver and grid alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from fastscore.kernels import abi
+from fastscore.plan.passes import Folding, validate
+from fastscore.plan.rows import Plan
+from fastscore.process.parametrization import Parametrization
+
+
+def gaussian_moments(plan: Plan, mean: float, std: float) -> tuple[float, float]:
+    """Return mean and standard deviation of what a plan makes of data N(mean, std^2), for each element.
+
+    Args:
+        plan: of a solver, not folded, started from the prior.
+
+    Raises:
+        ValueError: a row's step depends on the norm of a score, or a coefficient is singular.
+    """
+    if any(row.langevin is not None for row in plan.rows):
+        raise ValueError("gaussian_moments: a Langevin step that depends on norms has no Gaussian result")
+    schedule = plan.schedule
+    rows = validate(replace(plan, rows=Folding(plan, schedule, Parametrization("x0", exact=True)).rows())).rows
+    t = np.array([row.t for row in rows])
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    gain = (alpha * std**2 / ((alpha * std) ** 2 + sigma**2)).tolist()
+    first = 2  # x, D, then the history
+    mu, cov = np.zeros(first + abi.SLOTS), np.zeros((first + abi.SLOTS,) * 2)
+    for row, k, at in zip(rows, gain, alpha.tolist(), strict=True):
+        if row.evaluate:
+            mu[1] = mean + k * (mu[0] - at * mean)
+            cov[1] = k * cov[0]
+            cov[:, 1] = cov[1]
+            cov[1, 1] = k * k * cov[0, 0]
+        step = np.eye(len(mu))
+        step[0, : first + len(row.w)] = row.a + row.b * row.p, row.b * row.q, *row.w
+        if row.push is not None:
+            step[first + row.push] = 0.0
+            step[first + row.push, :first] = row.p, row.q
+        mu, cov = step @ mu, step @ cov @ step.T
+        cov[0, 0] += row.c**2
+    return float(mu[0]), math.sqrt(max(float(cov[0, 0]), 0.0))

@@ -1,0 +1,222 @@
+"""The grid that suits a solver, a schedule and the data; and what another grid loses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from fastscore import solvers as s
+from fastscore.plan.gaussian import gaussian_moments
+from fastscore.plan.passes import make_plan
+from fastscore.plan.rows import Plan, Solver
+from fastscore.process.continuous import EDM
+from fastscore.process.discrete import DiscreteVE, DiscreteVP
+from fastscore.process.grid import Grid, Span
+from fastscore.process.names import INDICES, SPACINGS
+from fastscore.process.parametrization import Parametrization
+from fastscore.process.schedule import Schedule, lam, t_of_lam
+from fastscore.solvers.adaptive import Adaptive
+from fastscore.solvers.names import STEPS
+
+Scales = tuple[float, float]
+# What is said: signal in the prior; noise left at the end, in standard deviations of the data (a last step to D then
+# loses 5 %); relative error of a standard deviation; and rows of plans that are looked at.
+SIGNAL, UNRESOLVED, LOSS, LONGEST = 0.2, 0.33, 0.05, 1000
+
+
+def default_grid(
+    solver: Solver | Adaptive,
+    schedule: Schedule,
+    trained: Schedule,
+    steps: int | None = None,
+    *,
+    spacing: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    clean: bool | None = None,
+    rho: float | None = None,
+    scales: Scales | None = None,
+    reads: Parametrization | None = None,
+) -> Grid | Span:
+    """Return the grid that suits a solver, a schedule and the data, or the span of an adaptive solver.
+
+    Exponential integrators, and whatever else steps in lam, get the arctan spacing: with Karras' rho = 7 and a scale of
+    8 data where they are deterministic and of higher order, with more of the steps where the data form (rho = 5, scale
+    2) where each of them adds noise or is of first order. bench/results/default_grids.md measures what each loses.
+    Schemes that discretise time itself get the spacing of ``spacing_in_time``; a corrector that of its predictor. On
+    the table of its own network a grid keeps to whole indices.
+
+    Args:
+        trained: the schedule of the network.
+        steps: 20 if left out, or as many as a shorter table has.
+        spacing: one of process.names.SPACINGS.
+        start, end: first and last time of the spacing; the schedule's T, and its t_end or earlier (see ``scales``), if
+            left out.
+        clean: whether the last step goes to sigma = 0; yes if left out, but for score_sde's own grids.
+        rho: exponent of the spacings karras and arctan, positive.
+        scales: smallest and largest standard deviation of the data, as far as they are known: the grid ends where the
+            noise is a tenth of the smallest, and an extent above 1 widens the arctan spacing.
+        reads: of the network, which does not know less noise than it was trained on unless it is exact.
+
+    Raises:
+        ValueError: steps, spacing or rho where they would be ignored, or a value out of range.
+    """
+    if end is None and scales is not None:
+        end = _resolving(scales[0], schedule, math.inf if reads is None or reads.exact else lam(trained, trained.t_end))
+    if isinstance(solver, Adaptive):
+        for option, value in (("steps", steps), ("grid spacing", spacing), ("rho", rho)):
+            if value is not None:
+                raise ValueError(
+                    f"{option} = {value} belongs to solvers with a grid; {type(solver).__name__} chooses its steps by "
+                    "rtol and atol"
+                )
+        return Span(start, end, clean is not False)
+    if clean is None:
+        clean = not isinstance(solver, s.ScoreSDE)
+    whole = isinstance(schedule, DiscreteVP | DiscreteVE) and schedule == trained
+    if steps is None:
+        first = schedule.T if start is None else start
+        steps = min(STEPS, int(first - (end or 0.0)) + bool(clean)) if whole else STEPS
+    scheme = _scheme(solver)
+    shape = {"rho": 5.0, "scale": 2.0} if scheme is None and _noisy_or_first_order(solver) else {}
+    grid = Grid("arctan", steps, start, end, clean, whole=whole and spacing is None, **shape)
+    if spacing is None:
+        spacing = "arctan" if scheme is None else _published(scheme, schedule)
+    if not spacing:
+        grid = spacing_in_time(scheme, schedule, grid)
+    elif spacing != "arctan":
+        grid = Grid(spacing, steps, start, end, clean, whole=grid.whole and spacing not in INDICES)
+    if rho is not None and grid.spacing not in ("karras", "arctan"):
+        raise ValueError(f"rho = {rho:g} belongs to the spacings karras and arctan; leave it out with {grid.spacing}")
+    if rho is not None:
+        grid = replace(grid, rho=rho)
+    return grid if scales is None else replace(grid, scale=grid.scale * max(1.0, scales[1]))
+
+
+def _resolving(std: float, schedule: Schedule, cleanest: float) -> float | None:
+    """Return the time with a tenth of ``std`` for noise, or with ``cleanest`` lam; None if t_end is cleaner still."""
+    top = min(math.log(10.0 / std), float(cleanest))
+    return float(t_of_lam(schedule, top)[0]) if float(lam(schedule, schedule.t_end)) < top else None
+
+
+def _noisy_or_first_order(solver: Any) -> bool:
+    if isinstance(solver, s.RePaint | s.ScaledNoise):
+        return _noisy_or_first_order(solver.solver)
+    noise = max(getattr(solver, "eta", 0.0), getattr(solver, "tau", 0.0))
+    return getattr(solver, "order", 2) == 1 or noise > 0.0
+
+
+def _scheme(solver: Any) -> Any:
+    """Return the part of a solver that discretises time itself, or None if there is none."""
+    if isinstance(solver, s.RePaint | s.ScaledNoise):
+        return _scheme(solver.solver)
+    if isinstance(solver, s.PredictorCorrector):
+        return solver if solver.predictor is None else _scheme(solver.predictor)
+    if isinstance(solver, s.Hybrid):
+        return _scheme(solver.sde) or _scheme(solver.ode)
+    if isinstance(solver, s.AncestralSplit) and getattr(solver.solver, "prediction", "") == "eps":
+        return solver  # its noise meets e^h of eps, which a long step near pure noise makes too much of
+    explicit = (
+        s.Euler, s.Heun, s.RK2, s.RK4, s.ImplicitMidpoint, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun,
+        s.PNDM, s.IPNDM, s.ScoreSDE,
+    )  # fmt: skip
+    return solver if isinstance(solver, explicit) else None
+
+
+def _published(scheme: Solver, schedule: Schedule) -> str:
+    """Return the spacing that comes with a scheme, or "" if it has none: even times, and geometric levels of NCSN."""
+    if isinstance(scheme, s.ScoreSDE):
+        return "uniform"
+    if isinstance(scheme, s.PredictorCorrector):
+        return "logsnr" if isinstance(schedule, EDM) else "uniform"
+    return ""
+
+
+def spacing_in_time(solver: Solver, schedule: Schedule, grid: Grid) -> Grid:
+    """Return the grid with the spacing that suits a scheme in t, which no one spacing does on every schedule.
+
+    A scheme in t is only as good as its steps are short against what f and g do in them, which is up to the schedule:
+    EDM's time is sigma itself, VE's is its logarithm. So the spacings are tried, in the order that papers prefer, on
+    Gaussian data with standard deviations 0.3 and 1 (plan/gaussian.py: exact, no network). The first with an error
+    below 1 / steps, or within 1.2 times the best, is taken.
+    """
+    smooth = isinstance(solver, s.Heun | s.RK2 | s.RK4 | s.ImplicitMidpoint)
+    preferred = ("karras", "arctan", "uniform") if smooth else ("uniform", "quadratic", "karras")
+    full = grid.whole and grid.start is None and grid.end is None
+    grids: dict[str, Grid] = {}
+    errors: dict[str, float] = {}
+    for spacing in dict.fromkeys((*preferred, *SPACINGS)):
+        if spacing not in INDICES or full:
+            grids[spacing] = replace(grid, spacing=spacing, whole=grid.whole and spacing not in INDICES)
+    for spacing, candidate in grids.items():
+        try:  # more steps than 100 change the errors, but not which one is least
+            trial = replace(candidate, steps=min(grid.steps, 100), clean=True)
+            plan = make_plan(solver, schedule, trial(schedule))
+            errors[spacing] = max(spread_error(plan, std) for std in (0.3, 1.0))
+        except ValueError:  # singular there
+            continue
+    bound = max(1.0 / min(grid.steps, 100), 1.2 * min(errors.values(), default=0.0))
+    return grids[next((k for k, error in errors.items() if error <= bound), preferred[0])]
+
+
+def doubts(
+    plan: Plan, solver: Solver, best: Callable[[], Plan], scales: Scales | None, start: str, size: int
+) -> Iterator[str]:
+    """Say what a plan gets wrong that no error tells, each with its remedy.
+
+    Args:
+        plan, solver: of the caller's grid, not folded, and what made it.
+        best: makes that of the default grid with as many steps.
+        scales: as for ``default_grid``; standard deviations of 0.3 and 1 are tried if left out.
+        start: of the plan; what a state or data is given has no prior.
+        size: elements of a sample.
+    """
+    langevin = [row.langevin for row in plan.rows if row.langevin is not None]
+    if size < 32 and any(step.norm != "batch" for step in langevin):
+        yield (
+            f"Langevin with per-sample norms is biased in {size} dimensions (its step depends on |score|); "
+            "use AnnealedLangevin"
+        )
+    if start != "prior" or langevin:
+        return
+    schedule, first = plan.schedule, plan.rows[0].t
+    high = 1.0 if scales is None else scales[1]
+    signal = float(schedule.alpha(first) / schedule.sigma(first)) * high
+    if signal > SIGNAL:
+        yield (
+            f"{type(schedule).__name__} at t = {first:.6g} is not noise alone: data of standard deviation {high:.3g} "
+            f"have {signal:.3g} times that of the noise, and samples start without; take a schedule with more noise "
+            "at T (VP: int beta of 10, 1000 betas up to 0.02; VE: sigma_max well above the data), or start='data'"
+        )
+    last = max((row.t for row in plan.rows if row.evaluate), key=lambda t: float(lam(schedule, t)), default=first)
+    left = float(schedule.sigma(last) / schedule.alpha(last)) if schedule.alpha(last) else math.inf
+    if scales is not None and plan.rows[-1].s == schedule.t_clean and left > UNRESOLVED * scales[0]:
+        yield (
+            f"noise of {left:.3g} is left at t = {last:.3g}, where the grid ends: over a third of {scales[0]:.3g}, "
+            "the finest standard deviation of what is sampled, which will not come out; leave grid out or end it at a "
+            "tenth of that noise. A network knows only what its schedule's t_end covers"
+        )
+        return
+    if len(plan.rows) > LONGEST:
+        return
+    stds = scales or (0.3, 1.0)
+    try:
+        loss = [spread_error(plan, std) for std in stds]
+        if max(loss) > LOSS and max(loss) > 3.0 * max(spread_error(default := best(), std) for std in stds):
+            k = loss.index(max(loss))
+            yield (
+                f"this grid loses the spread of the data with {solver}: a standard deviation of {stds[k]:.3g} is "
+                f"{100.0 * loss[k]:.0f} % wrong, {100.0 * spread_error(default, stds[k]):.1f} % on the default grid; "
+                "leave grid out, or use more steps"
+            )
+    except ValueError:  # singular, which is named where the plan is folded
+        return
+
+
+def spread_error(plan: Plan, std: float) -> float:
+    """Return the relative error of the standard deviation that a plan makes of data N(0, std^2), exactly."""
+    end = plan.rows[-1].s
+    right = math.hypot(float(plan.schedule.alpha(end)) * std, float(plan.schedule.sigma(end)))
+    return abs(gaussian_moments(plan, 0.0, std)[1] / right - 1.0)
