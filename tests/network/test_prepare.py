@@ -220,8 +220,8 @@ def test_small_networks_and_functions_stay_as_they_are():
     assert prepare(function, 4, say=pytest.fail) is function
     for given, reason in (
         (function, "needs an nn.Module"),
-        (ScoreModel(nn.Conv2d(1, 1, 1).bfloat16(), (1, 4, 4), VP()), "not torch.bfloat16"),
-        (ScoreModel(nn.Identity(), (1, 4, 4), VP()), "not none"),
+        (ScoreModel(Wrapped(nn.Conv2d(1, 1, 1).bfloat16()), (1, 4, 4), VP()), "not torch.bfloat16"),
+        (ScoreModel(Wrapped(nn.Identity()), (1, 4, 4), VP()), "not none"),
     ):
         said = []
         assert prepare(given, 4, network="fp32", say=said.append) is given
