@@ -39,7 +39,20 @@ if TYPE_CHECKING:
     from fastscore.process.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
     from fastscore.process.continuous import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.process.discrete import DiscreteVE, DiscreteVP, discrete_vp, smld
-    from fastscore.process.grid import Grid, Span, Times, edm_levels, indices, karras, logsnr, quadratic, uniform
+    from fastscore.process.grid import (
+        Grid,
+        Span,
+        Times,
+        arctan,
+        dynamic_shift,
+        edm_levels,
+        indices,
+        karras,
+        logsnr,
+        quadratic,
+        shifted,
+        uniform,
+    )
     from fastscore.process.parametrization import Parametrization
     from fastscore.sampler import Sampler
     from fastscore.solvers import (
@@ -106,7 +119,7 @@ _HOME = {
     "process.beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
     "process.continuous": "EDM VE VP Flow Pair SubVP TutorialVE",
     "process.discrete": "DiscreteVE DiscreteVP discrete_vp smld",
-    "process.grid": "Grid Span Times edm_levels indices karras logsnr quadratic uniform",
+    "process.grid": "Grid Span Times arctan dynamic_shift edm_levels indices karras logsnr quadratic shifted uniform",
     "process.parametrization": "Parametrization",
     "sampler": "Sampler",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "

@@ -190,6 +190,7 @@ def doubts(
             f"have {signal:.3g} times that of the noise, and samples start without; take a schedule with more noise "
             "at T (VP: int beta of 10, 1000 betas up to 0.02; VE: sigma_max well above the data), or start='data'"
         )
+        return
     last = max((row.t for row in plan.rows if row.evaluate), key=lambda t: float(lam(schedule, t)), default=first)
     left = float(schedule.sigma(last) / schedule.alpha(last)) if schedule.alpha(last) else math.inf
     if scales is not None and plan.rows[-1].s == schedule.t_clean and left > UNRESOLVED * scales[0]:
