@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastscore.chains import Chains
     from fastscore.engine.picard import Picard
     from fastscore.engine.request import Request
+    from fastscore.engine.trajectory import Traced, Trajectory, trajectory
     from fastscore.errors import NonFiniteError, SelfCheckError, StepSizeError
     from fastscore.execution import Execution
     from fastscore.flow import ProbabilityFlow, dequantize
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         ImplicitMidpoint,
         Interval,
         Langevin,
+        Milstein,
         PredictorCorrector,
         RePaint,
         Restart,
@@ -93,6 +95,9 @@ if TYPE_CHECKING:
         UniPC,
     )
     from fastscore.solvers.presets import ncsn, ncsnv2
+    from fastscore.solvers.unipc import TauWindow
+    from fastscore.training.settings import TrainConfig
+    from fastscore.training.train import train
 
 from fastscore import _aliases
 from fastscore._version import __version__
@@ -101,6 +106,7 @@ _HOME = {
     "chains": "Chains",
     "engine.picard": "Picard",
     "engine.request": "Request",
+    "engine.trajectory": "Traced Trajectory trajectory",
     "errors": "NonFiniteError SelfCheckError StepSizeError",
     "flow": "ProbabilityFlow dequantize",
     "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM StaticThreshold",
@@ -124,9 +130,12 @@ _HOME = {
     "sampler": "Sampler",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
     "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
-    "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
+    "Interval Langevin Milstein PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
     "StochasticHeun UniPC",
     "solvers.presets": "ncsn ncsnv2",
+    "training.settings": "TrainConfig",
+    "training.train": "train",
+    "solvers.unipc": "TauWindow",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

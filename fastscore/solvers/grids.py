@@ -104,8 +104,8 @@ def _resolving(std: float, schedule: Schedule, cleanest: float) -> float | None:
 def _noisy_or_first_order(solver: Any) -> bool:
     if isinstance(solver, s.RePaint | s.ScaledNoise):
         return _noisy_or_first_order(solver.solver)
-    noise = max(getattr(solver, "eta", 0.0), getattr(solver, "tau", 0.0))
-    return getattr(solver, "order", 2) == 1 or noise > 0.0
+    tau = getattr(solver, "tau", 0.0)  # a number, or a function of time
+    return getattr(solver, "order", 2) == 1 or getattr(solver, "eta", 0.0) > 0.0 or callable(tau) or tau > 0.0
 
 
 def _scheme(solver: Any) -> Any:
@@ -122,6 +122,8 @@ def _scheme(solver: Any) -> Any:
         s.Euler, s.Heun, s.RK2, s.RK4, s.ImplicitMidpoint, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun,
         s.PNDM, s.IPNDM, s.ScoreSDE,
     )  # fmt: skip
+    if isinstance(solver, s.ImplicitMidpoint) and solver.exponential:
+        return None
     return solver if isinstance(solver, explicit) else None
 
 
@@ -174,7 +176,7 @@ def doubts(
         size: elements of a sample.
     """
     langevin = [row.langevin for row in plan.rows if row.langevin is not None]
-    if size < 32 and any(step.norm != "batch" for step in langevin):
+    if size < 32 and any(step.norm not in ("batch", "tutorial") for step in langevin):
         yield (
             f"Langevin with per-sample norms is biased in {size} dimensions (its step depends on |score|); "
             "use AnnealedLangevin"

@@ -18,6 +18,7 @@ Source: Hager 2000, Runge-Kutta methods in optimal control and the transformed a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -30,20 +31,24 @@ from fastscore.solvers.adaptive_steps import Method
 
 
 class Trail:
-    """The clocks that each sample of a run reached by accepted steps."""
+    """The clocks that each sample of a run reached by accepted steps, and its states there if they are wanted too."""
 
-    def __init__(self) -> None:
-        self.pending: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, states: bool = False) -> None:
+        self.with_states = states
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.positions: list[Tensor] = []
         self.clocks: list[Tensor] = []
+        self.states: list[Tensor] = []
 
-    def add(self, accepted: Tensor, clock: Tensor) -> None:
+    def add(self, accepted: Tensor, clock: Tensor, state: Tensor) -> None:
         """Take notice of a tick: the lanes (bool) whose step was accepted, and where all of them are now."""
-        self.pending.append((accepted, clock))
+        self.pending.append((accepted, clock, state.clone() if self.with_states else state[:, :0]))
 
     def settle(self, occupants: Tensor) -> None:
         """Say which samples were in the lanes during the last ticks, [lanes] on the host."""
-        accepted, clocks = (torch.stack(v)[:, : len(occupants)].cpu() for v in zip(*self.pending, strict=True))
+        accepted, clocks, states = (torch.stack(v)[:, : len(occupants)] for v in zip(*self.pending, strict=True))
+        self.states.append(states[accepted].cpu())
+        accepted, clocks = accepted.cpu(), clocks.cpu()
         _, lane = accepted.nonzero(as_tuple=True)
         self.positions.append(occupants[lane])
         self.clocks.append(clocks[accepted])
@@ -51,14 +56,24 @@ class Trail:
 
     def knots(self, start: float, end: float) -> Tensor:
         """Return ``start`` and the clocks that followed, float64 [n, K]; ``end`` again where a sample took fewer."""
-        positions, clocks = torch.cat(self.positions), torch.cat(self.clocks)
+        clocks, _ = self.path(end)
+        return torch.cat([torch.full((len(clocks), 1), start, dtype=torch.float64), clocks], 1)
+
+    def path(self, clock: float) -> tuple[Tensor, Tensor]:
+        """Return the clocks after each step, float64 [n, K], and the states, [n, K, D], on the host.
+
+        Where a sample took fewer steps than another, ``clock`` and NaN stand.
+        """
+        positions, clocks, states = torch.cat(self.positions), torch.cat(self.clocks), torch.cat(self.states)
         order = positions.argsort(stable=True)
         counts = positions.bincount()
         number = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        knots = torch.full((len(counts), 1 + int(counts.max())), end, dtype=torch.float64)
-        knots[:, 0] = start
-        knots[positions[order], 1 + number] = clocks[order]
-        return knots
+        shape = len(counts), int(counts.max())
+        all_clocks = torch.full(shape, clock, dtype=torch.float64)
+        all_states = states.new_full((*shape, states.shape[1]), math.nan)
+        at = positions[order], number
+        all_clocks[at], all_states[at] = clocks[order], states[order]
+        return all_clocks, all_states
 
 
 class _Transported(torch.autograd.Function):

@@ -182,10 +182,10 @@ class Lanes:
         self.steps += complete
         self.rejected += complete & ~accepted
         self.tau = torch.where(accepted, reach, self.tau)
-        if self.trail is not None:
-            self.trail.add(accepted, self.tau)
         advancing = accepted[: self.lanes, None]
         self.buffer[0] = torch.where(advancing, result, self.buffer[0])
+        if self.trail is not None:
+            self.trail.add(accepted, self.tau, self.buffer[0])
         if low is not None:
             self.low = torch.where(advancing, low, self.low)
         if method.fsal:
