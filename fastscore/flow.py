@@ -6,6 +6,8 @@ along: with x = L x^ for a schedule of length L = hypot(alpha, sigma) in D dimen
     ln p(x) = ln N(x^_T; 0, s^2 I) + int div v dphi - D ln L_0,     s = prior_std / L_T.
 
 p is the model's density of x at the end of the span, t_end, whose noise is part of it.
+
+All three are differentiable in x (log-likelihood and latent) or z (decode), once: see engine/adaptive/adjoint.py.
 """
 
 # pyright: reportUnnecessaryIsInstance=false, reportUnnecessaryComparison=false
@@ -26,8 +28,8 @@ from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
 from fastscore.engine.adaptive.field import Field, ScoreField
-from fastscore.engine.adaptive.lanes import Lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
+from fastscore.engine.adaptive.transport import transport
 from fastscore.engine.request import Request
 from fastscore.engine.turn import Turn, in_turn, made
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
@@ -86,6 +88,13 @@ class ProbabilityFlow:
         flow = ProbabilityFlow(model)
         result = flow.log_likelihood(x)
         x_again = flow.decode(flow.encode(x))
+        score = torch.autograd.grad(flow.log_likelihood(x.requires_grad_()).nats.sum(), x)[0]
+
+    Where x or z requires a gradient, the result has that of the map as it was computed, its accepted steps held fixed;
+    nobody's parameters, nor labels and conditions, get one. Backward takes each micro-batch once more through the
+    network as it is, compiled or not: it keeps one state of the micro-batch for every evaluation of its accepted steps
+    (6 a step of Dopri5), 4 or 8 bytes a number, and the graph of one evaluation. Of a likelihood that graph holds the
+    divergence, whose gradient needs second derivatives of the network.
 
     Args:
         model: the score model.
@@ -139,7 +148,7 @@ class ProbabilityFlow:
         self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
         top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
         self.prior_std = self.schedule.prior_std / top  # on the unit circle
-        self.turn = Turn(*model.networks, execution=self.execution)
+        self.turn = Turn(*model.networks, execution=self.execution, gradients=True)
 
     @cached_property
     def prepared(self) -> ScoreModel:
@@ -153,9 +162,12 @@ class ProbabilityFlow:
     def __reduce__(self) -> tuple[Any, ...]:
         return made, (type(self), self.model, self.settings)
 
-    def _field(self) -> ScoreField:
-        model, batch, dtype = self.prepared, self.execution.batch, self.execution.dtype
-        return ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
+    def _field(self, request: Request, kind: str | None, probes: int, model: ScoreModel) -> Field:
+        """Return the right-hand side for a request, with the divergence if it is of a ``kind``."""
+        batch, dtype = self.execution.batch, self.execution.dtype
+        score = ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
+        score.begin(request)
+        return score if kind is None else DivergenceField(score, kind, probes, request.key, batch)
 
     @in_turn
     def log_likelihood(
@@ -194,10 +206,8 @@ class ProbabilityFlow:
         if not 1 <= probes <= 1 << 16 or (kind == "exact" and probes != 1):
             raise ValueError(f"probes = {probes} must lie in 1 .. 65536, and be 1 where the divergence is exact")
         x, request = self._request(x, ids, seed, labels, cond)
-        score = self._field()
-        field = DivergenceField(score, kind, probes, request.key, self.execution.batch)
-        zeros = torch.zeros(len(x), field.parts[1], dtype=x.dtype, device=x.device)
-        y, cost = self._solve(field, score, torch.cat([x / self.lengths[-1], zeros], 1), request, progress, True)
+        zeros = torch.zeros(len(x), probes, dtype=x.dtype, device=x.device)
+        y, cost = self._solve(torch.cat([x / self.lengths[-1], zeros], 1), request, progress, True, kind, probes)
         latent, change = y[:, :d], y[:, d:].double()
         prior = -0.5 * (latent.double() / self.prior_std).square().sum(1)
         prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
@@ -220,13 +230,12 @@ class ProbabilityFlow:
     @in_turn
     def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
         x, request = self._request(x, None, 0, labels, cond)
-        field = self._field()
         (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
-        y, _ = self._solve(field, field, x / before, request, progress, up)
+        y, _ = self._solve(x / before, request, progress, up)
         return (y * after).reshape(-1, *self.model.shape)
 
     def _solve(
-        self, field: Field, score: ScoreField, y: Tensor, request: Request, progress: bool, up: bool
+        self, y: Tensor, request: Request, progress: bool, up: bool, kind: str | None = None, probes: int = 0
     ) -> tuple[Tensor, Cost]:
         """Integrate the states [n, width] from one end to the other."""
         angles, place = self.angles[::-1] if up else self.angles, self.execution.place
@@ -234,24 +243,22 @@ class ProbabilityFlow:
             rule = StepRule.of(self.solver)
         else:
             rule = StepRule(knots=torch.tensor(angles, dtype=torch.float64, device=place))
-        lanes = Lanes(
-            field,
+        self.turn.look(len(y))
+        with torch.no_grad():
+            forward = self._field(request, kind, probes, self.prepared)
+        return transport(
+            y,
+            forward,
+            lambda: self._field(request, kind, probes, self.model),
             RungeKutta(self.solver.tableau, place),
             self.levels,
             rule,
-            angles[0],
-            angles[-1],
-            lanes=self.execution.batch,
-            settle=False,
-            key=NoiseKey(*(torch.zeros(self.execution.batch, dtype=torch.int64, device=place) for _ in range(2))),
-            dtype=self.execution.dtype,
+            (angles[0], angles[-1]),
+            request.key,
+            self.execution,
+            self.turn,
+            progress,
         )
-        out = torch.empty_like(y)
-        self.turn.look(len(y))
-        score.begin(request)
-        for at, arrived, _ in lanes.run(len(y), lambda first, last: y[first:last], request.key, progress):
-            out[at.to(out.device)] = arrived
-        return out, lanes.cost
 
     def _request(
         self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Tensor | None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.options import device_option, load
+from fastscore.cli.options import device_option, load, make_schedule, schedule_options
 from fastscore.cli.types import Count, Name, Number
-from fastscore.process.names import SCHEDULES, named_schedule
+from fastscore.process.names import SCHEDULES
 from fastscore.solvers.names import named
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 @click.option("--atol", type=Number(0, 9, open=True), help="Absolute tolerance of the same.")
 @click.option("--steps", type=Count(1, 1_000_000), help=f"Steps of {', '.join(FIXED)}.  [default: 100]")
 @click.option("--schedule", type=Name(SCHEDULES), help="Whose prior is meant; the model's own if left out.")
+@schedule_options
 @click.option("--t-end", type=Number(), help="Where the data is; t = 1e-5 where the schedule goes there, if left out.")
 @click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model.")
 @click.option("--batch", type=Count(1, 1 << 15), default=64, show_default=True, help="Examples at once.")
@@ -72,7 +73,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     score_model = load(model, device)
     if examples.shape != score_model.shape:
         raise ValueError(f"{data} holds examples of shape {examples.shape}, {model} makes {score_model.shape}")
-    schedule = named_schedule(options["schedule"], score_model.schedule)
+    schedule = make_schedule(options, score_model.schedule)
     flow = ProbabilityFlow(
         score_model,
         schedule=schedule,

@@ -20,6 +20,8 @@ FOLDER = Path(__file__).parents[1] / "models"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the bundled models and the analytic ones."""
+    from fastscore.data.toys import TOYS
+
     rows = []
     for file in sorted(FOLDER.glob("*/config.json")):
         config = json.loads(file.read_text())
@@ -35,7 +37,7 @@ def models(as_json: bool) -> None:
                 "made by": config.get("info", {}).get("command"),
             }
         )
-    analytic = ["gaussian", "mixture", "rings", "moons", "checkerboard", "grid"]
+    analytic = ["gaussian", "mixture", *TOYS]
     if as_json:
         click.echo(json.dumps({"bundled": rows, "analytic": [f"analytic:{k}" for k in analytic]}, indent=1))
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.types import Count, Name, Number
-from fastscore.process.names import SCHEDULES, SPACINGS
+from fastscore.process.names import SCHEDULES, SETTINGS, SPACINGS
 from fastscore.solvers import names as n
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NETWORKS = ("auto", "own", "fp32", "bf16", "compile", "regional")
 GRAPHS = ("auto", "off", "step", "loop")
 BACKENDS = ("auto", "reference", "cpp", "triton")
-NORMS = ("sample", "batch", "expected")
+NORMS = ("sample", "batch", "expected", "tutorial")
 VARIANCES = ("small", "large")
 
 
@@ -61,9 +61,10 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option("--t-start", Number(), "First time; the schedule's T if left out."),
         option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
-        *sigma_options(),
+        schedule_options,
         option("--rho", Number(0.1, 1000), "Exponent of the grids karras and arctan.", n.RHO),
         option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
+        option("--s-noise", Number(0, 1000), "Factor on the noise of each step, of solvers that draw some."),
         option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
         option("--snr", Number(0, 1000, open=True), "Signal-to-noise ratio of the corrector.", n.SNR),
@@ -77,12 +78,27 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def sigma_options() -> list[Callable[..., Any]]:
-    """Return the options that bound the noise of a schedule."""
-    return [
-        option(f"--sigma-{end}", Number(0, open=True), "Bound of the schedules ve, edm and smld.")
-        for end in ("min", "max")
-    ]
+def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that change a schedule, named or the model's own; all else of it stays."""
+    kinds: dict[str, tuple[click.ParamType, str]] = {
+        "sigma_min": (Number(0, open=True), "Lowest noise of"),
+        "sigma_max": (Number(0, open=True), "Highest noise of"),
+        "beta_min": (Number(0, open=True), "Noise rate at t = 0, or first beta, of"),
+        "beta_max": (Number(0, open=True), "Noise rate at t = 1, or last beta, of"),
+        "base": (Number(1, open=True), "dx = base^t dw of"),
+        "shift": (Number(0, open=True), "Factor of Stable Diffusion 3 on sigma / alpha, for"),
+        "table_steps": (Count(1, 1_000_000), "Steps T, or number of noise levels, of"),
+    }
+    for name, (kind, text) in reversed(kinds.items()):
+        command = option(f"--{name.replace('_', '-')}", kind, f"{text} {', '.join(SETTINGS[name])}.")(command)
+    text = f"Whether the table ends at pure noise, of {', '.join(SETTINGS['zero_snr'])}."
+    return click.option("--zero-snr/--no-zero-snr", default=None, help=text)(command)
+
+
+def schedule_end_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --t-end of a command that makes a schedule and no grid: the schedule's own last time."""
+    text = f"Last time before sigma = 0 (eps of Song et al.) of {', '.join(SETTINGS['t_end'])}."
+    return click.option("--t-end", "--t_end", "schedule_t_end", type=Number(), help=text)(command)
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,12 +111,14 @@ def make_schedule(options: dict[str, Any], default: Schedule) -> Schedule:
     """Return the schedule of the options."""
     from fastscore.process.names import named_schedule
 
-    return named_schedule(options["schedule"], default, options["sigma_min"], options["sigma_max"])
+    # --t-end of a command with a grid is the grid's.
+    settings = {k: options[k] for k in SETTINGS if k != "t_end"} | {"t_end": options.get("schedule_t_end")}
+    return named_schedule(options["schedule"], default, **settings)
 
 
 def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     """Return the solver of the options."""
-    of_solver = ("eta", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm")
+    of_solver = ("eta", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm", "s_noise")
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
 

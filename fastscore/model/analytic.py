@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastscore.data.toys import GAUSSIANS, TOYS, toy
 from fastscore.model.score import ScoreModel
 from fastscore.process.continuous import Trig
 from fastscore.process.parametrization import Parametrization
 
-NAMES = ("gaussian", "mixture", "rings", "moons", "checkerboard", "grid")
+NAMES = ("gaussian", "mixture", *TOYS)
 
 
 @dataclass(frozen=True)
@@ -144,21 +145,33 @@ def mixture(components: int = 8, radius: float = 1.0, std: float = 0.1) -> Gauss
     return GaussianMixture(weights, means, torch.full((components,), std, dtype=torch.float64))
 
 
-def by_name(name: str) -> ScoreModel:
-    """Return an analytic model: gaussian, mixture, or the empirical score of a toy set.
+def gaussians(name: str) -> GaussianMixture:
+    """Return equal Gaussians by the name of their toy set, as "four-gaussians"; see data/toys.py."""
+    means, std = GAUSSIANS[name]
+    mu = torch.tensor(means, dtype=torch.float64)
+    weights = torch.full((len(mu),), 1.0 / len(mu), dtype=torch.float64)
+    return GaussianMixture(weights, mu, torch.full_like(weights, std))
+
+
+def target_by_name(name: str) -> GaussianMixture | Empirical:
+    """Return the law of an analytic model: gaussian, mixture, or a toy set, empirical where it is no mixture.
 
     Raises:
         ValueError: an unknown name.
     """
-    from fastscore.data.toys import toy
+    name = name.replace("_", "-").lower()
+    if name not in NAMES:
+        raise ValueError(f"analytic model {name!r} must be one of {', '.join(NAMES)}")
+    if name in GAUSSIANS:
+        return gaussians(name)
+    if name in TOYS:
+        return Empirical(torch.from_numpy(toy(name, 2000)))
+    return gaussian() if name == "gaussian" else mixture()
 
-    if name == "gaussian":
-        return score_model(gaussian())
-    if name == "mixture":
-        return score_model(mixture())
-    if name in NAMES:
-        return score_model(Empirical(torch.from_numpy(toy(name, 2000))))
-    raise ValueError(f"analytic model {name!r} must be one of {', '.join(NAMES)}")
+
+def by_name(name: str) -> ScoreModel:
+    """Return the analytic model of ``target_by_name``."""
+    return score_model(target_by_name(name))
 
 
 def _pair(t: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,64 +20,176 @@ SCHEDULES = (
     "ddpm-cosine",
     "smld",
 )
-BOUNDED = ("ve", "edm", "smld")  # that have a sigma_min and a sigma_max
 INDICES = ("leading", "trailing", "linspace")  # spacings of tables
 SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "arctan", *INDICES)  # see process/grid.py
+# Settings of schedules, and the schedules that have them.
+SETTINGS = {
+    "sigma_min": ("ve", "edm", "smld"),
+    "sigma_max": ("ve", "edm", "smld"),
+    "beta_min": ("vp", "subvp", "vp-exponential", "ddpm"),
+    "beta_max": ("vp", "subvp", "vp-exponential", "ddpm"),
+    "base": ("tutorial",),
+    "shift": ("flow",),
+    "table_steps": ("ddpm", "ddpm-cosine", "smld"),
+    "zero_snr": ("ddpm", "ddpm-cosine"),
+    "t_end": ("vp", "subvp", "ve", "flow", "vp-cosine", "vp-exponential", "tutorial"),
+}
 
 
 def named_schedule(
-    name: str | None, default: Schedule, sigma_min: float | None = None, sigma_max: float | None = None
+    name: str | None,
+    default: Schedule,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    *,
+    beta_min: float | None = None,
+    beta_max: float | None = None,
+    base: float | None = None,
+    shift: float | None = None,
+    table_steps: int | None = None,
+    zero_snr: bool | None = None,
+    t_end: float | None = None,
 ) -> Schedule:
-    """Return the schedule of a name, or ``default`` if there is none.
+    """Return the schedule of a name, or ``default``, with some of its settings changed and all others kept.
+
+    A name that ``default`` itself has stands for it: ``vp`` of a network trained on VP with betas of its own has those
+    betas. Every other name stands for the schedule with its own defaults.
 
     Args:
         name: one of SCHEDULES; underscores and any case will do. None is ``default``, but VP where that is Trig: an
             exact model fits every schedule.
         default: the one that the network was trained on.
-        sigma_min, sigma_max: bounds of ve, edm and smld, positive and rising; their defaults, or those of ``default``,
-            if left out.
+        sigma_min, sigma_max: bounds of ve, edm and smld, positive and rising.
+        beta_min, beta_max: rates at t = 0 and 1 of vp, subvp and vp-exponential, positive and rising; the first and
+            the last beta of ddpm, in 0 .. 1.
+        base: of tutorial, dx = base^t dw; above 1.
+        shift: of flow, positive; Stable Diffusion 3 samples at 3.
+        table_steps: length of a table: T of ddpm and ddpm-cosine, the number of noise levels of smld.
+        zero_snr: whether ddpm and ddpm-cosine end at pure noise; see ``discrete_vp``.
+        t_end: last time of a continuous schedule before sigma = 0 (eps of Song et al. 2021); edm ends at sigma_min.
 
     Raises:
-        ValueError: an unknown name, a bound for a schedule that has none, or bounds out of range.
+        ValueError: an unknown name, a setting that belongs to other schedules, or one out of range.
     """
+    settings = {
+        "sigma_min": sigma_min, "sigma_max": sigma_max, "beta_min": beta_min, "beta_max": beta_max, "base": base,
+        "shift": shift, "table_steps": table_steps, "zero_snr": zero_snr, "t_end": t_end,
+    }  # fmt: skip
+    settings = {k: v for k, v in settings.items() if v is not None}
+    schedule = _named(name, default)
+    return _changed(schedule, settings) if settings else schedule
+
+
+def _named(name: str | None, default: Schedule) -> Schedule:
+    """Return ``default`` if the name is its own, or else the schedule of the name with its own defaults."""
     from fastscore.process import continuous as c
     from fastscore.process import discrete as d
     from fastscore.process.beta import CosineBeta, ExponentialBeta
 
-    if name is not None:
-        name = name.replace("_", "-").lower()
-        if name not in SCHEDULES:
-            raise ValueError(f"schedule = {name!r} must be one of {', '.join(SCHEDULES)}")
-    bounds: dict[str, Any] = {k: v for k, v in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if v is not None}
-    if name is None and isinstance(default, c.EDM | c.VE):
-        return type(default)(**{"sigma_min": default.sigma_min, "sigma_max": default.sigma_max, **bounds})
-    if bounds and name not in BOUNDED:
-        schedule = name or type(default).__name__
-        raise ValueError(
-            f"{next(iter(bounds))} belongs to the schedules ve, edm and smld; leave it out with schedule {schedule}"
-        )
-    match name:
-        case None:
-            return c.VP() if isinstance(default, c.Trig) else default
-        case "vp":
-            return c.VP()
-        case "subvp":
-            return c.SubVP()
-        case "ve":
-            return c.VE(**bounds)
-        case "edm":
-            return c.EDM(**bounds)
-        case "flow":
-            return c.Flow()
-        case "vp-cosine":
-            return c.VP(CosineBeta())
-        case "vp-exponential":
-            return c.VP(ExponentialBeta())
-        case "tutorial":
-            return c.TutorialVE()
-        case "ddpm":
-            return d.discrete_vp()
-        case "ddpm-cosine":
-            return d.discrete_vp("cosine")
-        case _:
-            return d.smld(**bounds)
+    if name is None:
+        return c.VP() if isinstance(default, c.Trig) else default
+    name = name.replace("_", "-").lower()
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule = {name!r} must be one of {', '.join(SCHEDULES)}")
+    schedule = {
+        "vp": c.VP,
+        "subvp": c.SubVP,
+        "ve": c.VE,
+        "edm": c.EDM,
+        "flow": c.Flow,
+        "vp-cosine": lambda: c.VP(CosineBeta()),
+        "vp-exponential": lambda: c.VP(ExponentialBeta()),
+        "tutorial": c.TutorialVE,
+        "ddpm": d.discrete_vp,
+        "ddpm-cosine": lambda: d.discrete_vp("cosine"),
+        "smld": d.smld,
+    }[name]()
+    return default if _kind(default) == _kind(schedule) else schedule
+
+
+def _kind(schedule: Schedule) -> tuple[object, ...]:
+    """Return what schedules of one name have in common."""
+    return type(schedule), type(getattr(schedule, "beta", None)), _recipe(schedule).get("kind")
+
+
+def _recipe(schedule: Schedule) -> dict[str, Any]:
+    """Return the arguments of ``discrete_vp`` or ``smld`` that make a table; none if those cannot make it."""
+    import numpy as np
+
+    from fastscore.process.discrete import DiscreteVE, DiscreteVP, discrete_vp, smld
+
+    if isinstance(schedule, DiscreteVP):
+        n, betas = len(schedule.betas), schedule.betas
+        zero = betas[-1] == 1.0
+        # The scale of a table to pure noise hides its last beta: only DDPM's own is known again.
+        linear = {"kind": "linear", "beta_min": betas[0], "beta_max": 0.02 if zero else betas[-1]}
+        for recipe in (linear, {"kind": "cosine"}):
+            recipe |= {"n": n, "zero_snr": zero and n > 1}
+            if np.allclose(discrete_vp(**recipe).betas, betas, rtol=1e-9, atol=0.0):
+                return recipe
+    if isinstance(schedule, DiscreteVE):
+        recipe = {"n": len(schedule.sigmas), "sigma_min": schedule.sigmas[0], "sigma_max": schedule.sigmas[-1]}
+        if np.allclose(smld(**recipe).sigmas, schedule.sigmas, rtol=1e-9, atol=0.0):
+            return {"kind": "geometric", **recipe}
+    return {}
+
+
+def _changed(schedule: Any, settings: dict[str, Any]) -> Any:
+    """Return the schedule with some settings changed, be they its own, its noise rate's or its table's."""
+    from dataclasses import replace
+
+    from fastscore.process.discrete import DiscreteVE, DiscreteVP
+
+    if isinstance(schedule, DiscreteVP | DiscreteVE):
+        return _changed_table(schedule, settings)
+    beta: Any = getattr(schedule, "beta", None)
+    own, of_beta = (set(getattr(part, "__dataclass_fields__", ())) for part in (schedule, beta))
+    for name in settings:
+        if name not in own | of_beta:
+            raise _refusal(name, schedule)
+    changes: dict[str, Any] = {k: v for k, v in settings.items() if k in own}
+    rates = {k: v for k, v in settings.items() if k not in own}
+    if rates:
+        changes["beta"] = replace(beta, **rates)
+    end = settings.get("t_end")
+    if end is not None and not schedule.t_clean < end < schedule.T:
+        raise ValueError(f"t_end = {end} must lie between {schedule.t_clean} (the data) and T = {schedule.T}")
+    return replace(schedule, **changes)
+
+
+def _changed_table(schedule: Any, settings: dict[str, Any]) -> Any:
+    from fastscore.process.beta import ordered
+    from fastscore.process.discrete import DiscreteVP, discrete_vp, smld
+
+    recipe = _recipe(schedule)
+    renamed = {"n" if k == "table_steps" else k: v for k, v in settings.items()}
+    for name, key in zip(settings, renamed, strict=True):
+        if key not in recipe:
+            raise _refusal(name, schedule)
+    recipe |= renamed
+    if isinstance(schedule, DiscreteVP):
+        for name in ("beta_min", "beta_max"):
+            if not 0.0 < recipe.get(name, 0.5) < 1.0:
+                raise ValueError(
+                    f"{name} = {recipe[name]} of a table is the variance of one step, strictly between 0 and 1 (0.0001 "
+                    "and 0.02 in DDPM); rates of continuous time belong to the schedules vp and subvp"
+                )
+        return discrete_vp(**recipe)
+    if recipe["n"] > 1:
+        ordered("sigma_min", recipe["sigma_min"], "sigma_max", recipe["sigma_max"])
+    return smld(recipe["n"], recipe["sigma_min"], recipe["sigma_max"])
+
+
+def _refusal(name: str, schedule: Schedule) -> ValueError:
+    """Return the error that a setting belongs to other schedules."""
+    *others, last = SETTINGS[name]
+    owners = f"schedules {', '.join(others)} and {last}" if others else f"schedule {last}"
+    return ValueError(f"{name} belongs to the {owners}; leave it out with {_description(schedule)}, or name another")
+
+
+def _description(schedule: Schedule) -> str:
+    """Return class and noise rate of a schedule in words."""
+    beta, name = getattr(schedule, "beta", None), type(schedule).__name__
+    kind = _recipe(schedule).get("kind", "a table of your own" if name.startswith("Discrete") else "")
+    detail = type(beta).__name__ if beta is not None else kind
+    return f"schedule {name}" + (f" ({detail})" if detail else "")

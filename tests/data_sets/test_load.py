@@ -92,14 +92,81 @@ def test_network_range_is_edms():
     np.testing.assert_allclose(x.flatten(), np.array([0, 127, 128, 255]) / 127.5 - 1.0, atol=1e-7)
 
 
+def curve(*parts):
+    """Mean and covariance of points x(u), y(u), u uniform in 0 .. 1, the parts equally likely; by the midpoint rule."""
+    u = (np.arange(200_000) + 0.5) / 200_000
+    x = np.concatenate([np.stack(part(u)) for part in parts], 1)
+    return x.mean(1), np.cov(x, bias=True)
+
+
+def gaussians(angles, std):
+    means = 2.0 * np.stack([np.cos(angles), np.sin(angles)])
+    return means.mean(1), np.cov(means, bias=True) + std**2 * np.eye(2)
+
+
+def moon(shift, sign):
+    return lambda u: (shift[0] + sign * np.cos(np.pi * u), shift[1] + sign * np.sin(np.pi * u))
+
+
+def ring(radius):
+    return lambda u: (radius * np.cos(2 * np.pi * u), radius * np.sin(2 * np.pi * u))
+
+
+def roll(u):
+    t = 1.5 * np.pi * (1 + 2 * u)
+    return t * np.cos(t) / 10, t * np.sin(t) / 10
+
+
+def spiral(sign):
+    def points(u):
+        a = 3 * np.pi * np.sqrt(u)
+        return -sign * a * np.cos(a) / 6, sign * a * np.sin(a) / 6
+
+    return points
+
+
+NOISE = {"moons": 0.05, "rings": 0.04, "swiss-roll": 0.05, "spirals": 0.05}
+MOMENTS = {
+    "moons": curve(moon((-0.5, -0.25), 1.0), moon((0.5, 0.25), -1.0)),
+    "rings": curve(*map(ring, (0.5, 1.0, 1.5))),
+    "checkerboard": (np.zeros(2), np.array([[4 / 3, 1 / 4], [1 / 4, 4 / 3]])),  # squares of even row + column
+    "grid": (np.zeros(2), (2 / 3 + 0.08**2) * np.eye(2)),
+    "four-gaussians": (np.zeros(2), (4 + 0.5**2) * np.eye(2)),
+    "three-gaussians": gaussians(np.radians([90, 210, 330]), 0.5),
+    "eight-gaussians": gaussians(np.radians(45.0 * np.arange(8)), 0.2),
+    "swiss-roll": curve(roll),
+    "spirals": curve(spiral(1.0), spiral(-1.0)),
+}
+
+
 @pytest.mark.parametrize("name", data.TOYS)
-def test_toys(name):
-    x = data.toy(name, 2000)
-    assert x.shape == (2000, 2)
-    assert np.abs(x).max() < 3
-    assert np.abs(x.mean(0)).max() < 0.1
-    assert np.array_equal(x, data.toy(name, 2000))
-    assert not np.array_equal(x, data.toy(name, 2000, seed=1))
+def test_toys_have_the_moments_of_their_description(name):
+    """Within five standard errors, measured by the spread of the products themselves."""
+    n, (mean, covariance) = 50_000, MOMENTS[name]
+    x = data.toy(name, n).astype(np.float64)
+    assert x.shape == (n, 2)
+    covariance = covariance + NOISE.get(name, 0.0) ** 2 * np.eye(2)
+    assert (np.abs(x.mean(0) - mean) < 5.0 * np.sqrt(np.diag(covariance) / n)).all()
+    products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
+    assert (np.abs(products.mean(0) - covariance) < 5.0 * products.std(0) / np.sqrt(n) + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", data.TOYS)
+def test_toys_are_functions_of_name_size_and_seed(name):
+    x = data.toy(name, 50)
+    assert np.array_equal(x, data.toy(name.upper().replace("-", "_"), 50))
+    assert np.array_equal(x, data.load(name, toy_size=50).x)
+    assert np.array_equal(data.toy(name, 50, seed=1), data.load(name, "test", toy_size=50).x)
+    assert not np.array_equal(x, data.toy(name, 50, seed=1))
+    others = [data.toy(other, 50) for other in data.TOYS if other != name]
+    assert not any(np.allclose(x, y) for y in others)
+
+
+def test_checkerboard_fills_eight_squares():
+    x = data.toy("checkerboard", 8000)
+    cells, counts = np.unique(np.floor(x + 2.0).astype(int), axis=0, return_counts=True)
+    assert len(cells) == 8 and (cells.sum(1) % 2 == cells[0].sum() % 2).all()
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
 def test_fashion_mnist_says_where_it_comes_from(monkeypatch, tmp_path):
