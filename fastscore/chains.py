@@ -168,7 +168,7 @@ def level_score(model: ScoreModel, t: float | None = None, label: int | None = N
     Args:
         model: its condition is the class alone.
         t: time of the model's schedule, above the data's; t_end, the smallest noise, if left out.
-        label: class of every chain; the null class if left out.
+        label: class of every chain; the model's null class if left out.
 
     Raises:
         ValueError: a time where the score is singular, or a label that the model does not have.
@@ -178,12 +178,15 @@ def level_score(model: ScoreModel, t: float | None = None, label: int | None = N
         raise ValueError(f"t = {t} must lie above {model.schedule.t_clean} (the data) and up to {model.schedule.T}")
     if label is not None and not 0 <= label < model.classes:
         raise ValueError(f"label = {label} must be one of the model's {model.classes} classes")
+    label = model.null if label is None and isinstance(model.null, int) else label
+    if model.classes and label is None:
+        raise ValueError(f"label is missing: this model has {model.classes} classes and no null class")
     plan = Plan(model.schedule, (Row(t, t, 1.0, 1.0, m="score"),))
     row = validate(fold(plan, model.schedule, model.parametrization)).rows[0]
 
     def score(x: Tensor) -> Tensor:
-        cond = x.new_full((len(x),), model.classes if label is None else label, dtype=torch.int64)
-        F = evaluate(model, row.c_in * x, x.new_full((1,), row.c_noise), cond if model.classes else None)
+        cond = None if label is None else x.new_full((len(x),), label, dtype=torch.int64)
+        F = evaluate(model, row.c_in * x, x.new_full((1,), row.c_noise), cond)
         return row.p * x + row.q * F.view_as(x)
 
     return score

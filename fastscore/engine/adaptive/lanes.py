@@ -105,8 +105,7 @@ class Lanes:
         counts = torch.zeros(3, n, dtype=torch.int64, device="cpu")
         self.cost = Cost.of(counts, 0, self.lanes)
         self.live.fill_(False)
-        # Position of the sample in each lane, on the host.
-        occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")
+        occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")  # their samples' positions
         loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
             free = torch.arange(self.lanes, device="cpu")
