@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
@@ -26,8 +27,10 @@ from fastscore.engine.selfcheck import trusted
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
-from fastscore.model.score import ScoreModel
+from fastscore.model.conditions import constant
+from fastscore.model.score import ScoreModel, evaluate
 from fastscore.ops.noise import NoiseKey
+from fastscore.plan.passes import fold, validate
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
@@ -42,15 +45,17 @@ ACCEPT_DRAW = 1 << 31  # plus the number of the step: the uniform that accepts; 
 
 @dataclass(frozen=True)
 class Chains:
-    """The ends of independent chains.
+    """Independent chains: their ends, and the states on the way that were to be kept.
 
     Attributes:
         x: last states, [n, *shape].
         acceptance: share of each chain's proposals that was taken, [n]; 1 for ULA.
+        states: the kept states of each chain in order, [n, K, *shape]; K = 0 without ``thin``.
     """
 
     x: Tensor
     acceptance: Tensor
+    states: Tensor
 
 
 def run(
@@ -64,6 +69,9 @@ def run(
     score: Callable[[Tensor], Tensor] | None = None,
     spread: float = 0.0,
     method: str = "mala",
+    burn_in: int = 0,
+    thin: int | None = None,
+    progress: bool = False,
     execution: Execution | None = None,
     **fields: Unpack[ExecutionFields],
 ) -> Chains:
@@ -73,34 +81,44 @@ def run(
     element 0 of draw 2^31 + k.
 
     Args:
-        log_density: ln p up to a constant, [N, *shape] -> [N]. ULA with a score, as of a network, needs none: None.
+        log_density: ln p up to a constant, [N, *shape] -> [N], each chain's from its own state alone. ULA with a score,
+            as of a network, needs none: None.
         start: first states, [n, *shape], or [1, *shape] for all chains.
         step: h > 0.
         steps: of each chain, at least 1.
         score: grad ln p, [N, *shape] -> like it; differentiates ``log_density`` if left out.
         spread: adds spread z to the start, at least 0.
         method: "mala" or "ula".
+        burn_in, thin: keep the state after steps burn_in + thin, burn_in + 2 thin, ..; none if ``thin`` is left out.
+            They are held in memory.
+        progress: show a progress bar.
         execution, fields: as for Sampler; batch, 1024 if left out, is how many chains run together. Both functions
             always see that many (the tail is padded).
 
     Raises:
-        ValueError: an argument outside its range.
-        NonFiniteError: a chain left the numbers, or MALA started where p is zero.
+        ValueError: an argument outside its range; a log-density or score of another shape, or one whose value for a
+            chain changes with the states of the others.
+        NonFiniteError: a chain left the numbers, MALA started where p is zero, or the score is NaN where p is not.
     """
     for name, value, valid in (
         ("step", step, 0.0 < step < math.inf),
         ("spread", spread, 0.0 <= spread < math.inf),
         ("steps", steps, 1 <= steps < 1 << 24),
         ("method", method, method in METHODS),
+        ("burn_in", burn_in, 0 <= burn_in < steps),
+        ("thin", thin, thin is None or 1 <= thin <= steps - burn_in),
     ):
         if not valid:
             raise ValueError(
                 f"mcmc: {name} = {value!r}; step must be positive, spread at least 0, steps at least 1 and "
-                f"below {1 << 24}, method {' or '.join(METHODS)}"
+                f"below {1 << 24}, method {' or '.join(METHODS)}, burn_in at least 0 and below steps, thin at least 1 "
+                "and at most steps - burn_in"
             )
+    kept = range(burn_in + thin, steps + 1, thin) if thin else range(0)
     execution = Execution.of(execution or Execution(batch=1024), **fields).on(log_density, score)
     key = NoiseKey.of(seed, ids, execution.place)
     n = len(key.ids)
+    constant(start=start)
     if start.ndim < 2 or len(start) not in (1, n):
         raise ValueError(f"mcmc: start {tuple(start.shape)} must be [1, *shape] or [{n}, *shape], one state an id")
     start = start.to(execution.place, execution.dtype).expand(n, *start.shape[1:])
@@ -117,22 +135,55 @@ def run(
     execution = replace(execution, batch=min(execution.batch, max(n, 1)))
     loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
     x, acceptance = torch.empty_like(start, memory_format=torch.contiguous_format), start.new_empty(n)
+    states = start.new_empty(n, len(kept), *model.shape)
+    bar = tqdm(total=steps * -(-n // execution.batch), unit="step", disable=not progress)
 
     def compute(at: slice, part: Request) -> Tensor:
         assert part.init is not None
         loop.load(part)
-        return torch.cat(_chain(loop, log_density if method == "mala" else None, part.init, step), 1)
+        if at.start == 0:
+            _check(log_density, score, part.init.to(start.dtype).view(-1, *model.shape))
+        return _chain(loop, log_density if method == "mala" else None, part.init, step, kept, bar.update)
 
     def not_finite(at: slice, part: Request, ends: Tensor) -> None:
         raise NonFiniteError(
-            f"mcmc: {bad_samples(ends, part.ids)}, or started where the density is zero; use a smaller step than "
-            f"{step:g}, or another start"
+            f"mcmc: {bad_samples(ends, part.ids)}, or started where the density is zero, or met a score that is NaN; "
+            f"use a smaller step than {step:g}, or another start, and try the score by itself"
         )
 
     request = Request(key, init=start.flatten(1))
-    for at, ends in micro_batches(request, execution.batch, Turn(log_density, score), compute, not_finite):
-        x[at], acceptance[at] = ends[:, :-1].view(-1, *model.shape), ends[:, -1]
-    return Chains(x, acceptance)
+    with bar:
+        for at, ends in micro_batches(request, execution.batch, Turn(log_density, score), compute, not_finite):
+            acceptance[at], path = ends[:, -1], ends[:, :-1].view(-1, len(kept) + 1, *model.shape)
+            states[at], x[at] = path[:, :-1], path[:, -1]
+    return Chains(x, acceptance, states)
+
+
+def level_score(model: ScoreModel, t: float | None = None, label: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Return grad ln p_t of a network at one noise level: a score for ``run``, which then needs method="ula".
+
+    Args:
+        model: its condition is the class alone.
+        t: time of the model's schedule, above the data's; t_end, the smallest noise, if left out.
+        label: class of every chain; the null class if left out.
+
+    Raises:
+        ValueError: a time where the score is singular, or a label that the model does not have.
+    """
+    t = model.schedule.t_end if t is None else t
+    if not model.schedule.t_clean < t <= model.schedule.T:
+        raise ValueError(f"t = {t} must lie above {model.schedule.t_clean} (the data) and up to {model.schedule.T}")
+    if label is not None and not 0 <= label < model.classes:
+        raise ValueError(f"label = {label} must be one of the model's {model.classes} classes")
+    plan = Plan(model.schedule, (Row(t, t, 1.0, 1.0, m="score"),))
+    row = validate(fold(plan, model.schedule, model.parametrization)).rows[0]
+
+    def score(x: Tensor) -> Tensor:
+        cond = x.new_full((len(x),), model.classes if label is None else label, dtype=torch.int64)
+        F = evaluate(model, row.c_in * x, x.new_full((1,), row.c_noise), cond if model.classes else None)
+        return row.p * x + row.q * F.view_as(x)
+
+    return score
 
 
 def _plan(step: float, steps: int, spread: float) -> Plan:
@@ -143,12 +194,18 @@ def _plan(step: float, steps: int, spread: float) -> Plan:
 
 
 def _chain(
-    loop: Loop, log_density: Callable[[Tensor], Tensor] | None, start: Tensor, step: float
-) -> tuple[Tensor, Tensor]:
-    """Run the loaded micro-batch; return the last states [batch, D] and the share of proposals taken [batch, 1].
+    loop: Loop,
+    log_density: Callable[[Tensor], Tensor] | None,
+    start: Tensor,
+    step: float,
+    kept: range,
+    tick: Callable[[], object],
+) -> Tensor:
+    """Run the loaded micro-batch; return kept states, last states and share of proposals taken, [batch, (K + 1) D + 1].
 
-    Without ``log_density`` every proposal is taken.
+    Without ``log_density`` every proposal is taken. ``tick`` is called after each step.
     """
+    path: list[Tensor] = []
     shape = (loop.batch, *loop.model.shape)
 
     def score(x: Tensor) -> Tensor:
@@ -167,28 +224,68 @@ def _chain(
     x = loop.x.clone()
     s, p = score(x), level(x)
     acceptances = torch.zeros(loop.batch, dtype=torch.float64, device=x.device)
+    lost = torch.zeros_like(acceptances)  # NaN once the score is, where the density is not zero
+
+    def lose(s: Tensor, p: Tensor) -> Tensor:
+        return lost.masked_fill(p.isfinite() & ~s.isfinite().all(1), math.nan)
+
+    if p is not None:
+        lost = lose(s, p)
     for k, kind in enumerate(loop.kinds[1:], 1):
         loop.advance(kind, (s, None))  # loop.x is the proposal
         s_y = score(loop.x)
         p_y = level(loop.x)
         if p is None or p_y is None:
             s, acceptances = s_y, acceptances + 1.0
-            continue
-        ratio = p_y - p - distance(loop.x, x, s_y) + distance(x, loop.x, s)
-        u = loop.key.uniform(ACCEPT_DRAW + k, 1)[:, 0].to(torch.float64)
-        accept = u.log() <= ratio  # no for NaN
-        loop.x.copy_(torch.where(accept[:, None], loop.x, x))
-        x, s = loop.x.clone(), torch.where(accept[:, None], s_y, s)
-        p, acceptances = torch.where(accept, p_y, p), acceptances + accept
+        else:
+            lost = lose(s_y, p_y)
+            ratio = p_y - p - distance(loop.x, x, s_y) + distance(x, loop.x, s)
+            u = loop.key.uniform(ACCEPT_DRAW + k, 1)[:, 0].to(torch.float64)
+            accept = u.log() <= ratio  # no for NaN
+            loop.x.copy_(torch.where(accept[:, None], loop.x, x))
+            x, s = loop.x.clone(), torch.where(accept[:, None], s_y, s)
+            p, acceptances = torch.where(accept, p_y, p), acceptances + accept
+        if k in kept:
+            path.append(loop.x.clone())
+        tick()
     if p is not None:
-        acceptances = acceptances + 0.0 * p  # NaN where the density never was positive
-    return loop.x.clone(), (acceptances.to(x.dtype) / (len(loop.kinds) - 1))[:, None]
+        acceptances = acceptances + lost + 0.0 * p  # NaN where the density never was positive
+    return torch.cat([*path, loop.x, (acceptances.to(x.dtype) / (len(loop.kinds) - 1))[:, None]], 1)
+
+
+def _check(log_density: Callable[[Tensor], Tensor] | None, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Raise ValueError unless both functions give each of the states [N, *shape] a value of its own."""
+    n = len(x)
+    number = torch.arange(n * x[0].numel(), dtype=x.dtype, device=x.device).view_as(x)
+    elsewhere = x + 0.1 * torch.sin(number + 1.0) * (1.0 + x.abs())
+    elsewhere[0] = x[0]  # the others move, the first stays
+    tolerance = torch.finfo(x.dtype).eps ** 0.5
+    for name, function, shape in (("log_density", log_density, (n,)), ("score", score, tuple(x.shape))):
+        if function is None:
+            continue
+        values, others = function(x.clone()), function(elsewhere.clone())
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__  # pyright: ignore
+        if got != shape:
+            raise ValueError(
+                f"mcmc: {name} returned {got} for states {tuple(x.shape)} of {n} chains; it must be {shape}, one a "
+                "chain and none summed over chains"
+            )
+        if not torch.allclose(values[0], others[0], rtol=tolerance, atol=tolerance, equal_nan=True):
+            change = float((values[0] - others[0]).abs().max())
+            raise ValueError(
+                f"mcmc: {name} of the first chain changed by {change:.3g} when only the others had moved; it must look "
+                "at each state alone, and not be random (a sum or a mean over chains, a transposed result, batch "
+                "statistics)"
+            )
 
 
 def _gradient(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def score(x: Tensor) -> Tensor:
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            return torch.autograd.grad(log_density(y).sum(), y)[0]
+            p = log_density(y)
+            if not p.requires_grad:
+                raise ValueError("mcmc: log_density cannot be differentiated; give its gradient as score=")
+            return torch.autograd.grad(p.sum(), y)[0]
 
     return score

@@ -6,6 +6,8 @@ along: with x = L x^ for a schedule of length L = hypot(alpha, sigma) in D dimen
     ln p(x) = ln N(x^_T; 0, s^2 I) + int div v dphi - D ln L_0,     s = prior_std / L_T.
 
 p is the model's density of x at the end of the span, t_end, whose noise is part of it.
+
+All three are differentiable in x (log-likelihood and latent) or z (decode), once: see engine/adaptive/adjoint.py.
 """
 
 # pyright: reportUnnecessaryIsInstance=false, reportUnnecessaryComparison=false
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastscore.engine.adaptive.adjoint import Trail, pull_back, transported
 from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
@@ -84,6 +87,13 @@ class ProbabilityFlow:
         flow = ProbabilityFlow(model)
         result = flow.log_likelihood(x)
         x_again = flow.decode(flow.encode(x))
+        score = torch.autograd.grad(flow.log_likelihood(x.requires_grad_()).nats.sum(), x)[0]
+
+    Where x or z requires a gradient, the result has that of the map as it was computed, its accepted steps held fixed;
+    nobody's parameters, nor labels and conditions, get one. Backward takes each micro-batch once more through the
+    network as it is, compiled or not: it keeps one state of the micro-batch for every evaluation of its accepted steps
+    (6 a step of Dopri5), 4 or 8 bytes a number, and the graph of one evaluation. Of a likelihood that graph holds the
+    divergence, whose gradient needs second derivatives of the network.
 
     Args:
         model: the score model.
@@ -142,9 +152,12 @@ class ProbabilityFlow:
         """The model as it runs."""
         return prepare(self.model, self.execution.batch, self.execution.device, self.execution.network)
 
-    def _field(self) -> ScoreField:
-        model, batch, dtype = self.prepared, self.execution.batch, self.execution.dtype
-        return ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
+    def _field(self, request: Request, kind: str | None, probes: int, model: ScoreModel) -> Field:
+        """Return the right-hand side for a request, with the divergence if it is of a ``kind``."""
+        batch, dtype = self.execution.batch, self.execution.dtype
+        score = ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
+        score.begin(request)
+        return score if kind is None else DivergenceField(score, kind, probes, request.key, batch)
 
     def log_likelihood(
         self,
@@ -182,10 +195,8 @@ class ProbabilityFlow:
         if not 1 <= probes <= 1 << 16 or (kind == "exact" and probes != 1):
             raise ValueError(f"probes = {probes} must lie in 1 .. 65536, and be 1 where the divergence is exact")
         x, request = self._request(x, ids, seed, labels, cond)
-        score = self._field()
-        field = DivergenceField(score, kind, probes, request.key, self.execution.batch)
-        zeros = torch.zeros(len(x), field.parts[1], dtype=x.dtype, device=x.device)
-        y, cost = self._solve(field, score, torch.cat([x / self.lengths[-1], zeros], 1), request, progress, True)
+        zeros = torch.zeros(len(x), probes, dtype=x.dtype, device=x.device)
+        y, cost = self._solve(torch.cat([x / self.lengths[-1], zeros], 1), request, progress, True, kind, probes)
         latent, change = y[:, :d], y[:, d:].double()
         prior = -0.5 * (latent.double() / self.prior_std).square().sum(1)
         prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
@@ -207,13 +218,12 @@ class ProbabilityFlow:
 
     def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
         x, request = self._request(x, None, 0, labels, cond)
-        field = self._field()
         (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
-        y, _ = self._solve(field, field, x / before, request, progress, up)
+        y, _ = self._solve(x / before, request, progress, up)
         return (y * after).reshape(-1, *self.model.shape)
 
     def _solve(
-        self, field: Field, score: ScoreField, y: Tensor, request: Request, progress: bool, up: bool
+        self, y: Tensor, request: Request, progress: bool, up: bool, kind: str | None = None, probes: int = 0
     ) -> tuple[Tensor, Cost]:
         """Integrate the states [n, width] from one end to the other."""
         angles, place = self.angles[::-1] if up else self.angles, self.execution.place
@@ -221,24 +231,34 @@ class ProbabilityFlow:
             rule = StepRule.of(self.solver)
         else:
             rule = StepRule(knots=torch.tensor(angles, dtype=torch.float64, device=place))
+        method, batch = RungeKutta(self.solver.tableau, place), self.execution.batch
+        trail = Trail() if torch.is_grad_enabled() and y.requires_grad and len(y) else None
         lanes = Lanes(
-            field,
-            RungeKutta(self.solver.tableau, place),
+            self._field(request, kind, probes, self.prepared),
+            method,
             self.levels,
             rule,
             angles[0],
             angles[-1],
-            lanes=self.execution.batch,
+            lanes=batch,
             settle=False,
-            key=NoiseKey(*(torch.zeros(self.execution.batch, dtype=torch.int64, device=place) for _ in range(2))),
+            key=NoiseKey(*(torch.zeros(batch, dtype=torch.int64, device=place) for _ in range(2))),
             dtype=self.execution.dtype,
+            trail=trail,
         )
-        out = torch.empty_like(y)
+        out, start = torch.empty_like(y), y.detach()
         with self.turn:
-            score.begin(request)
-            for at, arrived, _ in lanes.run(len(y), lambda first, last: y[first:last], request.key, progress):
+            for at, arrived, _ in lanes.run(len(y), lambda first, last: start[first:last], request.key, progress):
                 out[at.to(out.device)] = arrived
-        return out, lanes.cost
+        if trail is None:
+            return out, lanes.cost
+
+        def back(gradient: Tensor) -> Tensor:
+            with self.turn:
+                field = self._field(request, kind, probes, self.model)
+                return pull_back(field, method, start, trail.knots(angles[0], angles[-1]), gradient, batch)
+
+        return transported(y, out, back), lanes.cost
 
     def _request(
         self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Tensor | None

@@ -23,6 +23,7 @@ from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
 from fastscore.guidance.mixture import BoundPlan, Guidance
+from fastscore.guidance.per_sample import lines_of
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import Numerics, numerics, prepare
 from fastscore.plan.rows import Plan, Solver
@@ -183,7 +184,7 @@ class Sampler:
             draws += len(self.plan.rows) if self.plan is not None and request.known is not None else 0
             if len(request.noise) < draws:
                 raise ValueError(f"recorded noise has {len(request.noise)} draws; this plan needs {draws}")
-        return request
+        return request.guided(lines_of(self.guide, len(self.model.shape)))
 
     def run(
         self,

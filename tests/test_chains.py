@@ -14,7 +14,11 @@ from fastscore import chains as langevin
 from fastscore.errors import NonFiniteError
 from fastscore.model import analytic
 from fastscore.model.analytic import GaussianMixture
+from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import NoiseKey
+from fastscore.process.continuous import EDM, VE, VP
+from fastscore.process.discrete import discrete_vp
+from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers.presets import ncsn, ncsnv2
 
@@ -158,6 +162,7 @@ def test_log_density_and_score_of_a_mixture():
         ({"batch": 0}, "batch = 0"),
         ({"start": torch.zeros(3, 1)}, "one state an id"),
         ({"start": torch.zeros(2)}, "one state an id"),
+        ({"start": torch.zeros(1, 1, requires_grad=True)}, r"start requires a gradient.*start.detach\(\)"),
     ],
 )
 def test_bad_chains_are_named(change, message):
@@ -172,6 +177,131 @@ def test_chains_that_leave_the_numbers_are_named():
     with pytest.raises(NonFiniteError, match="density is zero"):
         langevin.run(lambda x: x[:, 0] * 0.0 - math.inf, torch.ones(1, 1), 0.1, 3, [0])
     assert len(langevin.run(TWO.log_density, torch.zeros(1, 1), 0.1, 3, []).x) == 0
+
+
+@pytest.mark.parametrize("method", langevin.METHODS)
+def test_kept_states_are_where_shorter_chains_end(method):
+    def run(steps, **kept):
+        start = torch.zeros(1, 1)
+        return langevin.run(
+            TWO.log_density, start, 0.3, steps, range(30), 4, score=TWO.score, spread=1.0, method=method, **kept
+        )  # fmt: skip
+
+    whole = run(10, burn_in=3, thin=2)
+    assert whole.states.shape == (30, 3, 1)
+    for k, steps in enumerate((5, 7, 9)):
+        assert torch.equal(whole.states[:, k], run(steps).x)
+    assert torch.equal(whole.x, run(10).x)
+    assert torch.equal(whole.acceptance, run(10).acceptance)
+    assert torch.equal(run(10, thin=1).states[:, -1], whole.x)
+    assert run(10).states.shape == (30, 0, 1)
+    for bad in ({"thin": 0}, {"thin": 11}, {"burn_in": -1}, {"burn_in": 10}, {"burn_in": 5, "thin": 6}):
+        name = "burn_in" if bad.get("burn_in") in (-1, 10) else "thin"
+        with pytest.raises(ValueError, match=f"mcmc: {name} = "):
+            run(10, **bad)
+
+
+NETWORKS = {  # of data N(0.5, 0.25 I), exactly: D = m + gain (x - alpha m), gain = alpha s^2 / variance
+    "x0": lambda x, alpha, sigma, D: D,
+    "eps": lambda x, alpha, sigma, D: (x - alpha * D) / sigma,
+    "v": lambda x, alpha, sigma, D: (alpha * x - D) / sigma,
+    "score": lambda x, alpha, sigma, D: (alpha * D - x) / sigma**2,
+}
+
+
+LEVELS = [(VP(), None), (VP(), 0.3), (VE(), 0.4), (discrete_vp(), None), (EDM(), 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t", "prediction"),
+    [(*level, name) for level in LEVELS for name in NETWORKS if name != "v" or not isinstance(level[0], VE | EDM)],
+)
+def test_the_score_of_a_network_at_a_level(schedule, t, prediction):
+    at = schedule.t_end if t is None else t
+    alpha, sigma = float(schedule.alpha(at)), float(schedule.sigma(at))
+    variance = 0.25 * alpha**2 + sigma**2
+    labels = []
+
+    def net(x, label, cond):
+        labels.append(float(label[0]))
+        D = 0.5 + alpha * 0.25 / variance * (x - alpha * 0.5)
+        return NETWORKS[prediction](x, alpha, sigma, D)
+
+    model = ScoreModel(net, (2,), schedule, Parametrization(prediction, "t"))
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)
+    score = langevin.level_score(model, t)(x)
+    assert torch.allclose(score, -(x - alpha * 0.5) / variance, rtol=1e-7)
+    assert labels == pytest.approx([at])
+
+
+def test_a_level_score_takes_a_class_and_refuses():
+    seen = []
+
+    def net(x, label, cond):
+        seen.append(cond.tolist())
+        return x
+
+    model = ScoreModel(net, (2,), VP(), classes=3)
+    langevin.level_score(model)(torch.zeros(2, 2))
+    langevin.level_score(model, 0.5, 1)(torch.zeros(2, 2))
+    assert seen == [[3, 3], [1, 1]]
+    for t, label, message in (
+        (0.0, None, "t = 0.0 must lie above"),
+        (2.0, None, "t = 2.0"),
+        (0.5, 3, "label = 3 must"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            langevin.level_score(model, t, label)
+
+
+def squares(x):
+    return -0.5 * x.square().sum(1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("method", langevin.METHODS)
+@pytest.mark.parametrize(
+    ("log_density", "score"),
+    [
+        (lambda x: squares(x).sum(), None),
+        (lambda x: squares(x)[:, None], None),
+        (lambda x: squares(x).mean().expand(len(x)), None),
+        (lambda x: torch.log_softmax(squares(x), 0), None),
+        (lambda x: 0.0, lambda x: -x),
+        (squares, lambda x: -x.T),  # square where there are as many chains as dimensions
+        (squares, lambda x: -x[0]),
+        (squares, lambda x: -(x - x.mean(0))),
+        (squares, lambda x: -x.flatten()),
+    ],
+)
+def test_functions_that_do_not_treat_chains_alone_are_refused(log_density, score, method, n):
+    if n == 1 and log_density(torch.ones(1, 2)) is not None and score is None:
+        values = log_density(torch.ones(1, 2))
+        if values.shape == (1,):
+            return  # of one chain nobody can tell
+    if n == 1 and score is not None and log_density is squares and score(torch.ones(1, 2)).shape == (1, 2):
+        return
+    with pytest.raises(ValueError, match=r"mcmc: (log_density|score) (returned|of the first chain changed)"):
+        langevin.run(log_density, torch.zeros(1, 2), 0.1, 3, range(n), score=score, method=method)
+
+
+def test_a_score_that_is_nan_is_named():
+    for score in (lambda x: x * math.nan, lambda x: torch.where(x > 0.5, math.nan, -x)):
+        for method in langevin.METHODS:
+            with pytest.raises(NonFiniteError, match="a score that is NaN"):
+                langevin.run(squares, torch.zeros(1, 2), 0.5, 40, range(8), score=score, method=method)
+
+    def log_density(x):  # zero outside the unit box, where its score may be anything
+        return torch.where((x.abs() < 1.0).all(1), squares(x), -math.inf)
+
+    def bounded(x):
+        return torch.where((x.abs() < 1.0).all(1, keepdim=True), -x, math.nan)
+
+    ends = langevin.run(log_density, torch.zeros(1, 2), 0.2, 40, range(50), score=bounded)
+    assert ends.x.abs().max() < 1.0
+    assert 0.1 < ends.acceptance.mean() < 0.9
+    with pytest.raises(ValueError, match="give its gradient as score="):
+        langevin.run(lambda x: squares(x.detach()), torch.zeros(1, 2), 0.2, 2, range(5))
 
 
 @pytest.mark.parametrize("preset", [ncsn, ncsnv2])

@@ -16,7 +16,14 @@ from fastscore.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-FILES = [README, *sorted(ROOT.glob("fastscore/*/README.md")), ROOT / "kernels/README.md", ROOT / "bench/README.md"]
+TUTORIALS = ROOT / "fastscore/TUTORIALS.md"
+FILES = [
+    README,
+    TUTORIALS,
+    *sorted(ROOT.glob("fastscore/*/README.md")),
+    ROOT / "kernels/README.md",
+    ROOT / "bench/README.md",
+]
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -15,6 +15,7 @@ from fastscore._version import __version__
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.inpaint import inpaint
+from fastscore.cli.langevin import langevin
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
 from fastscore.cli.plan import plan
@@ -29,7 +30,7 @@ def group() -> None:
     """Sample score-based generative models: fast, exact, reproducible to the bit."""
 
 
-for command in (sample, inpaint, plan, train, train_classifier, evaluate, likelihood, models, env, doctor):
+for command in (sample, inpaint, langevin, plan, train, train_classifier, evaluate, likelihood, models, env, doctor):
     group.add_command(command)
 
 

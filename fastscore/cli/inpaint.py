@@ -106,8 +106,6 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     known = known.repeat_interleave(num, 0) if len(known) > 1 else known[0]
     guide, measured = None, {}
     if method == "pigdm":
-        if known.ndim == 4:
-            raise ValueError("--method pigdm takes one mask for all images; use repaint or replace")
         spread = float(score_model.parametrization.sigma_data)
         guide = PiGDM(Masked(known.to(device)), options["noise"], spread)
         measured = {"y": torch.where(known, y, 0.0)}

@@ -103,6 +103,12 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-n", "--num", type=Count(0, 10_000_000), help="Number of samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
+@click.option(
+    "--trajectory",
+    is_flag=True,
+    help="Also write trajectory.npz: times [K + 1], states [K + 1, n, ..] and estimates x0 [K, n, ..]; of an adaptive "
+    "solver times [K + 1, n], NaN after a sample's last step.",
+)
 @drawing_options
 def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -> None:
     """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder, or analytic:NAME.
@@ -113,7 +119,8 @@ def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -
     Writes samples.npz (key samples: uint8 images [N, H, W, C], or float32 points), grid.png and run.json (what was
     asked, how it was computed, plan hash, versions, timings). A sample is a function of the settings, --seed and its
     id: it does not depend on how many are drawn, or in which order. How the network ran is part of the settings; for
-    the same bytes on another machine of the same kind use --network own. In Python this is fastscore.draw.
+    the same bytes on another machine of the same kind use --network own. In Python this is fastscore.draw, and with
+    --trajectory fastscore.trajectory.
     """
     from fastscore.ops.backend import named_device
     from fastscore.output.run import refuse_earlier_run
@@ -223,9 +230,15 @@ def draw_and_tell(
     from fastscore.output.run import draw, files
 
     out, quiet = options["out"], options["quiet"]
+    source: Any = sampler
+    if options.get("trajectory"):
+        from fastscore.engine.trajectory import Traced
+
+        source = Traced(sampler)
+        arguments["further"] = source.write
     elsewhere = ("out", "overwrite", "quiet", "old_dtype", "old_compile")
     run = draw(
-        sampler,
+        source,
         request,
         out,
         png=options["png"],

@@ -20,6 +20,7 @@ from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.guidance.mixture import BoundPlan
+from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
 from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, evaluate
@@ -128,6 +129,8 @@ class Loop:
             self.known, self.mask = zeros(batch, d), zeros(batch, d, dtype=torch.bool)
             self.known_table = torch.tensor(lower_known(plan), dtype=dtype, device=device)
         self.y: Tensor | None = None  # read by guides, which are never captured
+        self.lines: tuple[Tensor, ...] = ()  # what the guide holds for each sample; ``guided`` is the guide with them
+        self.guided = guide
         self.valid = zeros(batch)
         self.denoiser = None
         if guide is not None:
@@ -152,7 +155,8 @@ class Loop:
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer.copy_(values)
-        self.y = part.y
+        self.y, self.lines = part.y, part.guide
+        self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
         self.valid[: part.valid].fill_(1.0)
         self.valid[part.valid :].fill_(0.0)
 
@@ -235,9 +239,9 @@ class Loop:
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
-        if self.guide is not None and self.denoiser is not None:
+        if self.guided is not None and self.denoiser is not None:
             denoise = self.denoiser.at(self.level(self.row), kind.mixed, self.cond, self.cond2)
-            return denoise.guided(self.guide, self.x.view_as(self.input), self.y), None
+            return denoise.guided(self.guided, self.x.view_as(self.input), self.y), None
         F = evaluate(self.model, self.input, self.labels.index_select(0, self.row), self.cond)
         return F, evaluate(self.second, *self.second_input(), self.cond2) if kind.mixed else None
 

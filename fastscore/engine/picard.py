@@ -27,6 +27,7 @@ from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
 from fastscore.errors import NonFiniteError
+from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
 from fastscore.model.score import evaluate
 from fastscore.ops.norms import sum_of_squares
@@ -89,7 +90,7 @@ class Parallel:
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
         self.window = min(picard.window, max(self.stages, 1))
         self.sweeps = self.evaluations = torch.zeros(0, dtype=torch.int64)
-        self.turn = Turn(loop.model.net, loop.second.net)
+        self.turn, self.guided = Turn(loop.model.net, loop.second.net), loop.guide
 
         dtype, device = loop.x.dtype, loop.x.device
         # After the plan's rows come as many that keep x: one for each, with the known data that it left.
@@ -164,6 +165,8 @@ class Parallel:
         """Run the loaded micro-batch; return samples, sweeps and evaluations of each."""
         loop = self.loop
         loop.reset()
+        lines = tuple(line.repeat(self.window, *[1] * (line.ndim - 1)) for line in loop.lines)
+        self.guided = with_lines(loop.guide, len(loop.model.shape), lines)
         for kind in loop.kinds[: self.first]:
             loop.advance(kind, (None, None))
         self.x.copy_(loop.x)  # every state of the window starts as its first one
@@ -219,9 +222,9 @@ class Parallel:
             # What the network says past the end is not used, and need not be finite.
             return F.reshape(*stage.shape, -1).masked_fill(~live[:, :, None], 0.0)
 
-        if loop.guide is not None and loop.denoiser is not None:
+        if self.guided is not None and loop.denoiser is not None:
             denoise = loop.denoiser.at(loop.level(rows), self.mixed, cond, cond2)
-            return settled(denoise.guided(loop.guide, self.x[:-1].reshape(n, *shape), self._windowed(loop.y))), None
+            return settled(denoise.guided(self.guided, self.x[:-1].reshape(n, *shape), self._windowed(loop.y))), None
         u = (self.c_in[stage][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
         F = settled(evaluate(loop.model, u, loop.labels[rows], cond))
         if not self.mixed:

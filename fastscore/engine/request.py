@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastscore.execution import evaluating
-from fastscore.model.conditions import Known, Labels, condition_of, per_sample
+from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
 from fastscore.model.score import Conditioned
 from fastscore.ops.noise import NoiseKey
 
@@ -43,6 +43,7 @@ class Request:
         init: where samples start from, [n, D].
         known, mask: known data and where it is known, [n, D].
         y: what a guide steers to, [n, ..].
+        guide: what a guide holds for each sample, [n, ..] each; see guidance/per_sample.py.
         noise: recorded normals in place of generated ones, [draws, n, D].
         valid: how many lines are samples; the rest pads a micro-batch.
     """
@@ -53,6 +54,7 @@ class Request:
     known: Tensor | None = None
     mask: Tensor | None = None
     y: Tensor | None = None
+    guide: tuple[Tensor, ...] = ()
     noise: Tensor | None = None
     valid: int = -1
 
@@ -80,8 +82,9 @@ class Request:
         Arguments are those of ``Sampler.run``; of a joint model ``init`` and ``known`` are dicts by part.
 
         Raises:
-            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
+            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit or that requires a gradient.
         """
+        constant(cond=cond, init=init, known=known, y=y, noise=noise)
         key = NoiseKey.of(seed, ids, device)
         shape: Any = model.shape
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
@@ -96,7 +99,7 @@ class Request:
             data,
             mask,
             y,
-            _recorded(noise, shapes, key),
+            noise=_recorded(noise, shapes, key),
         )
 
     def __len__(self) -> int:
@@ -112,6 +115,22 @@ class Request:
         if (self.init is None) != (start == "prior"):
             value = "None" if self.init is None else "a tensor"
             raise ValueError(f"init = {value} does not go with start = {start!r}")
+
+    def guided(self, lines: tuple[Tensor, ...]) -> Request:
+        """Return it with what a guide holds for each sample, unless it has that already, as a part of a request does.
+
+        Raises:
+            ValueError: tensors of another length.
+        """
+        if self.guide:
+            return self
+        for line in lines:
+            if len(line) != len(self):
+                raise ValueError(
+                    f"the guide holds a tensor {tuple(line.shape)}, one line a sample, for {len(line)} samples; there "
+                    f"are {len(self)} ids: give it one line an id, in their order"
+                )
+        return replace(self, guide=tuple(line.detach().to(self.ids.device) for line in lines))
 
     def part(self, at: slice) -> Request:
         """Return the lines of some samples."""
@@ -137,10 +156,11 @@ class Request:
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Request:
         """Return it with every tensor changed along its axis of samples."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("key", "valid")}
+        guide = tuple(change(v, 0) for v in values.pop("guide"))
         new = {name: None if v is None else change(v, int(name == "noise")) for name, v in values.items()}
         seed = self.key.seed if len(self.key.seed) == 1 else change(self.key.seed, 0)
         ids = change(self.key.ids, 0)
-        return Request(NoiseKey(seed, ids), **new, valid=min(self.valid, len(ids)))
+        return Request(NoiseKey(seed, ids), **new, guide=guide, valid=min(self.valid, len(ids)))
 
 
 class Turn:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fastscore.guidance.denoiser import Denoiser, Guide
 from fastscore.guidance.measurements import Operator
-from fastscore.ops.noise import NoiseKey
+from fastscore.guidance.per_sample import each_alone
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class StaticThreshold:
     bound: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.bound < math.inf:
+        if not 0.0 < _number("clip", self.bound) < math.inf:
             raise ValueError(f"clip = {self.bound} must be a positive number")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
@@ -126,10 +127,18 @@ class ClassifierGuidance:
     log_prob: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _number("ClassifierGuidance: scale", self.scale)
+
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            gradient = _gradient(self.log_prob(at, alpha, sigma, y), at)
+            log_prob = each_alone(
+                self.log_prob(at, alpha, sigma, y),
+                lambda: self.log_prob(at[:1], alpha[:1], sigma[:1], None if y is None else y[:1]),
+                "the classifier",
+            )
+            gradient = _gradient(log_prob, at)
         return denoise(x) + self.scale * _tweedie(alpha, sigma) * gradient
 
 
@@ -147,8 +156,15 @@ class EnergyGuidance:
     energy: Callable[[Tensor, Tensor | None], Tensor]
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _number("EnergyGuidance: scale", self.scale)
+
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        return _through(denoise, x, alpha, sigma, lambda D: -self.scale * self.energy(D, y))
+        def log_prob(D: Tensor) -> Tensor:
+            first = None if y is None else y[:1]
+            return -self.scale * each_alone(self.energy(D, y), lambda: self.energy(D[:1], first), "the energy")
+
+        return _through(denoise, x, alpha, sigma, log_prob)
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,8 @@ class DPS:
     spread of the data, the grid must be fine or ``scale`` small. PiGDM needs neither, for linear A.
 
     Args:
-        operator: A, differentiable; it need not be linear.
+        operator: A, differentiable; it need not be linear. What differs from sample to sample belongs into an
+            operator of guidance/measurements.py, or into y.
         noise: standard deviation of the measurement, or None for the step of the published code,
             (scale / |y - A(D)|) grad |y - A(D)|^2, which acts on D here and not on the state after a step.
         scale: of the gradient.
@@ -172,7 +189,8 @@ class DPS:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.noise is not None and not 0.0 < self.noise < math.inf:
+        _number("DPS: scale", self.scale)
+        if self.noise is not None and not 0.0 < _number("DPS: noise", self.noise) < math.inf:
             raise ValueError(f"DPS: noise = {self.noise} must be positive, or None")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
@@ -210,6 +228,8 @@ class PiGDM:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("noise", "data_std", "scale"):
+            _number(f"PiGDM: {name}", getattr(self, name))
         if not (0.0 <= self.noise < math.inf and 0.0 < self.data_std < math.inf):
             raise ValueError(f"PiGDM: noise = {self.noise} must be at least 0, data_std = {self.data_std} positive")
 
@@ -241,6 +261,16 @@ def _through(
     return D.detach() + _tweedie(alpha, sigma) * gradient
 
 
+def _number(name: str, value: float) -> float:
+    """Return a number; ValueError for a tensor, say of one value a sample."""
+    if not isinstance(value, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"{name} = {str(value)[:60]} ({type(value).__name__}) must be one number for all samples: draw those with "
+            "another value by a sampler of their own"
+        )
+    return value
+
+
 def _gradient(values: Tensor, at: Tensor) -> Tensor:
     if values.shape != at.shape[:1]:
         raise ValueError(f"a guide's log-probability or energy has shape {tuple(values.shape)}; expected one a sample")
@@ -256,26 +286,8 @@ def _residual(operator: Callable[[Tensor], Tensor], D: Tensor, y: Tensor | None)
     if y is None:
         raise ValueError("this guide needs the measurements: Sampler.run(.., y=..)")
     measured = operator(D)
+    if not hasattr(operator, "per_sample"):
+        each_alone(measured, lambda: operator(D[:1]), "the operator")
     if y.shape != measured.shape:
         raise ValueError(f"y has shape {tuple(y.shape)}; the operator makes {tuple(measured.shape)}")
     return y.to(measured) - measured
-
-
-def finest(guide: Guide | None, shape: tuple[int, ...]) -> float | None:
-    """Return the smallest standard deviation of the posterior that a guide asks for, or None if it names no noise.
-
-    A measurement y = A x_0 + noise leaves noise / |A| along the direction that A stretches most; |A| by 16 steps of
-    the power method. Where A has no adjoint it is taken for 1.
-    """
-    if isinstance(guide, Chain):
-        return min((std for g in guide.guides if (std := finest(g, shape)) is not None), default=None)
-    if not isinstance(guide, PiGDM | DPS) or not guide.noise:
-        return None
-    operator, largest = guide.operator, 1.0
-    if hasattr(operator, "adjoint"):
-        x = NoiseKey.of(0, [0]).normal(0, math.prod(shape)).reshape(1, *shape).double()
-        for _ in range(16):
-            x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
-            image = operator(x)
-            x, largest = operator.adjoint(image).reshape(x.shape).to(x), float(image.norm())  # pyright: ignore
-    return guide.noise / largest if largest > 0.0 else None

@@ -1,6 +1,7 @@
 r"""Linear measurements y = A x + noise, for inverse problems: images filled in, deblurred, enlarged, or any matrix.
 
-An operator acts on each sample alone. ``solve`` applies (r2 A A^T + s2 I)^-1, the inverse covariance of y given an
+An operator acts on each sample alone, by one tensor for all or by one line an id (a mask, matrix or kernel of each
+sample's own; see per_sample.py). ``solve`` applies (r2 A A^T + s2 I)^-1, the inverse covariance of y given an
 estimate of x_0 with variance r2 and measurement noise of variance s2, which PiGDM needs.
 """
 
@@ -13,6 +14,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from fastscore.model.conditions import constant
+
+ROUNDING = torch.finfo(torch.float64).eps
 
 
 class Operator(Protocol):
@@ -33,38 +38,66 @@ class Operator(Protocol):
 
 @dataclass(frozen=True)
 class Matrix:
-    """Any matrix A [M, D] on the flattened sample: y = A x, [N, M]."""
+    """Any matrix A on the flattened sample: y = A x, [N, M].
+
+    Attributes:
+        A: [M, D], or one an id, [n, M, D].
+    """
 
     A: Tensor
 
     def __post_init__(self) -> None:
-        if self.A.ndim != 2:
-            raise ValueError(f"Matrix: A has shape {tuple(self.A.shape)}; expected [M, D]")
+        if _axes("Matrix: A", self.A) not in (2, 3):
+            raise ValueError(f"Matrix: A has shape {tuple(self.A.shape)}; expected [M, D], or [n, M, D]")
+
+    def per_sample(self, axes: int) -> tuple[str, ...]:
+        """Return the fields with one line a sample."""
+        return ("A",) if self.A.ndim == 3 else ()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.A.to(x).T
+        return _times(x.flatten(1), self.A.to(x).mT)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A^T y, [N, D]."""
-        return y @ self.A.to(y)
+        return _times(y, self.A.to(y))
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(self.A.double() @ self.A.double().T)
-        return values.clamp_min(0.0), vectors
+        """Eigenvalues and eigenvectors of A A^T; 0 where they are no more than rounding of A, or of the product."""
+        A = self.A.double()
+        values, vectors = torch.linalg.eigh(A @ A.mT)
+        size = max(A.shape[-2:])
+        eps = torch.finfo(self.A.dtype).eps if self.A.is_floating_point() else ROUNDING
+        rounding = max((size * eps) ** 2, size * ROUNDING) * values[..., -1:]
+        return torch.where(values > rounding, values, 0.0), vectors
 
     def solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        """Solve in the eigenvectors of A A^T, once computed in float64."""
+        """Solve in the eigenvectors of A A^T, once computed in float64; by the pseudoinverse where that is singular."""
         values, vectors = (t.to(v) for t in self._spectrum)
         total = r2.reshape(-1, 1) * values + s2
-        return torch.where(total > 0.0, (v @ vectors) / total, 0.0) @ vectors.T
+        return _times(torch.where(total > 0.0, _times(v, vectors) / total, 0.0), vectors.mT)
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Some elements: y = mask x, zero elsewhere; ``mask`` is bool and broadcasts to a sample."""
+    """Some elements: y = mask x, zero elsewhere.
+
+    Attributes:
+        mask: bool, True where x is measured; broadcasts to a sample, or one an id, [n, ..] with all axes of a sample.
+    """
 
     mask: Tensor
+
+    def __post_init__(self) -> None:
+        _axes("Masked: mask", self.mask)
+        if self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"Masked: mask is {self.mask.dtype}; it must be bool, True where x is measured: mask > 0, say"
+            )
+
+    def per_sample(self, axes: int) -> tuple[str, ...]:
+        """Return the fields with one line a sample."""
+        return ("mask",) if self.mask.ndim > axes and len(self.mask) > 1 else ()
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.where(self.mask.to(x.device), x, 0.0)
@@ -84,6 +117,14 @@ class Downsample:
 
     factor: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.factor, int) or self.factor < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"Downsample: factor = {self.factor} must be a whole number, at least 1, the same for all")
+
+    def per_sample(self, axes: int) -> tuple[str, ...]:
+        """Return the fields with one line a sample."""
+        return ()
+
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(f"Downsample: {tuple(x.shape)} does not divide into squares of {self.factor} pixels")
@@ -101,16 +142,29 @@ class Downsample:
 
 @dataclass(frozen=True)
 class Blur:
-    """Circular convolution of every channel with a kernel [h, w], whose middle stays in place."""
+    """Circular convolution of every channel with a kernel, whose middle stays in place.
+
+    Attributes:
+        kernel: [h, w], or one an id, [n, h, w].
+    """
 
     kernel: Tensor
 
+    def __post_init__(self) -> None:
+        if _axes("Blur: kernel", self.kernel) not in (2, 3):
+            raise ValueError(f"Blur: kernel has shape {tuple(self.kernel.shape)}; expected [h, w], or [n, h, w]")
+
+    def per_sample(self, axes: int) -> tuple[str, ...]:
+        """Return the fields with one line a sample."""
+        return ("kernel",) if self.kernel.ndim == 3 else ()
+
     def _transfer(self, x: Tensor) -> Tensor:
-        h, w = self.kernel.shape
+        h, w = self.kernel.shape[-2:]
         if x.ndim != 4 or h > x.shape[2] or w > x.shape[3]:
             raise ValueError(f"Blur: the kernel [{h}, {w}] does not fit into images of shape {tuple(x.shape)}")
         padded = torch.nn.functional.pad(self.kernel.to(x), (0, x.shape[3] - w, 0, x.shape[2] - h))
-        return torch.fft.rfft2(padded.roll((-(h // 2), -(w // 2)), (0, 1)))
+        transfer = torch.fft.rfft2(padded.roll((-(h // 2), -(w // 2)), (-2, -1)))
+        return transfer[:, None] if transfer.ndim == 3 else transfer
 
     def _filtered(self, x: Tensor, response: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[2:])
@@ -123,8 +177,11 @@ class Blur:
         return self._filtered(y, self._transfer(y).conj())
 
     def solve(self, v: Tensor, r2: Tensor, s2: float) -> Tensor:
-        """Divide in Fourier space, where A A^T is |transfer|^2."""
-        total = r2 * self._transfer(v).abs().square() + s2
+        """Divide in Fourier space, where A A^T is |transfer|^2: 0 where that is no more than rounding."""
+        size = self._transfer(v).abs()
+        rounding = 8 * torch.finfo(v.dtype).eps * self.kernel.to(v).abs().sum((-2, -1))
+        size = torch.where(size > rounding.reshape(-1, 1, 1, 1), size, 0.0)
+        total = r2 * size.square() + s2
         return self._filtered(v, torch.where(total > 0.0, 1.0 / total, 0.0))
 
 
@@ -160,3 +217,15 @@ class Linear:
             last, square = square, residual.flatten(1).square().sum(1).reshape(column)
             direction = residual + torch.where(last > 0.0, square / last, 0.0) * direction
         return w
+
+
+def _axes(name: str, tensor: object) -> int:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
+    constant(**{name: tensor})
+    return tensor.ndim
+
+
+def _times(v: Tensor, A: Tensor) -> Tensor:
+    """Return v A of vectors [N, K] with one matrix [K, M], or with one each [N, K, M]."""
+    return v @ A if A.ndim == 2 else torch.bmm(v[:, None], A)[:, 0]

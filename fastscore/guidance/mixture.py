@@ -15,6 +15,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from fastscore.model.conditions import constant
 from fastscore.model.score import Conditioned, ScoreModel
 from fastscore.plan.passes import Folding, inside, mix, validate
 from fastscore.plan.rows import Plan, Row
@@ -54,6 +55,7 @@ class Guidance:
         low, high = self.interval
         if not 0.0 <= low < high:
             raise ValueError(f"guidance interval = {self.interval} must be 0 <= low < high, in sigma / alpha")
+        constant(null=self.null)
 
     def check(self, model: Conditioned) -> None:
         """Raise ValueError unless ``model`` can be mixed so."""

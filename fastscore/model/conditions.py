@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,24 @@ class Known:
         if not bool(y.isfinite().all()):
             raise ValueError("known.y is not finite where the mask is True")
         return y, mask
+
+
+def constant(**values: Any) -> None:
+    """Check that nothing among named tensors, ``Known`` and dicts of them asks for a gradient that it would not get.
+
+    Raises:
+        ValueError: a tensor that requires one, unless under torch.no_grad().
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            constant(**{f"{name}[{key!r}]": part for key, part in value.items()})
+        elif isinstance(value, Known):
+            constant(**{f"{name}.y": value.y})
+        elif isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} requires a gradient, and would get none: give {name}.detach(), or call under torch.no_grad(); "
+                "what is differentiable in its input is ProbabilityFlow (log_likelihood, encode, decode)"
+            )
 
 
 def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Tensor | None) -> Tensor | None:

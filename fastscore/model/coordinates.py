@@ -13,6 +13,7 @@ depend on how many are mapped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -20,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel
 
 NOISES = ("colored", "white")
@@ -76,15 +78,18 @@ class LowRank(nn.Module):
 
     def __init__(self, u: Tensor, v: Tensor | None = None) -> None:
         super().__init__()
+        eps = _eps(u, *() if v is None else (v,))
         u = _checked(u, 2, "U")
         v = u if v is None else _checked(v, 2, "V")
         if u.shape != v.shape:
             raise ValueError(f"LowRank: U {tuple(u.shape)} and V {tuple(v.shape)} must have one shape [D, r]")
-        small = torch.eye(u.shape[1], dtype=u.dtype) + v.T @ u
+        one = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
         self.size = len(u)
         self.register_buffer("u", u)
         self.register_buffer("v", v)
-        self.register_buffer("core", _inverse(small, "LowRank: I + V^T U"))
+        size, norm = one + v.T.abs() @ u.abs(), 1.0 + _norm(u) * _norm(v)
+        core = _inverse(one + v.T @ u, size, norm, eps * len(u), "LowRank: I + V^T U")
+        self.register_buffer("core", core)
 
     def forward(self, x: Tensor) -> Tensor:
         return _in_blocks(x, self.size, lambda a: a + (a @ self.v.to(a)) @ self.u.to(a).T)
@@ -99,19 +104,20 @@ class LowRank(nn.Module):
 
 
 class Dense(nn.Module):
-    """Any invertible A [D, D]; its inverse is computed once, in float64."""
+    """Any A [D, D] that is invertible in its own precision; its inverse is computed once, in float64."""
 
     a: Tensor
     inverse_of_a: Tensor
 
     def __init__(self, a: Tensor) -> None:
         super().__init__()
+        eps = _eps(a)
         a = _checked(a, 2, "A")
         if a.shape[0] != a.shape[1]:
             raise ValueError(f"Dense: A {tuple(a.shape)} must be square")
         self.size = len(a)
         self.register_buffer("a", a)
-        self.register_buffer("inverse_of_a", _inverse(a, "Dense: A"))
+        self.register_buffer("inverse_of_a", _inverse(a, a.abs(), _norm(a), eps * len(a), "Dense: A"))
 
     def forward(self, x: Tensor) -> Tensor:
         return _in_blocks(x, self.size, lambda v: v @ self.a.to(v).T)
@@ -186,16 +192,48 @@ def _in_blocks(x: Tensor, size: int, linear: Callable[[Tensor], Tensor]) -> Tens
 
 
 def _checked(a: Tensor, ndim: int, name: str) -> Tensor:
+    constant(**{name: a})
     if a.ndim != ndim or not a.numel() or not torch.isfinite(a).all():
         raise ValueError(f"{name} {tuple(a.shape)} must be finite numbers in {ndim} dimensions")
     return a.detach().to(torch.float64).clone()
 
 
-def _inverse(a: Tensor, name: str) -> Tensor:
+def _eps(*tensors: Tensor) -> float:
+    """Return the rounding of the coarsest of some tensors; integers are as exact as float64."""
+    return max(torch.finfo(t.dtype if t.is_floating_point() else torch.float64).eps for t in tensors)
+
+
+def _norm(a: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(a, 2))
+
+
+def _inverse(a: Tensor, size: Tensor, norm: float, rounding: float, name: str) -> Tensor:
+    """Return A^-1, float64, of a matrix that its own precision can tell from a singular one.
+
+    It can where norm |A^-1| is below 1 / rounding, the rule of a numerical rank; or, whatever the scales of rows and
+    columns, where no matrix with |A' - A| <= rounding ``size`` (elementwise) is singular: where the spectral radius of
+    |A^-1| size, bounded from above by Collatz and Wielandt's quotients, is below 1 / rounding (Beeck 1975).
+
+    Args:
+        size, norm: of what A was computed from, element by element and as a whole.
+    """
     condition = float(torch.linalg.cond(a))
     if not condition < 1e12:
         raise ValueError(f"{name} has condition number {condition:.3g}; A must be invertible, below 1e12")
-    return torch.linalg.inv(a)
+    inverse = torch.linalg.inv(a)
+    x, radius = torch.ones_like(a[:, :1]), math.inf
+    for _ in range(10):
+        x, last = inverse.abs() @ (size @ x), x
+        radius = min(radius, float((x / last).max()))
+        x = x / x.max()
+    condition = norm * _norm(inverse)
+    if not rounding * min(condition, radius) < 1.0:
+        raise ValueError(
+            f"{name} is singular up to the rounding of its entries: its condition number is {condition:.3g}, and its "
+            f"precision tells no more than {1.0 / rounding:.3g} from infinity; give it in float64 if it is known so "
+            "exactly, or leave out the directions that have no noise"
+        )
+    return inverse
 
 
 def grey_basis(channels: int = 3) -> Tensor:

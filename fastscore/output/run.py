@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -23,10 +23,11 @@ from torch import Tensor
 from fastscore._version import __version__
 from fastscore.files import write_text
 from fastscore.ops.noise import VERSION, NoiseKey
+from fastscore.ops.quantize import quantize_ref
 from fastscore.output.images import contact_sheet, density_sheet, write_npz, write_png
 from fastscore.output.writer import Writer
 
-FILES = ("samples.npz", "grid.png", "run.json", "png")
+FILES = ("samples.npz", "trajectory.npz", "grid.png", "run.json", "png")
 
 
 class Shaped(Protocol):
@@ -81,6 +82,7 @@ def draw(
     overwrite: bool = False,
     sheet: Callable[[NDArray[Any]], NDArray[np.uint8]] | None = None,
     extra_arrays: Mapping[str, Any] | None = None,
+    further: Callable[[Path], None] | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
     started: float | None = None,
@@ -110,6 +112,8 @@ def draw(
         overwrite: replace the run that the folder holds.
         sheet: makes grid.png, uint8 [H, W, C], of the array of samples.
         extra_arrays: more arrays for samples.npz, by name.
+        further: writes more files of the run into the folder that it is given, once all is drawn: the trajectory of a
+            ``Traced`` sampler.
         settings: what was asked for, as plain values; seed and num are added if they are not there.
         command: the command line, if there was one.
         started: time.perf_counter() when the work began; ``setup_s`` counts from there, or from now if left out.
@@ -139,11 +143,10 @@ def draw(
                 writer.put(part, x)
             writer.finish()
             seconds = time.perf_counter() - begin
-            write_npz(stage / "samples.npz", samples=writer.samples, **arrays)
-            if len(ids):
-                picture = (sheet or _contact_or_density)(writer.samples)
-                if picture.shape[2] in (1, 3):
-                    write_png(stage / "grid.png", picture)
+            arrays = {"samples": writer.samples, **arrays}
+            picture = (sheet or _contact_or_density)(writer.samples) if len(ids) else None
+            if further is not None:
+                further(stage)
         run = {
             **({} if command is None else {"command": command}),
             "settings": {"seed": _seed(request), "num": len(ids), **(settings or {})},
@@ -157,9 +160,64 @@ def draw(
             "versions": versions(),
             "threads": torch.get_num_threads(),
         }
-        write_text(stage / "run.json", json.dumps(run, indent=1) + "\n")
-        _replace(out, stage)
+        _finish(out, stage, arrays, picture, run)
     return run
+
+
+def write_chains(
+    folder: Path | str,
+    x: Tensor,
+    states: Tensor,
+    ids: Sequence[int],
+    run: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    **arrays: Any,
+) -> None:
+    """Write Langevin chains to a folder, as ``draw`` writes samples.
+
+        samples.npz  samples: the last states, as ``draw`` has samples; states: float32 [n, kept, *shape]; ids: int64
+                     [n]; the further arrays
+        grid.png     the last states of 100 chains as images, or the density of all kept points, of the last ones if
+                     none were kept
+        run.json     what ``run`` holds, versions, threads
+
+    Args:
+        folder: made if it is not there.
+        x: last state of each chain, [n, *shape].
+        states: kept states of each chain in order, [n, kept, *shape].
+        ids: of the chains.
+        run: settings, as plain values.
+        overwrite: replace the run that the folder holds.
+
+    Raises:
+        ValueError: the folder holds a run.
+        OSError: the folder cannot be written.
+    """
+    out = Path(folder)
+    refuse_earlier_run(out, overwrite)
+    samples, kept = (quantize_ref(x) if x.ndim == 4 else x.float()).cpu().numpy(), states.float().cpu().numpy()
+    shown = samples if x.ndim == 4 or not kept.size else kept.reshape(-1, *x.shape[1:])
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".run-", dir=out) as name:
+        arrays = {"samples": samples, "states": kept, "ids": np.asarray(ids, np.int64), **arrays}
+        run = {**run, "versions": versions(), "threads": torch.get_num_threads()}
+        _finish(out, Path(name), arrays, _contact_or_density(shown), run)
+
+
+def _finish(
+    out: Path,
+    stage: Path,
+    arrays: Mapping[str, Any],
+    picture: NDArray[np.uint8] | None,
+    run: Mapping[str, Any],
+) -> None:
+    """Write what a run made to the folder ``stage``, and then move it to its place."""
+    write_npz(stage / "samples.npz", **arrays)
+    if picture is not None and picture.shape[2] in (1, 3):
+        write_png(stage / "grid.png", picture)
+    write_text(stage / "run.json", json.dumps(run, indent=1) + "\n")
+    _replace(out, stage)
 
 
 def refuse_earlier_run(folder: Path, overwrite: bool = False) -> None:

@@ -29,7 +29,9 @@ SETTINGS = {
     "beta_min": ("vp", "subvp", "vp-exponential", "ddpm"),
     "beta_max": ("vp", "subvp", "vp-exponential", "ddpm"),
     "base": ("tutorial",),
+    "shift": ("flow",),
     "table_steps": ("ddpm", "ddpm-cosine", "smld"),
+    "zero_snr": ("ddpm", "ddpm-cosine"),
     "t_end": ("vp", "subvp", "ve", "flow", "vp-cosine", "vp-exponential", "tutorial"),
 }
 
@@ -43,7 +45,9 @@ def named_schedule(
     beta_min: float | None = None,
     beta_max: float | None = None,
     base: float | None = None,
+    shift: float | None = None,
     table_steps: int | None = None,
+    zero_snr: bool | None = None,
     t_end: float | None = None,
 ) -> Schedule:
     """Return the schedule of a name, or ``default``, with some of its settings changed and all others kept.
@@ -59,7 +63,9 @@ def named_schedule(
         beta_min, beta_max: rates at t = 0 and 1 of vp, subvp and vp-exponential, positive and rising; the first and
             the last beta of ddpm, in 0 .. 1.
         base: of tutorial, dx = base^t dw; above 1.
+        shift: of flow, positive; Stable Diffusion 3 samples at 3.
         table_steps: length of a table: T of ddpm and ddpm-cosine, the number of noise levels of smld.
+        zero_snr: whether ddpm and ddpm-cosine end at pure noise; see ``discrete_vp``.
         t_end: last time of a continuous schedule before sigma = 0 (eps of Song et al. 2021); edm ends at sigma_min.
 
     Raises:
@@ -67,7 +73,7 @@ def named_schedule(
     """
     settings = {
         "sigma_min": sigma_min, "sigma_max": sigma_max, "beta_min": beta_min, "beta_max": beta_max, "base": base,
-        "table_steps": table_steps, "t_end": t_end,
+        "shift": shift, "table_steps": table_steps, "zero_snr": zero_snr, "t_end": t_end,
     }  # fmt: skip
     settings = {k: v for k, v in settings.items() if v is not None}
     schedule = _named(name, default)
@@ -114,13 +120,16 @@ def _recipe(schedule: Schedule) -> dict[str, Any]:
 
     if isinstance(schedule, DiscreteVP):
         n, betas = len(schedule.betas), schedule.betas
-        linear = {"kind": "linear", "n": n, "beta_min": betas[0], "beta_max": betas[-1]}
-        for recipe in (linear, {"kind": "cosine", "n": n}):
-            if np.allclose(discrete_vp(**recipe).betas, betas, rtol=1e-12, atol=0.0):
+        zero = betas[-1] == 1.0
+        # The scale of a table to pure noise hides its last beta: only DDPM's own is known again.
+        linear = {"kind": "linear", "beta_min": betas[0], "beta_max": 0.02 if zero else betas[-1]}
+        for recipe in (linear, {"kind": "cosine"}):
+            recipe |= {"n": n, "zero_snr": zero and n > 1}
+            if np.allclose(discrete_vp(**recipe).betas, betas, rtol=1e-9, atol=0.0):
                 return recipe
     if isinstance(schedule, DiscreteVE):
         recipe = {"n": len(schedule.sigmas), "sigma_min": schedule.sigmas[0], "sigma_max": schedule.sigmas[-1]}
-        if np.allclose(smld(**recipe).sigmas, schedule.sigmas, rtol=1e-12, atol=0.0):
+        if np.allclose(smld(**recipe).sigmas, schedule.sigmas, rtol=1e-9, atol=0.0):
             return {"kind": "geometric", **recipe}
     return {}
 

@@ -82,7 +82,9 @@ def test_counts(text, number):
     assert Count().convert(text, None, None) == number
 
 
-@pytest.mark.parametrize("command", ["", "sample", "plan", "train", "evaluate", "likelihood", "models", "env"])
+@pytest.mark.parametrize(
+    "command", ["", "sample", "inpaint", "langevin", "plan", "train", "evaluate", "likelihood", "models", "env"]
+)
 def test_every_command_has_help(run, command):
     code, said, _ = run(*command.split(), "--help")
     assert code == 0

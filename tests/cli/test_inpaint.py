@@ -48,6 +48,20 @@ def test_known_pixels_come_back_and_the_others_are_new(run, tmp_path, images, me
         assert sheet.size == (4 * 58 + 2, 2 * 58 + 2)
 
 
+def test_every_image_may_have_a_mask_of_its_own_also_with_pigdm(run, tmp_path, images):
+    folder, x = images
+    masks = np.zeros((2, 28, 28), bool)
+    masks[0, 3:9, 4:], masks[1, 12:20, :9] = True, True
+    np.save(folder / "masks.npy", masks)
+    base = f"inpaint fashion {folder / 'two.npz'} -n 3 --method pigdm {QUICK}"  # micro-batches of 4 hold both images
+    assert run(*base.split(), "--mask", str(folder / "masks.npy"), "--out", str(tmp_path))[0] == 0
+    with np.load(tmp_path / "samples.npz") as saved:
+        results, image = saved["samples"], saved["image"]
+    known = ~masks[image][..., None]
+    assert np.array_equal(results[known], x[image][known])
+    assert (results[~known] != x[image][~known]).mean() > 0.9
+
+
 def test_an_image_file_a_box_and_a_class(run, tmp_path, images):
     folder, _ = images
     base = f"inpaint fashion {folder / 'one.png'} --box 4,10,5,18 -n 1 --method replace {QUICK}".split()

@@ -8,6 +8,8 @@ import torch
 import fastscore as fs
 from fastscore.engine.request import Request, Turn, micro_batches
 from fastscore.errors import NonFiniteError
+from fastscore.guidance.measurements import Blur, Matrix
+from fastscore.model.coordinates import Dense, Diagonal, LowRank
 
 SHAPE, CPU = (2, 3), torch.device("cpu")
 MODEL = fs.ScoreModel(lambda u, t, cond: u, SHAPE, fs.VP(), classes=4)
@@ -154,3 +156,42 @@ def test_a_second_model_of_another_kind_is_named():
         fs.Sampler(MODEL, guidance=fs.Guidance(2.0, model=joint))
     with pytest.raises(ValueError, match="the second model is a ScoreModel; parts need a JointModel"):
         fs.JointSampler(joint, guidance=fs.Guidance(2.0, model=MODEL))
+
+
+def grad(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, requires_grad=True)
+
+
+MASK = torch.ones(SHAPE, dtype=torch.bool)
+CONDITIONED = fs.ScoreModel(lambda u, t, cond: u, SHAPE, fs.VP(), cond_shape=(2,))
+JOINT = fs.JointModel(lambda u, c: u, {"a": fs.Part((2,), fs.VP())})
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: fs.Sampler(MODEL, start="data").run([0], init=grad(*SHAPE)), "init"),
+        (lambda: fs.Sampler(MODEL, start="state").stream([0], init=grad(*SHAPE)), "init"),
+        (lambda: fs.Sampler(MODEL, start="state", solver="dopri5").run([0], init=grad(*SHAPE)), "init"),
+        (lambda: fs.Sampler(MODEL).run([0], known=fs.Known(grad(*SHAPE), MASK)), "known.y"),
+        (lambda: fs.Sampler(MODEL).run([0], noise=grad(30, 1, *SHAPE)), "noise"),
+        (lambda: fs.Sampler(CONDITIONED).run([0], cond=grad(2)), "cond"),
+        (lambda: fs.Sampler(CONDITIONED).request([0], cond=grad(2)), "cond"),
+        (lambda: fs.Sampler(MODEL, guide=fs.StaticThreshold(1.0)).run([0], y=grad(1, 1)), "y"),
+        (lambda: fs.JointSampler(JOINT, start="state").run([0], init={"a": grad(2)}), r"init\['a'\]"),
+        (lambda: fs.JointSampler(JOINT).run([0], noise=grad(30, 1, 2)), "noise"),
+        (lambda: fs.ProbabilityFlow(CONDITIONED).log_likelihood(torch.zeros(1, *SHAPE), cond=grad(2)), "cond"),
+        (lambda: fs.ProbabilityFlow(CONDITIONED).encode(torch.zeros(1, *SHAPE), cond=grad(2)), "cond"),
+        (lambda: fs.Guidance(2.0, null=grad(2)), "null"),
+        (lambda: Matrix(grad(2, 6)), "A"),
+        (lambda: Blur(grad(2, 2)), "kernel"),
+        (lambda: Dense(torch.eye(2).requires_grad_()), "A"),
+        (lambda: Diagonal(torch.ones(2, requires_grad=True)), "d"),
+        (lambda: LowRank(grad(2, 1)), "U"),
+    ],
+)
+def test_a_gradient_that_nobody_passes_on_is_refused(call, name):
+    with pytest.raises(ValueError, match=rf"{name} requires a gradient, and would get none.*\.detach\(\)"):
+        call()
+    with torch.no_grad():
+        call()  # as was asked for

@@ -10,6 +10,7 @@ import torch
 
 from fastscore.model.coordinates import Dense, Diagonal, LowRank, whitened
 from fastscore.model.score import ScoreModel
+from fastscore.ops.noise import NoiseKey
 from fastscore.process.continuous import VE, VP
 from fastscore.process.grid import karras, uniform
 from fastscore.process.parametrization import Parametrization
@@ -162,3 +163,41 @@ def test_bad_matrices_are_named():
         whitened(model, Dense(FULL), "white")
     with pytest.raises(ValueError, match="do not fit"):
         Dense(FULL)(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rank_is_judged_in_the_precision_of_the_matrix(dtype):
+    """Products of rank D - 1 and 1 are singular up to their rounding, whatever that left in place of zeros."""
+    for k in range(20):
+        n = 3 + k % 8
+        z = NoiseKey.of(k, range(n)).normal(0, n, torch.float64).float()
+        B, u, w = z[:, 1:].to(dtype), z[:, 0].to(dtype), z[0].to(dtype)
+        unit = torch.nn.functional.normalize(z[:, :1], dim=0).to(dtype)
+        for make in (
+            lambda B=B: Dense(B @ B.T),
+            lambda u=u, w=w: Dense(torch.outer(u, w)),
+            lambda v=unit: LowRank(v, -v),
+        ):
+            with pytest.raises(ValueError, match="condition number"):
+                make()
+        assert LowRank(unit, -0.5 * unit).inverse(torch.ones(1, n)).isfinite().all()
+        assert LowRank(unit).size == n  # I + u u^T is never singular
+
+
+def test_matrices_that_are_invertible_in_their_precision_are_taken():
+    z = NoiseKey.of(3, range(256)).normal(0, 256, torch.float64)
+    for a in (
+        z.float(),  # condition 1e3
+        torch.diag(torch.tensor([1.0, 1e-8])),  # no rounding of its entries makes it singular
+        torch.tensor([[2, 1], [1, 1]]),  # integers
+        torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-9]], dtype=torch.float64),
+        1e-20 * torch.eye(3),
+    ):
+        matrix = Dense(a)
+        x = torch.ones(2, len(a), dtype=torch.float64)
+        assert torch.allclose(matrix(matrix.inverse(x)), x, rtol=1e-5)
+    for singular in (torch.arange(9).reshape(3, 3), torch.ones(3, 3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="condition number"):
+            Dense(singular)
+    with pytest.raises(ValueError, match="give it in float64"):
+        Dense(torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1.2e-7]]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastscore.cli import main
+from fastscore.engine.trajectory import Traced, trajectory
 from fastscore.execution import Execution
 from fastscore.model.analytic import by_name
 from fastscore.model.folder import load_model
@@ -161,3 +162,30 @@ def test_png_files_are_for_pictures(tmp_path, shape, settings, message):
     with pytest.raises(ValueError, match=message):
         draw(sampler, sampler.request([0]), tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("solver", ["heun", "dopri5"])
+def test_trajectories_are_written_beside_the_samples(tmp_path, solver):
+    """By the command and by draw: those of fs.trajectory; a run that has none removes those of an earlier one."""
+    line = ["sample", "analytic:gaussian", "-n", "5", "--solver", solver, "--device", "cpu", "--network", "own"]
+    command, python = tmp_path / "command", tmp_path / "python"
+    with pytest.raises(SystemExit) as end:
+        main([*line, "--quiet", "--trajectory", "--out", str(command)])
+    assert end.value.code == 0
+    sampler = Sampler(by_name("gaussian"), schedule=VP(), solver=solver, batch=64)
+    traced = Traced(sampler)
+    draw(traced, sampler.request(range(5)), python, further=traced.write)
+    path = trajectory(sampler, range(5))
+    for folder in (command, python):
+        with np.load(folder / "trajectory.npz") as file:
+            saved = dict(file)
+        assert set(saved) == {"times", "states"} | ({"x0"} if path.x0 is not None else set())
+        assert np.array_equal(saved["times"], path.times, equal_nan=True)
+        assert np.array_equal(saved["states"], path.states, equal_nan=True)
+        if path.x0 is not None:
+            assert np.array_equal(saved["x0"], path.x0)
+    samples = arrays_of(command)["samples"]
+    assert np.array_equal(samples, sampler.run(range(5))) and np.array_equal(samples, arrays_of(python)["samples"])
+    assert "trajectory.npz" in files(command)
+    draw(sampler, sampler.request(range(5)), command, overwrite=True)
+    assert "trajectory.npz" not in files(command)

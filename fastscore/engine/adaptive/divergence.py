@@ -11,9 +11,11 @@ Source: Grathwohl et al. 2019, section 3.1; Song et al. 2021, appendix D.2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastscore.engine.adaptive.field import ScoreField
 from fastscore.ops.noise import PROBE_DRAW, NoiseKey
@@ -50,29 +52,30 @@ class DivergenceField:
             self.probes[j, lanes] = draw(PROBE_DRAW + j, self.d, self.score.dtype)
 
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
-        """Return the right-hand side, [lanes, D + P]."""
+        """Return the right-hand side, [lanes, D + P]; differentiable in y where y requires a gradient."""
+        graph = torch.is_grad_enabled() and y.requires_grad
         level = self.score.levels.at(lam).first
         p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
-        with torch.enable_grad():
-            x = y[:, : self.d].detach().requires_grad_()
+        # The fused kernels of attention have no second derivatives.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
+            x = y[:, : self.d] if graph else y[:, : self.d].detach().requires_grad_()
             F = self.score.network(x, level)
         rates = []
         if self.kind == "exact":
             trace = torch.zeros_like(y[:, 0])
             for j in range(self.d):
-                trace = trace + self._product(F, x, self._axis(x, j), last=j == self.d - 1)[:, j]
+                trace = trace + self._product(F, x, self._axis(x, j), graph, j == self.d - 1)[:, j]
             rates.append(p[:, 0] + q[:, 0] * (trace / self.d))
         for j, e in enumerate(self.probes):
-            product = dot(self._product(F, x, e, last=j == len(self.probes) - 1), e)
+            product = dot(self._product(F, x, e, graph, j == len(self.probes) - 1), e)
             rates.append((p[:, 0] * dot(e, e) + q[:, 0] * product) / self.d)
-        v = p * x.detach() + q * F.detach().to(y.dtype)
+        v = p * x + q * F.to(y.dtype)
         return torch.cat([v, torch.stack(rates, 1)], 1)
 
-    def _product(self, F: Tensor, x: Tensor, e: Tensor, last: bool) -> Tensor:
-        """Return e^T dF/dx, [lanes, D]; ``last``: the graph is not needed again."""
-        if not F.requires_grad:
-            raise ValueError("the network's output does not depend on its input in a way that can be differentiated")
-        return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=not last)[0]
+    @staticmethod
+    def _product(F: Tensor, x: Tensor, e: Tensor, graph: bool, last: bool) -> Tensor:
+        """Return e^T dF/dx, [lanes, D], with a graph of its own if wanted; ``last``: that of F is not needed again."""
+        return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
 
     @staticmethod
     def _axis(x: Tensor, j: int) -> Tensor:

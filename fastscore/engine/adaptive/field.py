@@ -19,6 +19,7 @@ from torch import Tensor
 from fastscore.engine.adaptive.levels import AtLevel, Coefficients, NoiseLevels
 from fastscore.engine.request import Request
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
+from fastscore.guidance.per_sample import with_lines
 from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, evaluate
 
@@ -82,6 +83,8 @@ class ScoreField:
         known = lines(request.known)
         self.known = None if known is None else known.to(self.dtype)
         self.z = None if self.known is None else torch.zeros_like(self.known)
+        self.lines = tuple(v.new_zeros(self.lanes, *v.shape[1:]) for v in request.guide)
+        self.guided = self.guide
 
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Give lanes what was asked for their new samples."""
@@ -92,6 +95,9 @@ class ScoreField:
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer[lanes] = values[positions].to(buffer.dtype)
+        for line, values in zip(self.lines, request.guide, strict=True):
+            line[lanes] = values[positions]
+        self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
         if self.z is not None:
             self.z[lanes] = prior_draw(request, positions, self.parts[0], self.dtype)
 
@@ -108,7 +114,7 @@ class ScoreField:
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
         """Return the quantity of ``levels``, [lanes, D]; lam is float64 [padded]."""
         level = self.levels.at(lam)
-        m = self._mixture(y, level) if self.guide is None else self._guided(self.guide, y, lam, level)
+        m = self._mixture(y, level) if self.guided is None else self._guided(self.guided, y, lam, level)
         if self.mask is None or self.known is None or self.z is None:
             return m
         cos, sin = (v[: len(y), None].to(self.dtype) for v in _circle(lam))
@@ -121,7 +127,10 @@ class ScoreField:
 
     def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Tensor | None) -> Tensor:
         u = (network.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *model.shape)
-        return evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
+        F = evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
+        if u.requires_grad and not F.requires_grad:
+            raise ValueError("the network's output does not depend on its input in a way that can be differentiated")
+        return F
 
     def _mixture(self, y: Tensor, level: AtLevel) -> Tensor:
         def quantity(model: ScoreModel, network: Coefficients, cond: Tensor | None) -> Tensor:

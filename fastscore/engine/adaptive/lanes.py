@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastscore.engine.adaptive.adjoint import Trail
 from fastscore.engine.adaptive.brownian import UNITS, Path
 from fastscore.engine.adaptive.control import Controller, StepRule
 from fastscore.engine.adaptive.cost import Cost
@@ -46,6 +47,7 @@ class Lanes:
         key: its ids belong to the lanes.
         dtype: of the state.
         path: Brownian paths of the lanes, for a method with noise.
+        trail: records the accepted steps.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Lanes:
         key: NoiseKey,
         dtype: torch.dtype,
         path: Path | None = None,
+        trail: Trail | None = None,
     ) -> None:
         self.field, self.method, self.levels, self.rule = field, method, levels, rule
         self.start, self.end, self.lanes, self.settle = start, end, lanes, settle
-        self.key, self.path = key, path
+        self.key, self.path, self.trail = key, path, trail
         device, width = key.ids.device, sum(field.parts)
         self.padded = padded_lanes(lanes)
         self.index = torch.arange(lanes, device=device)
@@ -117,6 +120,8 @@ class Lanes:
                 for _ in range(POLL):
                     self._tick()
                 ticks += POLL
+                if self.trail is not None:
+                    self.trail.settle(occupants)
                 finished = (occupants >= 0) & ~self.live[: self.lanes].cpu()
                 if not bool(finished.any()):
                     free = free[:0]
@@ -179,6 +184,8 @@ class Lanes:
         self.tau = torch.where(accepted, reach, self.tau)
         advancing = accepted[: self.lanes, None]
         self.buffer[0] = torch.where(advancing, result, self.buffer[0])
+        if self.trail is not None:
+            self.trail.add(accepted, self.tau, self.buffer[0])
         if low is not None:
             self.low = torch.where(advancing, low, self.low)
         if method.fsal:

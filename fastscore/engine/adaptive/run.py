@@ -133,12 +133,12 @@ class AdaptiveBatches:
             )
         with self.turn:
             self.field.begin(request)
-            for at, y, k in self.lanes.run(len(request), self._begin, request.key, progress):
+            for at, y, k in self.lanes.run(len(request), self.begin, request.key, progress):
                 state, change = self.output
                 x = state * y + change * k if change else state * y
                 yield at, x.view(-1, *self.model.shape)
 
-    def _begin(self, first: int, last: int) -> Tensor:
+    def begin(self, first: int, last: int) -> Tensor:
         """Return the states that samples first .. last - 1 start from, on the unit circle."""
         request, d, dtype = self.field.request, self.field.parts[0], self.lanes.buffer.dtype
         assert request is not None
