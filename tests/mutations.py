@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 FILES = (
     "fastscore/solvers/*.py", "fastscore/plan/*.py", "fastscore/process/*.py", "fastscore/ops/*.py",
     "fastscore/engine/loop.py", "fastscore/engine/batches.py", "fastscore/model/conditions.py",
-    "fastscore/guidance/*.py", "kernels/*.py",
+    "fastscore/guidance/*.py", "fastscore/training/losses.py", "fastscore/training/settings.py",
+    "fastscore/training/train.py", "fastscore/training/checkpoint.py", "kernels/*.py",
 )  # fmt: skip
 FINGERPRINTS = "tests/test_fingerprints.py"
 FIRST = {  # tests that run first, by the folder of the changed file
@@ -37,6 +38,7 @@ FIRST = {  # tests that run first, by the folder of the changed file
     "engine": (FINGERPRINTS, "tests/engine"),
     "model": (FINGERPRINTS, "tests/model/test_analytic.py", "tests/guidance"),
     "guidance": (FINGERPRINTS, "tests/guidance"),
+    "training": ("tests/training",),
     "kernels": ("tests/kernels", "tests/ops"),
 }
 # (file, line as it stands, before, after): why no test can notice.
