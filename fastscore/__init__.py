@@ -40,7 +40,20 @@ if TYPE_CHECKING:
     from fastscore.process.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
     from fastscore.process.continuous import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
     from fastscore.process.discrete import DiscreteVE, DiscreteVP, discrete_vp, smld
-    from fastscore.process.grid import Grid, Span, Times, edm_levels, indices, karras, logsnr, quadratic, uniform
+    from fastscore.process.grid import (
+        Grid,
+        Span,
+        Times,
+        arctan,
+        dynamic_shift,
+        edm_levels,
+        indices,
+        karras,
+        logsnr,
+        quadratic,
+        shifted,
+        uniform,
+    )
     from fastscore.process.parametrization import Parametrization
     from fastscore.sampler import Sampler
     from fastscore.solvers import (
@@ -70,6 +83,7 @@ if TYPE_CHECKING:
         ImplicitMidpoint,
         Interval,
         Langevin,
+        Milstein,
         PredictorCorrector,
         RePaint,
         Restart,
@@ -81,6 +95,9 @@ if TYPE_CHECKING:
         UniPC,
     )
     from fastscore.solvers.presets import ncsn, ncsnv2
+    from fastscore.solvers.unipc import TauWindow
+    from fastscore.training.settings import TrainConfig
+    from fastscore.training.train import train
 
 from fastscore import _aliases
 from fastscore._version import __version__
@@ -108,14 +125,17 @@ _HOME = {
     "process.beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",
     "process.continuous": "EDM VE VP Flow Pair SubVP TutorialVE",
     "process.discrete": "DiscreteVE DiscreteVP discrete_vp smld",
-    "process.grid": "Grid Span Times edm_levels indices karras logsnr quadratic uniform",
+    "process.grid": "Grid Span Times arctan dynamic_shift edm_levels indices karras logsnr quadratic shifted uniform",
     "process.parametrization": "Parametrization",
     "sampler": "Sampler",
     "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
     "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
-    "Interval Langevin PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
+    "Interval Langevin Milstein PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
     "StochasticHeun UniPC",
     "solvers.presets": "ncsn ncsnv2",
+    "training.settings": "TrainConfig",
+    "training.train": "train",
+    "solvers.unipc": "TauWindow",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

@@ -11,7 +11,7 @@ from .launch import TILE, launch, vector
 from .noise import normals, seed_of
 from .update import column, network_value, row_of
 
-NORMS = ("sample", "batch", "expected")
+NORMS = ("sample", "batch", "expected", "tutorial")
 LANES: tl.constexpr = tl.constexpr(abi.LANES)
 
 
@@ -102,15 +102,16 @@ def _langevin_kernel(
     WIDTH: tl.constexpr,
 ):
     sample = tl.program_id(0)
-    if NORM == "batch":
+    if NORM == "batch" or NORM == "tutorial":
         mm = square_of_mean(mm_ptr, valid_ptr, n)
-        zz = square_of_mean(zz_ptr, valid_ptr, n)
     else:
         mm = tl.load(mm_ptr + sample)
-        if NORM == "sample":
-            zz = tl.load(zz_ptr + sample)
-        else:
-            zz = d.to(tl.float32)
+    if NORM == "batch":
+        zz = square_of_mean(zz_ptr, valid_ptr, n)
+    elif NORM == "sample":
+        zz = tl.load(zz_ptr + sample)
+    else:
+        zz = d.to(tl.float32)
     row = table_ptr + tl.load(idx_ptr + sample.to(tl.int64) * idx_stride).to(tl.int64) * WIDTH
     step = tl.load(row + abi.SNR) * tl.div_rn(zz, mm)
     step = tl.minimum(step, tl.load(row + abi.CAP), propagate_nan=tl.PropagateNan.ALL)
@@ -149,7 +150,7 @@ def langevin_triton(
 ) -> None:
     r"""Write each sample's own row into scratch [N, abi.WIDTH], as langevin_ref does and to the same bits.
 
-    Args: as for update_triton; ``norm`` is "sample", "expected" or "batch"; ``valid`` is float32 [N].
+    Args: as for update_triton; ``norm`` is one of NORMS; ``valid`` is float32 [N].
 
     Raises:
         ValueError: an unknown norm; a shape, dtype, device or stride that the kernels do not support.
@@ -174,9 +175,9 @@ def langevin_triton(
     launch(
         _norms_kernel, (triton.cdiv(n, rows),), x, mm, zz, x, F, x if F2 is None else F2, table, idx,
         noise.seed, noise.ids, n, d // unit, idx.stride(0),
-        HAS_F2=F2 is not None, HAS_Z=norm != "expected", OWN_SEED=seeds, VECTOR=unit, ROWS=rows, BLOCK=size,
+        HAS_F2=F2 is not None, HAS_Z=norm in ("sample", "batch"), OWN_SEED=seeds, VECTOR=unit, ROWS=rows, BLOCK=size,
     )  # fmt: skip
     launch(
         _langevin_kernel, (n,), x, scratch, mm, zz, valid, table, idx, n, d, idx.stride(0),
-        NORM=norm, WIDTH=abi.WIDTH, num_warps=8 if norm == "batch" else 1,
+        NORM=norm, WIDTH=abi.WIDTH, num_warps=8 if norm in ("batch", "tutorial") else 1,
     )  # fmt: skip

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NETWORKS = ("auto", "own", "fp32", "bf16", "compile", "regional")
 GRAPHS = ("auto", "off", "step", "loop")
 BACKENDS = ("auto", "reference", "cpp", "triton")
-NORMS = ("sample", "batch", "expected")
+NORMS = ("sample", "batch", "expected", "tutorial")
 VARIANCES = ("small", "large")
 
 
@@ -64,6 +64,7 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         schedule_options,
         option("--rho", Number(0.1, 1000), "Exponent of the grids karras and arctan.", n.RHO),
         option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
+        option("--s-noise", Number(0, 1000), "Factor on the noise of each step, of solvers that draw some."),
         option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
         option("--snr", Number(0, 1000, open=True), "Signal-to-noise ratio of the corrector.", n.SNR),
@@ -117,7 +118,7 @@ def make_schedule(options: dict[str, Any], default: Schedule) -> Schedule:
 
 def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     """Return the solver of the options."""
-    of_solver = ("eta", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm")
+    of_solver = ("eta", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm", "s_noise")
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
 

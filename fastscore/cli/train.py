@@ -13,8 +13,8 @@ from fastscore.cli.types import Count, Name, Number
 from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
-NETS = {"image": ("unet", "scorenet"), "point": ("mlp",), "sequence": ("transformer",)}
-LABELS = ("t", "999t", "sigma", "log_sigma/4")
+NETS = ("auto", "unet", "scorenet", "mlp", "transformer")
+LABELS = ("t", "t/T", "999t", "sigma", "log_sigma/4", "tanh")
 
 
 def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable[..., Any]:
@@ -33,7 +33,7 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option("--images", type=Count(1), default=1_000_000, show_default=True, help="Training images to see in total.")
 @choice(
     "--net",
-    ["auto", *NETS["image"], *NETS["point"], *NETS["sequence"]],
+    NETS,
     "auto",
     "auto: U-Net for images, MLP for points, Transformer for sequences and point sets.",
 )
@@ -46,24 +46,28 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
 @schedule_options
 @schedule_end_option
-@choice("--prediction", PREDICTIONS, "edm", "Quantity that the network predicts.")
-@click.option("--label", type=click.Choice(LABELS), help="Time label.  [default: log_sigma/4 for edm, else t]")
+@choice("--prediction", PREDICTIONS, "edm", "Quantity whose error --weighting simple takes; F itself with no scaling.")
 @click.option(
-    "--sigma-data", type=Number(0, open=True), help="Standard deviation of the data, for edm.  [default: measured]"
+    "--scaling",
+    type=click.Choice(["unit", "none"]),
+    help="unit: input and output of unit variance; none: F is the prediction.  [default: unit]",
 )
+@click.option("--label", type=click.Choice(LABELS), help="Time label.  [default: tanh; with no scaling t/T]")
+@choice("--embedding", ["fourier", "sinusoidal", "learned"], "fourier", "Features of the time label.")
+@click.option("--sigma-data", type=Number(0, open=True), help="Standard deviation of the data.  [default: measured]")
 @choice(
     "--loss",
     ["dsm", "implicit", "sliced"],
     "dsm",
     "Denoising score matching, or implicit or sliced for small networks.",
 )
-@choice("--weighting", ["simple", "sigma2", "likelihood"], "simple", "Weight of the loss over time.")
 @click.option(
-    "--times",
-    type=click.Choice(["uniform", "lognormal", "importance"]),
-    help="Training times.  [default: lognormal for edm, else uniform]",
+    "--weighting",
+    type=click.Choice(["edm", "simple", "sigma2", "likelihood"]),
+    help="Weight of the loss over time.  [default: edm; with no scaling sigma2 of a score, else simple]",
 )
-@click.option("--p-mean", type=Number(), default=-1.2, show_default=True, help="Mean of ln sigma for lognormal times.")
+@choice("--times", ["uniform", "lognormal", "importance"], "lognormal", "Distribution of training times.")
+@click.option("--p-mean", type=Number(), help="Mean of ln sigma of lognormal times.  [default: ln(sigma_data) - 0.5]")
 @click.option(
     "--p-std", type=Number(0, open=True), default=1.2, show_default=True, help="Standard deviation of ln sigma."
 )
@@ -76,6 +80,12 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
     show_default=True,
     help="Last share of the run over which the rate falls to 0.",
 )
+@click.option("--warmup", type=Count(0), help="Images of warm-up.  [default: 50k or a tenth of all]")
+@choice("--optimizer", ["adamw", "adam"], "adamw", "AdamW with betas 0.9, 0.99; or Adam with 0.9, 0.999.")
+@click.option("--weight-decay", type=Number(0), default=1e-4, show_default=True, help="Of the optimizer.")
+@click.option("--grad-clip", type=Number(0), default=1.0, show_default=True, help="Bound on the gradient; 0 is none.")
+@click.option("--ema", type=Number(0), default=16.97, show_default=True, help="Exponent of the average of the weights.")
+@click.option("--no-ema", is_flag=True, help="Keep the last weights, no average.")
 @choice("--dtype", ["bf16", "fp32"], "bf16", "Type of the network's arithmetic.")
 @click.option(
     "--compile/--no-compile", "compiled", default=True, show_default=True, help="Run the network through torch.compile."
@@ -94,41 +104,65 @@ def train(data: str, out: Path, **options: Any) -> None:
     from fastscore.data.load import load
     from fastscore.ops.backend import named_device
     from fastscore.process.continuous import EDM
-    from fastscore.process.parametrization import Parametrization
-    from fastscore.training.train import TrainConfig
+    from fastscore.training import recipe
+    from fastscore.training.settings import TrainConfig
     from fastscore.training.train import train as run
 
-    edm = options["prediction"] == "edm"
-    schedule = make_schedule(options, EDM())
     config = TrainConfig(
         images=options["images"],
         batch=options["batch"],
         lr=options["lr"],
+        warmup=options["warmup"],
         cooldown=options["cooldown"],
+        optimizer=options["optimizer"],
+        weight_decay=options["weight_decay"],
+        clip=options["grad_clip"],
+        ema=None if options["no_ema"] else options["ema"],
         loss=options["loss"],
         weighting=options["weighting"],
-        times=options["times"] or ("lognormal" if edm else "uniform"),
+        times=options["times"],
         mean=options["p_mean"],
         std=options["p_std"],
         dtype=options["dtype"],
         compile=options["compiled"],
         seed=options["seed"],
     )
-    device = str(named_device(options["device"]))
+    device = named_device(options["device"])
     dataset = load(data)
-    sigma_data = options["sigma_data"] or _measure(dataset)
-    label = options["label"] or ("log_sigma/4" if edm else "t")
-    classes = len(dataset.class_names) if options["conditional"] and dataset.labels is not None else 0
-    run(
-        out,
-        dataset,
-        _spec(dataset.shape, classes, options),
+    if options["schedule"] == "smld" and options["sigma_max"] is None:
+        options["sigma_max"] = recipe.farthest(dataset)
+    schedule = make_schedule(options, EDM())
+    parametrization = recipe.parametrize(
+        options["prediction"],
+        options["sigma_data"] or recipe.measured_std(dataset),
+        net=options["net"],
+        schedule=schedule,
+        label=options["label"],
+        scaling=options["scaling"],
+    )
+    spec = recipe.describe(
+        dataset.shape,
         schedule,
-        Parametrization(options["prediction"], label, sigma_data),
+        parametrization,
+        net=options["net"],
+        classes=len(dataset.class_names) if options["conditional"] and dataset.labels is not None else 0,
+        width=options["width"],
+        mult=_levels(options["mult"], "--mult"),
+        blocks=_levels(options["blocks"], "--blocks"),
+        patch=options["patch"],
+        ordered=options["ordered"],
+        embedding=options["embedding"],
+    )
+    run(
+        spec,
+        dataset,
+        schedule,
+        parametrization,
         config,
-        {"command": _command(), "data": data, "seed": options["seed"]},
-        device,
-        None if options["quiet"] else _Bar("image"),
+        out=out,
+        info={"command": _command(), "data": data, "seed": options["seed"]},
+        device=device,
+        progress=None if options["quiet"] else _Bar("image"),
     )
     click.echo(f"{out}: " + ", ".join(["model.safetensors", "config.json", "loss.csv", *_plot(out)]))
 
@@ -176,75 +210,24 @@ def _command() -> str:
     return shlex.join(["fastscore", *sys.argv[1:]])
 
 
-def _measure(dataset: Any) -> float:
-    """Return the root mean square deviation of the data as the network sees it, to two digits."""
-    import numpy as np
-
-    x = dataset.network_range(np.arange(min(len(dataset.x), 10_000)))
-    return float(f"{x.std():.2g}")
-
-
-def _levels(text: str, flag: str) -> list[int]:
+def _levels(text: str, flag: str) -> tuple[int, ...]:
     try:
-        values = [int(v) for v in text.split(",")]
+        values = tuple(int(v) for v in text.split(","))
     except ValueError:
-        values = []
+        values = ()
     if not 1 <= len(values) <= 6 or not all(1 <= v <= 64 for v in values):
         raise ValueError(f"{flag} {text[:40]!r} must be 1 to 6 numbers from 1 to 64, as in 1,2,2")
     return values
 
 
-def _spec(shape: tuple[int, ...], classes: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the network's description for data of a shape."""
-    choices = NETS[{3: "image", 2: "sequence", 1: "point"}[len(shape)]]
-    net = options["net"] if options["net"] != "auto" else choices[0]
-    if net not in choices:
-        raise ValueError(f"--net {net} does not fit samples of shape {shape}; use --net {' or '.join(choices)}")
-    if net != "transformer" and not options["ordered"]:
-        raise ValueError(f"--unordered belongs to --net transformer; leave it out with --net {net}")
-    if net == "transformer":
-        sizes = {"tokens": shape[0], "dim": shape[1], "width": options["width"] or 128}
-        return {"name": "Transformer", **sizes, "ordered": options["ordered"], "classes": classes}
-    if net == "mlp":
-        return {"name": "MLP", "dim": shape[0], "width": options["width"] or 128, "classes": classes}
-    if shape[1] != shape[2]:
-        raise ValueError(f"images must be square; these are {shape[1]}x{shape[2]}")
-    if net == "scorenet":
-        if shape[1] != 28:
-            raise ValueError(f"--net scorenet is made for 28x28 images; these are {shape[1]}x{shape[2]}")
-        if options["prediction"] != "score" or options["schedule"] != "tutorial":
-            raise ValueError("--net scorenet predicts the score of its own SDE: --prediction score --schedule tutorial")
-        return {"name": "ScoreNet", "channels": shape[0]}
-    return {
-        "name": "UNet",
-        "channels": shape[0],
-        "size": shape[1],
-        "width": options["width"] or 64,
-        "mult": _levels(options["mult"], "--mult"),
-        "blocks": _levels(options["blocks"], "--blocks"),
-        "patch": options["patch"],
-        "classes": classes,
-    }
-
-
 def _plot(out: Path) -> list[str]:
-    """Draw loss.png from loss.csv, where matplotlib is installed; return what was written."""
+    """Draw loss.png where matplotlib is installed; return what was written."""
     import importlib.util
 
     if importlib.util.find_spec("matplotlib") is None:
         click.echo("no loss.png: it needs matplotlib (pip install 'fastscore[plots]')", err=True)
         return []
-    import matplotlib
+    from fastscore.report.plots import plot_loss
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    curve = np.genfromtxt(out / "loss.csv", delimiter=",", names=True, ndmin=1)
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    axes.semilogy(curve["images"], curve["loss"], lw=1)
-    axes.set(xlabel="training images", ylabel="loss (mean of 50 steps)")
-    axes.grid(True, which="both", alpha=0.3)
-    figure.savefig(out / "loss.png", dpi=100)
-    plt.close(figure)
+    plot_loss(out / "loss.csv", out / "loss.png")
     return ["loss.png"]

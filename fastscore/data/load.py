@@ -31,7 +31,8 @@ class Dataset:
     """Examples and, where there are any, class labels.
 
     Attributes:
-        x: uint8 images [N, H, W, C], or float32 points [N, D] or sequences [N, L, C], used as they are.
+        x: uint8 images [N, H, W, C], or float32 points [N, D], sequences [N, L, C] or arrays
+            [N, C, H, W], used as they are.
         labels: int64 [N] or None.
         class_names: one per class; empty if unlabelled.
     """
@@ -43,7 +44,7 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one network sample: [C, H, W] of an image, [D] of a point, [L, C] of a sequence or point set."""
-        if self.x.ndim < 4:
+        if self.x.dtype != np.uint8:
             return self.x.shape[1:]
         _, h, w, c = self.x.shape
         return (c, h, w)
@@ -51,7 +52,7 @@ class Dataset:
     def network_range(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return examples as the network sees them: float32, images as NCHW in [-1, 1]."""
         x = self.x[index]
-        if x.ndim < 4:
+        if x.dtype != np.uint8:
             return x.astype(np.float32)
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1.0
 

@@ -16,6 +16,9 @@ from fastscore.process.grid import Grid, Span, Times, within
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.grids import Scales, default_grid, doubts
+from fastscore.solvers.names import STEPS
+
+PER_NAT = 5.0  # default steps to a narrow posterior, for each factor e from 10 times the data to a tenth of it
 
 
 def fitting(
@@ -36,6 +39,8 @@ def fitting(
     adaptive = isinstance(solver, Adaptive)
     if grid is None:
         scales = scales_of(model, guide)
+        if steps is None and not adaptive and scales is not None and scales != model.scales:
+            steps = max(STEPS, math.ceil(PER_NAT * math.log(100.0 * scales[1] / scales[0])))
         grid = default_grid(solver, schedule, model.schedule, steps, scales=scales, reads=model.parametrization)
     elif isinstance(grid, Span) != adaptive:
         raise ValueError(

@@ -68,7 +68,10 @@ def checks(device: torch.device, ops: Ops, replay: bool = True) -> Iterator[str]
     for rounding in ROUNDINGS:
         _require(torch.equal(ops.quantize(images, rounding), quantize_ref(images, rounding)), f"quantize to {rounding}")
     yield f"quantize: {ops.name} equals the reference"
-    langevin = [PredictorCorrector(ReverseDiffusion(), Langevin(norm=norm)) for norm in NORMS]
+    langevin = [PredictorCorrector(ReverseDiffusion(), Langevin(norm=norm)) for norm in NORMS[:-1]]
+    langevin[-1] = PredictorCorrector(
+        langevin[-1], Langevin(norm=NORMS[-1])
+    )  # two norms in one plan take half the time
     # 231 elements exercise single accesses and ragged ends, 768 the wide ones.
     for shape, solver in (((3, 7, 11), DPMpp2M()), *(((3, 16, 16), s) for s in (DPMpp2M(), *langevin))):
         name = f"{solver} on {'x'.join(map(str, shape))}"

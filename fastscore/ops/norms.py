@@ -30,7 +30,7 @@ def langevin_ref(
         x, F, table, idx, noise, F2: as for update_ref.
         scratch: receives the rows, [N, abi.WIDTH]; update_ref then reads them.
         norm: "sample"; "expected" takes |z|^2 = D; "batch" replaces both norms by their mean over
-            the valid samples.
+            the valid samples; "tutorial" takes |z|^2 = D and that mean of |m|.
         valid: 1 for samples that count in a batch mean, 0 for padding, [N] like x.
 
     Source: Song et al. 2021, algorithms 4 and 5.
@@ -39,12 +39,12 @@ def langevin_ref(
     m = network_value(row, x, F, F2)
     z = noise.normal(row[:, abi.DRAW], x.shape[1], x.dtype)
     mm, zz = sum_of_squares(m), sum_of_squares(z)
-    if norm == "expected":
-        zz = torch.full_like(zz, float(x.shape[1]))
-    elif norm == "batch":
+    if norm in ("batch", "tutorial"):
         count = _sum(valid[None])
         mm = (_sum((sqrt(mm) * valid)[None]) / count).square().expand_as(mm)
         zz = (_sum((sqrt(zz) * valid)[None]) / count).square().expand_as(zz)
+    if norm in ("expected", "tutorial"):
+        zz = torch.full_like(zz, float(x.shape[1]))
     step = torch.minimum(row[:, abi.SNR] * (zz / mm), row[:, abi.CAP])
     scratch.copy_(row)
     scratch[:, abi.B] = step

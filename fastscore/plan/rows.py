@@ -21,7 +21,7 @@ import numpy as np
 from fastscore.kernels import abi
 from fastscore.process.schedule import Array, Schedule
 
-NORMS = ("sample", "batch", "expected")
+NORMS = ("sample", "batch", "expected", "tutorial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class LangevinStep:
     """A step size that depends on the norms of score and noise: min(scale (|z| / |s|)^2, cap).
 
     ``norm``: "sample" takes both norms of each sample, "expected" replaces |z| by sqrt(D), "batch"
-    averages both over the batch, as Song's code does.
+    averages both over the batch, as Song's code does, "tutorial" averages |s| and replaces |z| by sqrt(D).
     """
 
     scale: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,11 +46,21 @@ class DiscreteVP:
     def _zero_snr(self) -> bool:
         return self.betas[-1] == 1.0
 
+    @cached_property
+    def _slopes(self) -> Array:
+        """Of ln alpha, index k that between k - 1 and k; at pure noise that where the last interval begins."""
+        betas = np.asarray(self.betas)
+        return np.append(0.5 * np.log1p(-betas[:-1]), -1.0 if self._zero_snr else 0.5 * np.log1p(-betas[-1]))
+
+    @cached_property
+    def _knots(self) -> tuple[Array, Array]:
+        """Times and ln alpha where that is finite."""
+        log = np.append(0.0, np.cumsum(self._slopes[: len(self.betas) - self._zero_snr]))
+        return np.arange(-1.0, len(log) - 1), log
+
     def _log_alpha(self, t: ArrayLike) -> Array:
         t, last = np.asarray(t, np.float64), len(self.betas) - 1
-        finite = np.asarray(self.betas[:-1] if self._zero_snr else self.betas)
-        knots = np.concatenate([[0.0], np.cumsum(0.5 * np.log1p(-finite))])
-        log = np.interp(t, np.arange(-1.0, len(finite)), knots)
+        log = np.interp(t, *self._knots)
         if not self._zero_snr:
             return log
         with np.errstate(divide="ignore"):  # alpha = 0 at the last index
@@ -62,11 +73,8 @@ class DiscreteVP:
         return np.sqrt(-np.expm1(2.0 * self._log_alpha(t)))
 
     def dalpha(self, t: ArrayLike) -> Array:
-        betas, before = np.asarray(self.betas), len(self.betas) - 2.0
-        if not self._zero_snr:
-            return 0.5 * _slope(np.log1p(-betas), t) * self.alpha(t)
-        slopes = np.append(0.5 * np.log1p(-betas[:-1]), -1.0)  # that of ln alpha where the last interval begins
-        return np.where(np.asarray(t) > before, -self.alpha(before), _slope(slopes, t) * self.alpha(t))
+        slope, before = _slope(self._slopes, t) * self.alpha(t), len(self.betas) - 2.0
+        return np.where(np.asarray(t) > before, -self.alpha(before), slope) if self._zero_snr else slope
 
     def dsigma(self, t: ArrayLike) -> Array:
         return -self.alpha(t) * self.dalpha(t) / self.sigma(t)
@@ -99,16 +107,20 @@ class DiscreteVE:
     def prior_std(self) -> float:
         return self.sigmas[-1]
 
+    @cached_property
+    def _log_sigmas(self) -> Array:
+        return np.log(self.sigmas)
+
     def sigma(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
-        log = np.interp(np.maximum(t, 0.0), np.arange(len(self.sigmas)), np.log(self.sigmas))
+        log = np.interp(np.maximum(t, 0.0), np.arange(len(self.sigmas)), self._log_sigmas)
         return np.where(t >= 0.0, np.exp(log), self.sigmas[0] * (t + 1.0))
 
     def dsigma(self, t: ArrayLike) -> Array:
         if len(self.sigmas) == 1:
             return np.full_like(np.asarray(t, np.float64), self.sigmas[0])
         # The piece below index 0, linear in sigma, has no slope of ln sigma: a step that ends at 0 comes from above.
-        log = np.diff(np.log(self.sigmas))
+        log = np.diff(self._log_sigmas)
         slope = _slope(np.concatenate([log[:1], log]), t)
         return np.where(np.asarray(t) < 0.0, self.sigmas[0], slope * self.sigma(t))
 

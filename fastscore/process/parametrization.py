@@ -15,6 +15,14 @@ Data and noise span everything a score network can be asked for. With x = alpha 
 
 so any of them is p x + q F of any other one, F, and the conversion folds into the coefficients
 of a plan row. "flow" is also the right-hand side of the probability-flow ODE.
+
+A network of other people is called as they trained it. One that is trained here has input and output
+of unit variance whatever it predicts (scaling "unit"): with L = sqrt(alpha^2 sigma_data^2 + sigma^2),
+
+    u = x / L,     F = sigma / (sigma_data L) D - sigma_data alpha / L eps,
+
+which is the edm row above on any schedule, finite at pure noise (alpha = 0) and at clean data
+(sigma = 0); its prediction is p x + q F of that.
 """
 
 from __future__ import annotations
@@ -28,7 +36,8 @@ from numpy.typing import ArrayLike
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
-LABELS = ("t", "999t", "sigma", "log_sigma/4")
+LABELS = ("t", "t/T", "999t", "sigma", "log_sigma/4", "tanh")
+SCALINGS = ("none", "unit")
 
 
 @dataclass(frozen=True)
@@ -36,21 +45,25 @@ class Parametrization:
     """The way to call a score network and to read its output.
 
     Args:
-        prediction: what the output F is; one of PREDICTIONS.
+        prediction: what the output F is, or with scaling "unit" what training compares; one of PREDICTIONS.
         label: the time label c_noise that the network receives; one of LABELS. "t" is the
-            schedule's own time (a table's index), "999t" Song's label of continuous VP models,
-            "sigma" the noise-to-signal ratio, "log_sigma/4" EDM's.
-        sigma_data: standard deviation of the data, for EDM's input and output scaling.
+            schedule's own time (a table's index), "t/T" that in 0 .. 1, "999t" Song's label of
+            continuous VP models, "sigma" the noise-to-signal ratio, "log_sigma/4" EDM's, "tanh" the
+            same bounded to -1 .. 1: tanh(ln(sigma / (alpha sigma_data)) / 4), finite at pure noise.
+        sigma_data: standard deviation of the data, for input and output scaling, and the label "tanh".
+        scaling: "none", input x_t and output F are the network's own (EDM's for "edm"); "unit", both are of unit
+            variance for data of this sigma_data. Source: Karras et al. 2022, table 1 and appendix B.6.
         exact: whether the model knows every noise level, as one in closed form does. A network knows those it was
             trained on: a default grid ends there, and no table's index goes below 0.
 
     Raises:
-        ValueError: an unknown prediction or label, or a sigma_data that is not positive.
+        ValueError: an unknown prediction, label or scaling, or a sigma_data that is not positive.
     """
 
     prediction: str = "eps"
     label: str = "t"
     sigma_data: float = 0.5
+    scaling: str = "none"
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -58,15 +71,20 @@ class Parametrization:
             raise ValueError(f"prediction = {self.prediction!r} must be one of {', '.join(PREDICTIONS)}")
         if self.label not in LABELS:
             raise ValueError(f"label = {self.label!r} must be one of {', '.join(LABELS)}")
+        if self.scaling not in SCALINGS:
+            raise ValueError(f"scaling = {self.scaling!r} must be one of {', '.join(SCALINGS)}")
         if not 0.0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data = {self.sigma_data} must be positive")
+
+    @property
+    def unit(self) -> bool:
+        """Whether the network's input and output are of unit variance."""
+        return self.scaling == "unit" or self.prediction == "edm"
 
     def c_in(self, schedule: Schedule, t: ArrayLike) -> Array:
         """Return the factor on x_t that makes the network's input."""
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        if self.prediction != "edm":
-            return np.ones_like(alpha)
-        return 1.0 / np.hypot(sigma, alpha * self.sigma_data)
+        return 1.0 / np.hypot(sigma, alpha * self.sigma_data) if self.unit else np.ones_like(alpha)
 
     def c_noise(self, schedule: Schedule, t: ArrayLike) -> Array:
         """Return the time label of the network."""
@@ -75,24 +93,29 @@ class Parametrization:
             t = np.maximum(t, schedule.t_end)
         if self.label == "t":
             return t
+        if self.label == "t/T":
+            return t / (schedule.T or 1.0)  # a table of one level ends at index 0
         if self.label == "999t":
             return 999.0 * t
         if self.label == "sigma":
             return schedule.sigma(t) / schedule.alpha(t)
-        return -0.25 * lam(schedule, t)
+        if self.label == "log_sigma/4":
+            return -0.25 * lam(schedule, t)
+        noise, data = np.sqrt(schedule.sigma(t)), np.sqrt(schedule.alpha(t) * self.sigma_data)
+        return (noise - data) / (noise + data)
 
     @property
     def at_pure_noise(self) -> bool:
         """Whether label and estimate of x_0 exist where alpha = 0, at which eps says nothing of the data."""
-        return self.prediction not in ("eps", "score") and self.label in ("t", "999t")
+        return (self.unit or self.prediction not in ("eps", "score")) and self.label not in ("sigma", "log_sigma/4")
 
     def components(self, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
         """Return (A, B) with F = A D + B eps."""
-        if self.prediction != "edm":
+        if not self.unit:
             return components(self.prediction, schedule, t)
-        ratio = schedule.sigma(t) / schedule.alpha(t)
-        norm = np.hypot(ratio, self.sigma_data)
-        return ratio / (self.sigma_data * norm), -self.sigma_data / norm
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        length = np.hypot(sigma, alpha * self.sigma_data)
+        return sigma / (self.sigma_data * length), -self.sigma_data * alpha / length
 
 
 def components(prediction: str, schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
         AncestralSplit,
         Churn,
         Hybrid,
-        Interval,
         PredictorCorrector,
-        RePaint,
-        Restart,
         ScaledNoise,
     )
     from fastscore.solvers.correctors import AnnealedLangevin, Langevin
@@ -25,20 +22,22 @@ if TYPE_CHECKING:
     from fastscore.solvers.multistep import DEIS, LMS, DPMMultistep, DPMpp2M
     from fastscore.solvers.ode import RK2, RK4, Euler, Heun, ImplicitMidpoint
     from fastscore.solvers.pndm import IPNDM, PNDM
+    from fastscore.solvers.restart import Interval, RePaint, Restart
     from fastscore.solvers.score_sde import ScoreSDE
-    from fastscore.solvers.sde import DDIM, DDPM, Ancestral, EulerMaruyama, ReverseDiffusion, StochasticHeun
+    from fastscore.solvers.sde import DDIM, DDPM, Ancestral, EulerMaruyama, Milstein, ReverseDiffusion, StochasticHeun
     from fastscore.solvers.unipc import SASolver, UniPC
 
 _HOME = {
     "adaptive": "BogackiShampine DPMAdaptive Dopri5 GottaGoFast",
-    "compose": "AncestralSplit Churn Hybrid Interval PredictorCorrector RePaint Restart ScaledNoise",
+    "compose": "AncestralSplit Churn Hybrid PredictorCorrector ScaledNoise",
     "correctors": "AnnealedLangevin Langevin",
     "dpm": "DPMSolver",
     "multistep": "DEIS DPMMultistep DPMpp2M LMS",
     "ode": "Euler Heun ImplicitMidpoint RK2 RK4",
     "pndm": "IPNDM PNDM",
+    "restart": "Interval RePaint Restart",
     "score_sde": "ScoreSDE",
-    "sde": "Ancestral DDIM DDPM EulerMaruyama ReverseDiffusion StochasticHeun",
+    "sde": "Ancestral DDIM DDPM EulerMaruyama Milstein ReverseDiffusion StochasticHeun",
     "unipc": "SASolver UniPC",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -5,38 +5,58 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastscore.plan.rows import Row, Solver
-from fastscore.process.schedule import Array, Schedule, t_of_lam, transition
+from fastscore.process.schedule import Array, Schedule, t_of_lam
 from fastscore.solvers.correctors import Corrector
+from fastscore.solvers.exponential import ancestral_split
 from fastscore.solvers.ode import Heun
-from fastscore.solvers.sde import DDPM, denoise
+from fastscore.solvers.sde import denoise
+from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
 class PredictorCorrector:
-    """Predictor to the next time, then corrector at that time.
+    """Predictor to the next time, then corrector at that time; or the other way round.
 
     Args:
-        predictor: any solver; None keeps x as it is (annealed Langevin dynamics, NCSN), and then
+        predictor: any solver with a grid; None keeps x as it is (annealed Langevin dynamics, NCSN), and then
             the corrector also runs at the first time.
         corrector: any corrector. It is skipped at sigma = 0, where there is no score.
+        corrector_first: at each time the corrector, then the predictor, as Song et al.'s code and tutorial do:
+            no correction follows the last step. With EulerMaruyama(final="mean"), Langevin(norm="tutorial") and
+            uniform(n, clean=True) it is the tutorial's sampler, on any schedule; ScoreSDE is their code's.
 
-    Source: Song et al. 2021, algorithm 1.
+    Raises:
+        ValueError: a predictor without a grid, such as an adaptive solver.
+
+    Source: Song et al. 2021, algorithm 1; corrector_first: their score-SDE tutorial.
     """
 
     predictor: Solver | None
     corrector: Corrector
+    corrector_first: bool = published(False)
+    __repr__ = published_repr
+
+    def __post_init__(self) -> None:
+        if self.predictor is not None:
+            planned("PredictorCorrector", self.predictor)
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         last = len(t) - 2
         cleaner = [*t[1:], schedule.t_clean]
+        groups = [[] for _ in range(last + 1)]
         if self.predictor is not None:
             groups = [list(group) for group in self.predictor.steps(schedule, t)]
-        else:
-            groups = [[] for _ in range(last + 1)]
+        if self.corrector_first:
+            if self.predictor is None and t[-1] == schedule.t_clean:
+                groups[-1] = [denoise(t[-2], t[-1])]
+            return [[*self.corrector.rows(schedule, t[k], t[k + 1]), *group] for k, group in enumerate(groups)]
+        if self.predictor is None:
             groups[0] += self.corrector.rows(schedule, t[0], cleaner[0])
         for k, group in enumerate(groups):
             if t[k + 1] != schedule.t_clean:
@@ -58,6 +78,11 @@ class Churn:
     Args:
         solver: Euler, Heun, RK2, DPMSolver, ..; it is called one interval at a time.
         churn, low, high, noise: S_churn, S_min, S_max and S_noise.
+        beyond: rho^ may exceed rho(T), as in Karras et al.'s code with S_max above sigma_max: the network is then
+            asked at more noise than it was trained on, and refuses where its own schedule ends (see network_time).
+
+    Raises:
+        ValueError: a value out of range; a solver without a grid; ``beyond`` on a schedule that has no more noise.
 
     Source: Karras et al. 2022, algorithm 2.
     """
@@ -67,18 +92,22 @@ class Churn:
     low: float = 0.05
     high: float = 50.0
     noise: float = 1.003
+    beyond: bool = published(False)
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
+        planned("Churn", self.solver)
         if not (0.0 <= self.churn < math.inf and 0.0 < self.noise < math.inf):
             raise ValueError(f"Churn: churn = {self.churn} must be at least 0, noise = {self.noise} positive")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        rho, top = ratio(schedule, t[:-1]), float(ratio(schedule, schedule.T))
+        rho, top = ratio(schedule, t[:-1]), math.inf if self.beyond else float(ratio(schedule, schedule.T))
         gamma = min(self.churn / (len(t) - 1), math.sqrt(2.0) - 1.0)
         churned = (rho >= self.low) & (rho <= self.high) & (rho < top)
         raised = np.where(churned, np.minimum(rho * (1.0 + gamma), top), rho)
         start = np.array(t[:-1])
-        start[raised > rho] = t_of_lam(schedule, -np.log(raised[raised > rho]))
+        if np.any(raised > rho):
+            start[raised > rho] = time_at(schedule, raised[raised > rho])
         groups = []
         for k, (t_hat, s) in enumerate(zip(start, t[1:], strict=True)):
             rows = self.solver.steps(schedule, np.array([t_hat, s]))[0]
@@ -92,7 +121,9 @@ class Churn:
 class ScaledNoise:
     """Any solver with its noise scaled: c becomes s_noise c in every row but the prior's.
 
-    Where a network removes too little noise, a factor slightly above 1 makes up for it.
+    Where a network removes too little noise, a factor slightly above 1 makes up for it. The noise of a norm-dependent
+    Langevin step belongs to its step size and stays: put ScaledNoise around the predictor, not around
+    PredictorCorrector. By name it is ``named("em", s_noise=1.003)``.
 
     Source: Karras et al. 2022, section 4 (S_noise); k-diffusion has it in every sampler that draws noise.
     """
@@ -101,6 +132,7 @@ class ScaledNoise:
     s_noise: float = 1.003
 
     def __post_init__(self) -> None:
+        planned("ScaledNoise", self.solver)
         if not 0.0 <= self.s_noise < math.inf:
             raise ValueError(f"ScaledNoise: s_noise = {self.s_noise} must be at least 0")
 
@@ -124,14 +156,13 @@ class AncestralSplit:
     order = 1
 
     def __post_init__(self) -> None:
+        planned("AncestralSplit", self.solver)
         if not 0.0 <= self.eta < math.inf:
             raise ValueError(f"AncestralSplit: eta = {self.eta} must be at least 0")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         rho = ratio(schedule, t)
-        share = 1.0 - self.eta**2 + (self.eta * rho[1:] / rho[:-1]) ** 2  # (down / rho_s)^2, without cancellation
-        down = np.sqrt(np.maximum(share, 0.0)) * rho[1:]
-        up = np.sqrt(1.0 - np.maximum(share, 0.0)) * rho[1:]
+        down, up = ancestral_split(rho[:-1], rho[1:], self.eta)
         stop = np.array(t[1:])
         split = (up > 0.0) & (down > 0.0)
         stop[split] = t_of_lam(schedule, -np.log(down[split])) if np.any(split) else stop[split]
@@ -152,111 +183,70 @@ class AncestralSplit:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """``sde`` for the intervals that start at t > t_switch, ``ode`` for the others; any two solvers."""
+    """``sde`` for the intervals that start at t > t_switch, ``ode`` for the others; any two solvers with a grid.
+
+    An adaptive solver has no intervals. To end with one, draw to t_switch and go on with a second sampler: its grid
+    is Span(start=t_switch), its start "state", and the first one's samples are its ``init``.
+
+    Raises:
+        ValueError: a solver without a grid.
+    """
 
     sde: Solver
     ode: Solver
     t_switch: float
 
+    def __post_init__(self) -> None:
+        planned("Hybrid", self.sde)
+        planned("Hybrid", self.ode)
+
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         k = int(np.sum(t[:-1] > self.t_switch))
-        return [*_between(self.sde, schedule, t[: k + 1]), *_between(self.ode, schedule, t[k:])]
+        return [*between(self.sde, schedule, t[: k + 1]), *between(self.ode, schedule, t[k:])]
+
+
+def planned(name: str, solver: object) -> None:
+    """Raise ValueError unless a solver has steps on a grid, which is what composition is about."""
+    if not callable(getattr(solver, "steps", None)):
+        raise ValueError(
+            f"{name} takes solvers with a grid, and {solver!r} has none; use one with steps (Heun(), RK4(), DPMpp2M(), "
+            "..), or a second sampler with start='state' and grid=Span(start=..) for an adaptive solver"
+        )
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A restart: noise is added from rho = ``low`` to ``high``, then ``steps`` lead back; ``times`` times."""
+class _Extended:
+    """As much of a schedule as it takes to invert it, with another T."""
 
-    low: float
-    high: float
-    steps: int = 3
-    times: int = 1
+    schedule: Schedule
+    T: float
 
-    def __post_init__(self) -> None:
-        if not (0.0 < self.low < self.high < math.inf and self.steps > 0 and self.times > 0):
-            raise ValueError(f"{self}: low < high must be positive, steps and times at least 1")
+    @property
+    def t_clean(self) -> float:
+        return self.schedule.t_clean
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return self.schedule.alpha(t)
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return self.schedule.sigma(t)
 
 
-@dataclass(frozen=True)
-class Restart:
-    r"""Restart: at some noise levels, go back up by fresh noise and solve the ODE down again.
+def time_at(schedule: Schedule, rho: Array) -> Array:
+    """Return the times with these ratios sigma / alpha, behind T too, where the schedule's functions go on.
 
-        x / alpha <- x / alpha + noise sqrt(rho_high^2 - rho_low^2) z,   rho = sigma / alpha
-
-    The way back has Karras levels (exponent 7). ``low`` is moved to the grid's nearest level below its first one.
-
-    Args:
-        intervals: restarts, any number; two at one level happen in the order given.
-        solver: of the ODE; a multistep solver starts anew after each restart.
-        noise: S_noise.
-
-    Source: Xu et al. 2023, algorithm 1 and its published code (whose n levels are n - 1 steps).
+    Raises:
+        ValueError: rho stops rising behind T.
     """
-
-    intervals: tuple[Interval, ...]
-    solver: Solver = field(default_factory=Heun)
-    noise: float = 1.0
-
-    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        rho = ratio(schedule, t)
-        inner = np.flatnonzero((rho > 0.0) & (np.arange(len(t)) > 0))
-        if not len(inner):
-            return self.solver.steps(schedule, t)
-        at = [int(inner[np.argmin(np.abs(rho[inner] - interval.low))]) for interval in self.intervals]
-        groups = []
-        for a, b in pairwise([0, *sorted({*at, len(t) - 1})]):
-            groups += self.solver.steps(schedule, t[a : b + 1])
-            for k, interval in zip(at, self.intervals, strict=True):
-                if k == b:
-                    groups[-1] = [*groups[-1], *self._restart(schedule, t[k], float(rho[k]), interval)]
-        return groups
-
-    def _restart(self, schedule: Schedule, low: np.float64, rho: float, interval: Interval) -> list[Row]:
-        if interval.high <= rho:
-            raise ValueError(f"{interval} lies below rho = {rho:.6g}, the grid's level nearest to its low end")
-        levels = np.linspace(interval.high ** (1 / 7), rho ** (1 / 7), interval.steps + 1)[:-1] ** 7
-        knots = np.append(t_of_lam(schedule, -np.log(levels)), low)
-        back = [row for group in self.solver.steps(schedule, knots) for row in group]
-        return [renoise(schedule, low, knots[0], self.noise), *back] * interval.times
-
-
-@dataclass(frozen=True)
-class RePaint:
-    r"""RePaint's resampling: every ``jump`` steps back up by as many, and down again, ``times`` times in all.
-
-        x_up = r x_t + sqrt(v) z,   the exact forward transition over ``jump`` intervals of the grid
-
-    With known data (Known) each round harmonises the rest with it; without, it is Restart on every level. The
-    jumps end at the last time before sigma = 0 and at every ``jump``-th knot above it.
-
-    Args:
-        solver: one that draws noise, as DDPM; a multistep solver starts anew after each jump.
-        jump, times: j and r of the paper.
-
-    Source: Lugmayr et al. 2022, algorithm 1 and appendix B; their jumps go step by step, which is the same law.
-    """
-
-    solver: Solver = field(default_factory=DDPM)
-    jump: int = 10
-    times: int = 10
-
-    def __post_init__(self) -> None:
-        if self.jump < 1 or self.times < 1:
-            raise ValueError(f"RePaint: jump = {self.jump} and times = {self.times} must be at least 1")
-
-    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        last = len(t) - 2 if t[-1] == schedule.t_clean else len(t) - 1
-        stops = [k for k in range(last, self.jump - 1, -self.jump)][::-1]
-        groups = []
-        for a, b in pairwise(sorted({0, *stops, len(t) - 1})):
-            groups += _between(self.solver, schedule, t[a : b + 1])
-            if b in stops:
-                top = b - self.jump
-                r, v = transition(schedule, t[b], t[top])
-                up = Row(float(t[b]), float(t[top]), float(r), 0.0, float(np.sqrt(v)), evaluate=False)
-                back = [row for group in self.solver.steps(schedule, t[top : b + 1]) for row in group]
-                groups[-1] = [*groups[-1], *[up, *back] * (self.times - 1)]
-        return groups
+    top, span = schedule.T, schedule.T - schedule.t_end
+    while not ratio(schedule, top) >= np.max(rho):
+        top, before = top + span, top
+        if not ratio(schedule, top) > ratio(schedule, before):
+            raise ValueError(
+                f"rho = {np.max(rho):.6g} is more noise than {type(schedule).__name__} has at T = {schedule.T:.6g}, "
+                "and behind T it has no more; leave beyond=True out, or lower churn or high"
+            )
+    return t_of_lam(cast(Schedule, _Extended(schedule, top)), -np.log(rho))
 
 
 def ratio(schedule: Schedule, t: float | Array) -> Array:
@@ -272,5 +262,6 @@ def renoise(schedule: Schedule, t: float, up: float, noise: float) -> Row:
     return Row(float(t), float(up), a, 0.0, c, evaluate=False)
 
 
-def _between(solver: Solver, schedule: Schedule, t: Array) -> list[list[Row]]:
+def between(solver: Solver, schedule: Schedule, t: Array) -> list[list[Row]]:
+    """Return the groups of a solver, none where there is no interval."""
     return solver.steps(schedule, t) if len(t) > 1 else []

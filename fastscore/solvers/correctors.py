@@ -31,13 +31,17 @@ class Langevin:
     The bound, the variance of x for data of variance one, is not in the paper. Norms that concentrate
     stay far below it; it keeps the step finite where a score vanishes. In low dimension norms do not
     concentrate: a step that depends on |score| then draws from p |score|^2 rather than p, so use
-    AnnealedLangevin (or norm="batch") below some 32 dimensions.
+    AnnealedLangevin (or a norm of the batch) below some 32 dimensions.
 
     Args:
         snr: r of the paper.
         corrections: Langevin steps a time.
-        norm: "sample" (algorithm 4 and 5, batch-independent), "expected" (|z| -> sqrt(D)) or
-            "batch" (norms averaged over the batch as in Song's code: samples depend on each other).
+        norm: "sample" (algorithm 4 and 5, batch-independent), "expected" (|z| -> sqrt(D)), "batch" (norms
+            averaged over the batch as in Song's code: samples depend on each other) or "tutorial" (his
+            tutorial's: |z| -> sqrt(D), |score| averaged over the batch, and no bound on the step).
+
+    Raises:
+        ValueError: snr, corrections or norm out of range.
 
     Source: Song et al. 2021, algorithms 4 and 5.
     """
@@ -53,7 +57,7 @@ class Langevin:
 
     def rows(self, schedule: Schedule, t: float, cleaner: float) -> list[Row]:
         scale = 2.0 * alpha_i(schedule, t, cleaner) * self.snr**2
-        cap = float(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)
+        cap = math.inf if self.norm == "tutorial" else float(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)
         return [self.row(t, scale, cap)] * self.corrections
 
     def row(self, t: float, scale: float, cap: float = math.inf) -> Row:

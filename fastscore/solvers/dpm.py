@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.exponential import (
+    ancestral_split,
     checked_eta,
     checked_order,
     checked_prediction,
@@ -18,8 +20,10 @@ from fastscore.solvers.exponential import (
     step_coefficients,
     with_first_order_ends,
 )
+from fastscore.solvers.variants import published, published_repr
 
-FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+FORMS = ("exact", "midpoint")
+NOISES = ("sde", "split")
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,30 @@ class DPMSolver:
             second stage's x_t is alpha D + sigma eps with the clipped D.
         on_grid: the intermediate times are knots of the grid, ``order`` intervals a step, as in diffusers;
             intervals left over, and the one to sigma = 0, have the order that remains.
+        form: of order 3 on_grid: "exact" interpolates all three evaluations, since the paper's weights
+            need r = 2/3. "midpoint", diffusers' default, takes half the slope from the second one and leaves
+            that out at the end; second order.
+        r: of order 2, between 0 and 1; 1/2 if left out. Order 3 has 1/3 and 2/3.
+        noise: "sde" is that of the reverse SDE, sigma_s^2 (1 - e^{-2 eta^2 h}); "split" is k-diffusion's, which
+            AncestralSplit describes, for its DPM++ SDE. The two are one at eta = 1.
+        lower_order_final: on_grid, the last step is first order if the orders would end with a whole step of
+            ``order``, as diffusers has it; a step to sigma = 0 is first order in any case.
 
-    Source: Lu et al. 2022a, algorithms 1 and 2; 2022b, algorithm 1; on_grid order 3 interpolates all
-    three evaluations, since the paper's weights need r = 2/3.
+    Raises:
+        ValueError: a value out of range, or options that exclude each other.
+
+    Source: Lu et al. 2022a, algorithms 1 and 2; 2022b, algorithm 1; k-diffusion's sample_dpmpp_sde.
     """
 
     order: int = 2
     prediction: str = "eps"
     eta: float = 0.0
     on_grid: bool = False
+    form: str = published("exact")
+    r: float | None = published(None)
+    noise: str = published("sde")
+    lower_order_final: bool = published(False)
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("DPMSolver", self.order, 3)
@@ -53,19 +72,34 @@ class DPMSolver:
         checked_eta("DPMSolver", self.eta)
         if self.eta and (self.prediction != "x0" or self.order == 3 or self.on_grid):
             raise ValueError("DPMSolver: eta > 0 goes with prediction='x0', order 1 or 2 and on_grid=False")
+        if self.form not in FORMS or (self.form == "midpoint" and not (self.on_grid and self.order == 3)):
+            raise ValueError(
+                f"DPMSolver: form = {self.form!r} must be exact, or midpoint with order 3 and on_grid=True"
+            )
+        if self.r is not None and not (0.0 < self.r < 1.0 and self.order == 2 and not self.on_grid):
+            raise ValueError(f"DPMSolver: r = {self.r} must lie in 0 .. 1, with order 2 and on_grid=False")
+        if self.noise not in NOISES or (self.noise == "split" and not self.eta):
+            raise ValueError(f"DPMSolver: noise = {self.noise!r} must be sde, or split with eta > 0")
+        if self.lower_order_final and not self.on_grid:
+            raise ValueError("DPMSolver: lower_order_final=True goes with on_grid=True; leave it out")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return with_first_order_ends(schedule, t, self._shared if self.on_grid else self._inner)
+        if not self.on_grid:
+            return with_first_order_ends(schedule, t, self._inner)
+        lower = self.lower_order_final and t[-1] != schedule.t_clean
+        return with_first_order_ends(schedule, t, lambda on, knots: self._shared(on, knots, lower))
 
     def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         values = lam(schedule, t)
-        inside = [t_of_lam(schedule, values[:-1] + r * np.diff(values)) for r in FRACTIONS[self.order]]
+        fractions = {1: (), 2: (self.r or 1 / 2,), 3: (1 / 3, 2 / 3)}[self.order]
+        inside = [t_of_lam(schedule, values[:-1] + r * np.diff(values)) for r in fractions]
         step = self._noisy if self.eta else self._step
         return [step(schedule, times) for times in np.stack([t[:-1], *inside, t[1:]], axis=1)]
 
-    def _shared(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        starts = range(0, len(t) - 1, self.order)
-        return [[row] for k in starts for row in self._step(schedule, t[k : k + self.order + 1])]
+    def _shared(self, schedule: Schedule, t: Array, lower: bool) -> list[list[Row]]:
+        n = len(t) - 1
+        ends = {*range(0, n, self.order), n} | ({n - 1} if lower and n % self.order == 0 else set())
+        return [[row] for k, end in pairwise(sorted(ends)) for row in self._step(schedule, t[k : end + 1])]
 
     def _step(self, schedule: Schedule, times: Array) -> list[Row]:
         a, gain, H, _ = step_coefficients(schedule, times[:1], times[1:], self.prediction)
@@ -74,12 +108,13 @@ class DPMSolver:
         if len(H) == 2:
             weights.append(half_slope_weights(H[1], values[1] / values[2]))
         elif len(H) == 3:
-            weights.append(exact_weights(H[1], [0.0, values[1] / values[2]]))
+            second = half_slope_weights if self.form == "midpoint" else _slope_weights
+            weights.append(second(H[1], values[1] / values[2]))
             r = (values[:3] / values[3]).tolist()
-            if self.on_grid:
+            if self.on_grid and self.form == "exact":
                 weights.append(exact_weights(H[2], r))
             else:
-                start, inside = exact_weights(H[2], [0.0, r[2]])
+                start, inside = _slope_weights(H[2], r[2])
                 weights.append([start, 0.0, inside])
         return one_step_rows(
             times, a, [[g * v for v in row] for g, row in zip(gain, weights, strict=True)], self.prediction
@@ -87,6 +122,8 @@ class DPMSolver:
 
     def _noisy(self, schedule: Schedule, times: Array) -> list[Row]:
         a, gain, H, c = step_coefficients(schedule, times[:1], times[1:], "x0", self.eta)
+        if self.noise == "split":
+            a, H, c = _split(schedule, times, self.eta)
         t, s = float(times[0]), float(times[1])
         first = Row(t, s, a[0], gain[0] * exact_weights(H[0], [0.0])[0], c[0])
         if self.order == 1:
@@ -94,7 +131,21 @@ class DPMSolver:
         # x_t = alpha D + sigma eps is kept as two slots: it can't be recovered from a stage that has noise of its own.
         keep = Row(t, t, 1.0, 0.0, m="eps", push=0)
         predict = Row(t, s, first.a, first.b, first.c, push=1, evaluate=False)
-        start, inside = half_slope_weights(H[1], 0.5)
+        start, inside = half_slope_weights(H[1], self.r or 0.5)
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         w = (a[1] * sigma, a[1] * alpha + gain[1] * start)
         return [keep, predict, Row(s, float(times[2]), 0.0, gain[1] * inside, c[1], w)]
+
+
+def _slope_weights(H: float, node: float) -> list[float]:
+    return list(exact_weights(H, [0.0, node]))
+
+
+def _split(schedule: Schedule, times: Array, eta: float) -> tuple[list[float], list[float], list[float]]:
+    """Return a, H and c of steps from times[0] that go down to less noise than wanted and add the rest."""
+    alpha = schedule.alpha(times)
+    rho = schedule.sigma(times) / alpha
+    down, up = ancestral_split(float(rho[0]), rho[1:], eta)
+    kept = down / rho[0]
+    with np.errstate(divide="ignore"):  # eta so large that the noise is all new: H is infinite
+        return (alpha[1:] / alpha[0] * kept).tolist(), (-np.log(kept)).tolist(), (alpha[1:] * up).tolist()

@@ -29,9 +29,9 @@ Weights = Sequence[float]
 
 
 def step_coefficients(
-    schedule: Schedule, t: Array, s: Array, m: str, eta: float = 0.0
+    schedule: Schedule, t: Array, s: Array, m: str, eta: float | Array = 0.0
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return A, G, H and c of the table above for steps from ``t`` to ``s``."""
+    """Return A, G, H and c of the table above for steps from ``t`` to ``s``; ``eta`` is one number or one a step."""
     h = lam(schedule, s) - lam(schedule, t)
     (alpha, sigma), (alpha_s, sigma_s) = ((schedule.alpha(v), schedule.sigma(v)) for v in (t, s))
     if m == "x0":
@@ -98,6 +98,24 @@ def with_first_order_ends(
     return groups + DDIM().steps(schedule, t[last:])
 
 
+def ancestral_split(rho: float | Array, rho_s: Array, eta: float) -> tuple[Array, Array]:
+    """Return k-diffusion's (down, up) of steps to rho_s: down^2 + up^2 = rho_s^2; see AncestralSplit."""
+    share = np.maximum(1.0 - eta**2 + (eta * rho_s / rho) ** 2, 0.0)  # (down / rho_s)^2, without cancellation
+    return np.sqrt(share) * rho_s, np.sqrt(1.0 - share) * rho_s
+
+
+def highest_order(order: int, steps: int, left: int, lower: bool | int, euler: bool = False) -> int:
+    """Return the order of a step that has ``left`` steps to go, itself included, of a run of ``steps``.
+
+    Args:
+        order: of the solver.
+        lower: no order above ``left`` in runs of fewer steps than this number; True is 15, diffusers' number.
+        euler: the last step is first order, whatever ``steps``.
+    """
+    below = 15 if lower is True else int(lower)
+    return min(order, left) if steps < below or (euler and left == 1) else order
+
+
 def multistep_rows(
     t: Array, updates: Sequence[Update], m: str, first: int = 0, slots: int | None = None
 ) -> list[list[Row]]:
@@ -147,6 +165,15 @@ def checked_order(name: str, order: int, highest: int) -> None:
     """Raise ValueError unless 1 <= order <= highest."""
     if order not in range(1, highest + 1):
         raise ValueError(f"{name}: order = {order} must lie in 1 .. {highest}")
+
+
+def checked_lowering(name: str, lower: bool | int) -> None:
+    """Raise ValueError unless ``lower`` says when orders are lowered: no, yes or a number of steps."""
+    if not isinstance(lower, int) or lower < 0:
+        raise ValueError(
+            f"{name}: lower_order_final = {lower!r} must be False, True (below 15 steps, as diffusers) or the number "
+            "of steps from which on no order is lowered"
+        )
 
 
 def checked_prediction(name: str, prediction: str) -> None:

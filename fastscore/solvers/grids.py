@@ -104,8 +104,8 @@ def _resolving(std: float, schedule: Schedule, cleanest: float) -> float | None:
 def _noisy_or_first_order(solver: Any) -> bool:
     if isinstance(solver, s.RePaint | s.ScaledNoise):
         return _noisy_or_first_order(solver.solver)
-    noise = max(getattr(solver, "eta", 0.0), getattr(solver, "tau", 0.0))
-    return getattr(solver, "order", 2) == 1 or noise > 0.0
+    tau = getattr(solver, "tau", 0.0)  # a number, or a function of time
+    return getattr(solver, "order", 2) == 1 or getattr(solver, "eta", 0.0) > 0.0 or callable(tau) or tau > 0.0
 
 
 def _scheme(solver: Any) -> Any:
@@ -122,6 +122,8 @@ def _scheme(solver: Any) -> Any:
         s.Euler, s.Heun, s.RK2, s.RK4, s.ImplicitMidpoint, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun,
         s.PNDM, s.IPNDM, s.ScoreSDE,
     )  # fmt: skip
+    if isinstance(solver, s.ImplicitMidpoint) and solver.exponential:
+        return None
     return solver if isinstance(solver, explicit) else None
 
 
@@ -174,7 +176,7 @@ def doubts(
         size: elements of a sample.
     """
     langevin = [row.langevin for row in plan.rows if row.langevin is not None]
-    if size < 32 and any(step.norm != "batch" for step in langevin):
+    if size < 32 and any(step.norm not in ("batch", "tutorial") for step in langevin):
         yield (
             f"Langevin with per-sample norms is biased in {size} dimensions (its step depends on |score|); "
             "use AnnealedLangevin"
@@ -190,6 +192,7 @@ def doubts(
             f"have {signal:.3g} times that of the noise, and samples start without; take a schedule with more noise "
             "at T (VP: int beta of 10, 1000 betas up to 0.02; VE: sigma_max well above the data), or start='data'"
         )
+        return
     last = max((row.t for row in plan.rows if row.evaluate), key=lambda t: float(lam(schedule, t)), default=first)
     left = float(schedule.sigma(last) / schedule.alpha(last)) if schedule.alpha(last) else math.inf
     if scales is not None and plan.rows[-1].s == schedule.t_clean and left > UNRESOLVED * scales[0]:

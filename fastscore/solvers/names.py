@@ -29,7 +29,7 @@ _PLANNED: dict[str, Maker] = {
     "midpoint": lambda: s.RK2(),
     "rk4": lambda: s.RK4(),
     "implicit-midpoint": lambda: s.ImplicitMidpoint(),
-    "edm-churn": lambda: s.Churn(),
+    "edm-churn": lambda s_noise=1.003: s.Churn(noise=s_noise),
     "dpm-1": lambda: s.DPMSolver(1),
     "dpm-2": lambda: s.DPMSolver(2),
     "dpm-3": lambda: s.DPMSolver(3),
@@ -50,6 +50,7 @@ _PLANNED: dict[str, Maker] = {
     "ddpm": lambda variance=VARIANCE: s.Ancestral(variance),
     "ancestral": lambda variance=VARIANCE: s.Ancestral(variance),
     "em": lambda eta=1.0: s.EulerMaruyama(eta),
+    "milstein": lambda eta=1.0: s.Milstein(eta),
     "reverse-diffusion": lambda: s.ReverseDiffusion(),
     "heun-sde": lambda: s.StochasticHeun(),
     "pndm": lambda: s.PNDM(),
@@ -64,6 +65,11 @@ _ADAPTIVE: dict[str, Maker] = {
     "dpm23": lambda **tolerances: s.DPMAdaptive(3, **tolerances),
     "ggf": lambda **tolerances: s.GottaGoFast(**tolerances),
 }
+# Those that draw noise of their own at each step, ddim apart, which does so with eta > 0.
+_NOISY = (
+    "edm-churn", "sa", "dpm-2-ancestral", "dpmpp-2s-ancestral", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde", "ddpm",
+    "ancestral", "em", "milstein", "reverse-diffusion", "heun-sde",
+)  # fmt: skip
 ADAPTIVE = tuple(_ADAPTIVE)
 SOLVERS = (*_PLANNED, "score-sde", *ADAPTIVE)
 CORRECTORS = ("none", "langevin", "ald")
@@ -82,18 +88,21 @@ def named(
     snr: float | None = None,
     corrections: int | None = None,
     norm: str | None = None,
+    s_noise: float | None = None,
 ) -> Solver | Adaptive:
     """Return a solver by its name. An option that is None counts as left out.
 
     Args:
         name: one of SOLVERS; underscores and any case will do.
-        eta: noise of ddim, 0 .. 1 (0 if left out), and of em, at least 0 (1 if left out).
+        eta: noise of ddim, 0 .. 1 (0 if left out), and of em and milstein, at least 0 (1 if left out).
         variance: of ddpm and ancestral, "small" or "large".
         rtol, atol: relative and absolute tolerance of the solvers of ADAPTIVE, positive.
         predictor: of score-sde, one of PREDICTORS.
         corrector: Langevin steps at each time, after any solver with a grid; one of CORRECTORS.
         snr, corrections: of the corrector: signal-to-noise ratio, positive, and steps a time, at least 1.
-        norm: of langevin: "sample", "batch" or "expected"; score-sde has its own.
+        norm: of langevin: "sample", "batch", "expected" or "tutorial"; score-sde has its own.
+        s_noise: factor on the noise of any solver with a grid that draws some, at least 0 (1 if left out; 1.003 of
+            edm-churn); a corrector's noise stays. See ScaledNoise.
 
     Raises:
         ValueError: an unknown name, an option that belongs to other solvers, or a value out of range.
@@ -101,7 +110,7 @@ def named(
     name = _listed("solver", name, SOLVERS)
     options = {
         "eta": eta, "variance": variance, "rtol": rtol, "atol": atol, "predictor": predictor, "corrector": corrector,
-        "snr": snr, "corrections": corrections, "norm": norm,
+        "snr": snr, "corrections": corrections, "norm": norm, "s_noise": s_noise,
     }  # fmt: skip
     options = {k: v for k, v in options.items() if v is not None}
     refuse_unused(name, options)
@@ -114,7 +123,10 @@ def named(
         return s.ScoreSDE(_listed("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
     if name == "none" and steps is None:
         raise ValueError("solver none needs a corrector: langevin or ald")
-    solver = _PLANNED[name](**{k: options[k] for k in ("eta", "variance") if k in options})
+    own = ("eta", "variance", "s_noise") if name == "edm-churn" else ("eta", "variance")
+    solver = _PLANNED[name](**{k: options[k] for k in own if k in options})
+    if s_noise is not None and name != "edm-churn":
+        solver = s.ScaledNoise(solver, s_noise)
     return solver if steps is None else s.PredictorCorrector(solver, steps)
 
 
@@ -140,8 +152,9 @@ def _listed(kind: str, name: str, names: tuple[str, ...]) -> str:
 def refuse_unused(name: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option, one of those that were set, that the solver ``name`` would ignore."""
     corrector = str(options.get("corrector", "none")).lower()
+    noisy = name in _NOISY or (name == "ddim" and options.get("eta", 0.0) != 0.0)
     uses = {
-        "eta": (name in ("ddim", "em"), "the solvers ddim and em"),
+        "eta": (name in ("ddim", "em", "milstein"), "the solvers ddim and em"),
         "variance": (name in ("ddpm", "ancestral"), "the solvers ddpm and ancestral"),
         "rtol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
         "atol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
@@ -150,6 +163,7 @@ def refuse_unused(name: str, options: Mapping[str, Any]) -> None:
         "snr": (corrector != "none", "the correctors langevin and ald"),
         "corrections": (corrector != "none", "the correctors langevin and ald"),
         "norm": (corrector == "langevin" and name != "score-sde", "the corrector langevin"),
+        "s_noise": (noisy, f"the solvers that draw noise on a grid: ddim with eta > 0, {', '.join(_NOISY)}"),
     }
     for option in options:
         applies, owner = uses[option]

@@ -59,7 +59,8 @@ class PNDM:
             and the orders rise from there.
 
     Source: Liu et al. 2022, algorithm 2 and eq. 12 and 13. Deviation: the step after three Runge-Kutta
-    steps has three evaluations, since the stages of the third take the slots of the first evaluation.
+    steps has three evaluations where theirs has four: that would take a fifth slot, since the third step needs three
+    for its stages while those of steps 0 and 1 are kept. ``prk=False`` has no deviation and equals diffusers'.
     """
 
     prk: bool = True

@@ -62,7 +62,10 @@ class ScoreSDE:
         n = len(t) - 1
         known = isinstance(schedule, VE) or (isinstance(schedule, VP | SubVP) and isinstance(schedule.beta, LinearBeta))
         if not known:
-            raise ValueError(f"ScoreSDE knows VP and SubVP with a linear beta, and VE; not {type(schedule).__name__}")
+            raise ValueError(
+                f"ScoreSDE knows VP and SubVP with a linear beta, and VE; not {type(schedule).__name__}, which "
+                "PredictorCorrector(EulerMaruyama(final='mean'), .., corrector_first=True) takes as any other"
+            )
         if t[-1] == schedule.t_clean:
             raise ValueError("ScoreSDE ends at t_end > 0 as its model code does; use a grid with clean=False")
         groups = []

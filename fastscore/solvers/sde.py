@@ -7,13 +7,14 @@ Names follow the papers; t is where a step starts, s < t where it ends. A step t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, f, g2, transition
+from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,44 @@ class EulerMaruyama:
 
         x_s = x_t - [f x_t - (1 + eta^2)/2 g^2 score] h + eta g sqrt(h) z,   h = t - s
 
-    eta = 1 is Anderson's reverse SDE, eta = 0 the probability-flow ODE. The diffusion does not
-    depend on x, so Milstein's scheme is the same and the strong order is 1. Where f is infinite, at pure noise, the
-    first step is DDIM's.
+    Args:
+        eta: 1 is Anderson's reverse SDE, 0 the probability-flow ODE.
+        final: what a step to sigma = 0 returns. "tweedie" is E[x_0 | x_t]; "mean" is the step above without its
+            noise, h as long as in the step before: the tutorials' last line, after linspace(T, t_end, n) with
+            uniform(n, clean=True). On a grid that ends at sigma > 0, "mean" drops the last step's noise.
 
-    Source: Song et al. 2021, eq. 6 and appendix D; the family: Huang et al. 2021.
+    The diffusion does not depend on x, so Milstein's scheme is the same (its term g g'(x) vanishes) and the strong
+    order is 1. Where f is infinite, at pure noise, the first step is DDIM's.
+    "mean" is less than an estimate of the data: on a Gaussian of std 0.1, Song's dx = 25^t dw and 500
+    steps it has std 0.090, "tweedie" 0.100, and x at t_end 0.110.
+
+    Raises:
+        ValueError: a value out of range; "mean" with one step to a clean end at -inf, which has no length.
+
+    Source: Song et al. 2021, eq. 6 and appendix D; the family: Huang et al. 2021; "mean": their tutorial.
     """
 
     eta: float = 1.0
+    final: str = published("tweedie")
     order = 1
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta < math.inf:
             raise ValueError(f"EulerMaruyama: eta = {self.eta} must be at least 0")
+        if self.final not in ("tweedie", "mean"):
+            raise ValueError(f"EulerMaruyama: final = {self.final!r} must be tweedie or mean")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
+        groups = [self._rows(schedule, t, s) for t, s in pairwise(t)]
+        if self.final == "mean":
+            end = t[-1] if t[-1] != schedule.t_clean or len(t) == 2 else t[-2] - (t[-3] - t[-2])
+            if not math.isfinite(end):
+                raise ValueError(
+                    f"EulerMaruyama: final = 'mean' needs a step before the one to t = {end}; use two steps"
+                )
+            groups[-1] = [replace(self.row(schedule, t[-2], end), s=float(t[-1]), c=0.0)]
+        return groups
 
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:
@@ -55,6 +78,9 @@ class EulerMaruyama:
             c=float(self.eta * np.sqrt(diffusion * h)),
             m="score",
         )
+
+
+Milstein = EulerMaruyama  # the same scheme where the diffusion does not depend on x, as here
 
 
 @dataclass(frozen=True)
@@ -127,23 +153,53 @@ class DDIM:
 
         x_s = alpha_s D + sqrt(sigma_s^2 - c^2) eps + c z,   c = eta sigma_s / sigma_t sqrt(v)
 
-    eta = 0 is deterministic, eta = 1 is Ancestral(variance="small"). Only D is clipped when the
-    plan clips, and eps follows from the clipped D; with ``keep_eps`` it stays the network's own, as in
-    diffusers.
+    Args:
+        eta: 0 is deterministic, 1 is Ancestral(variance="small").
+        keep_eps: only D is clipped when the plan clips, and eps follows from the clipped D; with this it stays
+            the network's own, as in diffusers.
+        fixed_stride: on a table of N levels and a grid of n steps, each step ends N // n indices below its start,
+            as in diffusers' DDIM, wherever the next one starts. Where the two differ (a linspace grid, or a
+            trailing one with n no divisor of N) x is taken for one with another level than it has.
+        set_alpha_to_one: where a fixed stride leaves the table: to the data, or to index 0; diffusers' option.
+        inverse: from data to noise, as diffusers' DDIMInverseScheduler: the steps of a fixed stride upwards, each
+            with the eps of the index where it ends at the x where it starts. ``init`` of a sampler with
+            start="state" is the data. ProbabilityFlow.encode solves the same ODE without that shift of labels.
+
+    Raises:
+        ValueError: eta out of range; fixed_stride on a schedule without indices; options that need one another.
 
     Source: Song et al. 2020 (DDIM), eq. 12 and 16, for any (alpha, sigma).
     """
 
     eta: float = 0.0
     keep_eps: bool = False
+    fixed_stride: bool = published(False)
+    set_alpha_to_one: bool = published(True)
+    inverse: bool = published(False)
     order = 1
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"DDIM: eta = {self.eta} must lie in 0 .. 1")
+        if not (self.set_alpha_to_one or self.fixed_stride):
+            raise ValueError(
+                "DDIM: set_alpha_to_one=False goes with fixed_stride=True; end the grid at index 0 instead"
+            )
+        if self.inverse and (not self.fixed_stride or self.eta or self.keep_eps):
+            raise ValueError("DDIM: inverse=True goes with fixed_stride=True, eta=0 and keep_eps=False")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        return [self._rows(schedule, t, s) for t, s in pairwise(t)]
+        ends = self._strides(schedule, t) if self.fixed_stride else t[1:]
+        if self.inverse:
+            return [_inverse(schedule, start, end) for end, start in zip(t[-2::-1], ends[::-1], strict=True)]
+        return [self._rows(schedule, start, end) for start, end in zip(t[:-1], ends, strict=True)]
+
+    def _strides(self, schedule: Schedule, t: Array) -> Array:
+        if schedule.t_clean != -1.0:
+            raise ValueError(f"DDIM: fixed_stride counts indices of a table; {type(schedule).__name__} has none")
+        ends = t[:-1] - (int(schedule.T) + 1) // (len(t) - 1)
+        return np.where(ends < 0.0, schedule.t_clean if self.set_alpha_to_one else 0.0, ends)
 
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:
@@ -159,6 +215,12 @@ class DDIM:
         return [Row(float(t), float(s), a=float(a), b=float(alpha - schedule.alpha(t) * a), c=float(c))]
 
 
+def _inverse(schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
+    """Return a step of DDIM from t up to s, with the eps that belongs to s."""
+    a = schedule.alpha(s) / schedule.alpha(t)
+    return [Row(float(s), float(s), float(a), float(schedule.sigma(s) - a * schedule.sigma(t)), m="eps")]
+
+
 @dataclass(frozen=True)
 class StochasticHeun:
     r"""Heun's method for the reverse SDEs, the same noise in both stages.
@@ -168,15 +230,28 @@ class StochasticHeun:
     with a = -f x + (1 + eta^2)/2 g^2 score and G^2 = eta^2 h (g^2(t) + g^2(s))/2. Strong order 1; weak order 2,
     since the noise is additive. Where f is infinite, at pure noise, the first step is DDIM's.
 
+    Args:
+        eta: see EulerMaruyama.
+        weights: how g counts. "rms" is as above. "stages" is the stochastic Runge-Kutta scheme as it is written
+            down, x_s = x_t + (K1 + K2)/2 with K = h a + eta g sqrt(h) z at (x_t, t) and (x_t + K1, s): noise g(t)
+            in x_p and (g(t) + g(s))/2 at the end, a little less than the rms.
+
+    Raises:
+        ValueError: a value out of range.
+
     Source: Ruemelin 1982; Karras et al. 2022, appendix B, for the family of SDEs.
     """
 
     eta: float = 1.0
+    weights: str = published("rms")
     order = 2
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta < math.inf:
             raise ValueError(f"StochasticHeun: eta = {self.eta} must be at least 0")
+        if self.weights not in ("rms", "stages"):
+            raise ValueError(f"StochasticHeun: weights = {self.weights!r} must be rms or stages")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         return [self._rows(schedule, t, s) for t, s in pairwise(t)]
@@ -192,11 +267,15 @@ class StochasticHeun:
         # h a(x_t, t) in terms of D and eps, which two slots keep: x_p has noise that x_t has not.
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         in_x0, in_eps = -h * drift * alpha, -h * drift * sigma - h * pull / sigma
-        noise = float(self.eta * np.sqrt(0.5 * h * diffusion.sum()))
+        noise, share = float(self.eta * np.sqrt(0.5 * h * diffusion.sum())), 1.0
+        if self.weights == "stages":  # z returns as x_p - x_t - h a(x_t, t), times the share of the noise that stays
+            noise = float(self.eta * np.sqrt(h * diffusion[0]))
+            share = 0.5 + 0.5 * float(np.sqrt(diffusion[1] / diffusion[0]))
         keep = Row(float(t), float(t), 1.0, 0.0, m="x0", push=0)
         predict = Row(float(t), float(s), 1.0 - h * drift, -h * pull / sigma, noise, m="eps", push=1, evaluate=False)
-        w = (-0.5 * in_x0, -0.5 * in_eps)
-        return [keep, predict, Row(float(s), float(s), 1.0 - 0.5 * h * drift_s, 0.5 * h * pull_s, w=w, m="score")]
+        x, rate = 1.0 - share, 0.5 - share  # weights of x_t and of h a(x_t, t)
+        w = (rate * in_x0 + x * alpha, rate * in_eps + x * sigma)
+        return [keep, predict, Row(float(s), float(s), share - 0.5 * h * drift_s, 0.5 * h * pull_s, w=w, m="score")]
 
 
 def leave_pure_noise(schedule: Schedule, t: np.float64, s: np.float64, eta: float) -> list[Row]:

@@ -10,9 +10,11 @@ so correction and next prediction are one row and the state before the step need
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+
+import numpy as np
 
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
@@ -29,9 +31,12 @@ from fastscore.solvers.exponential import (
     with_first_order_ends,
 )
 from fastscore.solvers.multistep import past
+from fastscore.solvers.variants import published, published_repr
 
 VARIANTS = ("bh1", "bh2", "vary")
+LOWERINGS = ("", "diffusers", "comfyui")
 Rule = Callable[[float, Weights], Weights]
+Step = tuple[float, list[float], list[float], float]  # a, prediction, what the correction adds (its new m first), c
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,14 @@ class UniPC:
         variant: "bh1" (B = H) or "bh2" (B = 1 - e^-H) take B/2 for the weight of a slope from two
             evaluations; "vary" integrates exactly. From three evaluations on they are the same.
         prediction: "x0" or "eps".
+        lower_order_final: p is at most the number of steps left, in runs of any length: ComfyUI's rule, and the
+            default of diffusers.
+        disable_corrector: numbers of the steps, from 0 on, that stay as predicted; diffusers' option.
 
-    A step to sigma = 0 is D, which B = H = inf would make NaN; the order isn't lowered before it.
+    A step to sigma = 0 is D, which B = H = inf would make NaN.
+
+    Raises:
+        ValueError: p, variant, prediction or a step's number out of range.
 
     Source: Zhao et al. 2023, algorithms 5 to 8 and section 3.3.
     """
@@ -52,12 +63,17 @@ class UniPC:
     p: int = 3
     variant: str = "bh2"
     prediction: str = "x0"
+    lower_order_final: bool = published(False)
+    disable_corrector: tuple[int, ...] = published(())
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("UniPC", self.p, 3)
         checked_prediction("UniPC", self.prediction)
         if self.variant not in VARIANTS:
             raise ValueError(f"UniPC: variant = {self.variant!r} must be one of {', '.join(VARIANTS)}")
+        if any(k < 0 for k in self.disable_corrector):
+            raise ValueError(f"UniPC: disable_corrector = {self.disable_corrector} must be numbers of steps, from 0 on")
 
     @property
     def order(self) -> int:
@@ -65,18 +81,55 @@ class UniPC:
         return self.p + 1
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        def inner(schedule: Schedule, t: Array) -> list[list[Row]]:
-            updates = corrected(schedule, t, self.prediction, 0.0, self.p, self.p + 1, self._weights)
-            return multistep_rows(t, updates, self.prediction)
+        steps = len(t) - 1
 
-        return with_first_order_ends(schedule, t, inner)
+        def inner(schedule: Schedule, t: Array, clean: bool) -> list[list[Row]]:
+            n = len(t) - 1
+            left = [n - k + int(clean) for k in range(n)]
+            predictor = [min(self.p, left[k]) if self.lower_order_final else self.p for k in range(n)]
+            first = steps - left[0]  # a step from pure noise comes before
+            corrector = [0 if first + k in self.disable_corrector else p + 1 for k, p in enumerate(predictor)]
+            updates = stepped(schedule, t, self.prediction, 0.0, predictor, corrector, self._weights)
+            return multistep_rows(t, merged(updates), self.prediction)
+
+        return with_first_order_ends(schedule, t, lambda on, knots: inner(on, knots, t[-1] == schedule.t_clean))
 
     def _weights(self, H: float, nodes: Weights) -> Weights:
         if self.variant == "vary" or len(nodes) != 2:
             return exact_weights(H, nodes)
-        # One of the two nodes is 0, the start of the step: the other one gives the slope.
-        start, other = half_slope_weights(H, nodes[0] or nodes[1], H if self.variant == "bh1" else None)
-        return [other, start] if nodes[0] else [start, other]
+        return slope_weights(H, nodes, H if self.variant == "bh1" else None)
+
+
+@dataclass(frozen=True)
+class TauWindow:
+    """SA-Solver's noise in a window of times: ``tau`` for steps that start (or end) at low .. high, else 0.
+
+    Args:
+        low, high: the window, in the schedule's own time, ends included. diffusers has 200 and 800 (of 1000 indices).
+        tau: inside.
+        at: which end of a step decides: "start" as in diffusers, "end" as in ComfyUI.
+
+    Raises:
+        ValueError: low above high, tau negative, or another ``at``.
+
+    Source: Xue et al. 2023, section 6 and appendix E: noise in the middle of the run.
+    """
+
+    low: float
+    high: float
+    tau: float = 1.0
+    at: str = "start"
+
+    def __post_init__(self) -> None:
+        checked_eta("TauWindow", self.tau, "tau")
+        if not self.low <= self.high:
+            raise ValueError(f"TauWindow: low = {self.low} must not exceed high = {self.high}")
+        if self.at not in ("start", "end"):
+            raise ValueError(f"TauWindow: at = {self.at!r} must be start or end")
+
+    def __call__(self, t: float, s: float) -> float:
+        """Return tau of the step from ``t`` to ``s``."""
+        return self.tau if self.low <= (t if self.at == "start" else s) <= self.high else 0.0
 
 
 @dataclass(frozen=True)
@@ -90,21 +143,40 @@ class SASolver:
     Args:
         predictor: 1 .. 4, evaluations of the predictor.
         corrector: evaluations of the corrector, the new one included; 0 for none.
-        tau: noise, 1 for Anderson's reverse SDE; the same at all times.
+        tau: noise, 1 for Anderson's reverse SDE: a number, or a function of a step's times, tau(t, s), constant
+            within the step: TauWindow, or another frozen dataclass, whose repr a run's record can keep.
+        simple_order_2: two evaluations have half of H for the weight of their slope, where the integral is
+            H - 1 + e^-H over H: diffusers' second order, and ComfyUI's on demand.
+        pece: evaluate again at the corrected x, and keep that evaluation; two evaluations a step.
+        lower_order_final: with n steps left above sigma = 0, "diffusers" has at most n evaluations in the
+            predictor and n + 1 in the corrector, "comfyui" at most n in both; "" lowers nothing.
 
-    Source: Xue et al. 2023, algorithm 1, eq. 14 and 17, without the published code's change of the
-    second-order predictor.
+    Raises:
+        ValueError: a value out of range.
+
+    Source: Xue et al. 2023, algorithm 1, eq. 14 and 17; its appendix D for simple_order_2.
     """
 
     predictor: int = 3
     corrector: int = 4
-    tau: float = 1.0
+    tau: float | Callable[[float, float], float] = 1.0
+    simple_order_2: bool = published(False)
+    pece: bool = published(False)
+    lower_order_final: str = published("")
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("SASolver", self.predictor, 4)
-        checked_eta("SASolver", self.tau, "tau")
+        if not callable(self.tau):
+            checked_eta("SASolver", self.tau, "tau")
         if self.corrector not in range(5):
             raise ValueError(f"SASolver: corrector = {self.corrector} must lie in 0 .. 4")
+        if self.pece and not self.corrector:
+            raise ValueError("SASolver: pece evaluates at the corrected x; it needs a corrector of 1 .. 4")
+        if self.lower_order_final not in LOWERINGS:
+            raise ValueError(
+                f"SASolver: lower_order_final = {self.lower_order_final!r} must be '', 'diffusers' or 'comfyui'"
+            )
 
     @property
     def order(self) -> int:
@@ -113,28 +185,79 @@ class SASolver:
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         def inner(schedule: Schedule, t: Array) -> list[list[Row]]:
-            return multistep_rows(
-                t, corrected(schedule, t, "x0", self.tau, self.predictor, self.corrector, exact_weights), "x0"
-            )
+            predictor, corrector = [self.predictor] * (len(t) - 1), [self.corrector] * (len(t) - 1)
+            if self.lower_order_final:
+                left, more = range(len(t) - 1, 0, -1), int(self.lower_order_final == "diffusers")
+                predictor = [min(self.predictor, n) for n in left]
+                corrector = [min(self.corrector, n + more) for n in left]
+            updates = stepped(schedule, t, "x0", self._tau(t), predictor, corrector, self._weights)
+            return evaluated_twice(t, updates) if self.pece else multistep_rows(t, merged(updates), "x0")
 
         return with_first_order_ends(schedule, t, inner)
 
+    def _tau(self, t: Array) -> float | Array:
+        if not callable(self.tau):
+            return self.tau
+        values = [self.tau(start, end) for start, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True)]
+        for value in values:
+            checked_eta("SASolver", value, "tau(t, s)")
+        return np.array(values)
 
-def corrected(
-    schedule: Schedule, t: Array, m: str, eta: float, predictor: int, corrector: int, rule: Rule
-) -> list[Update]:
-    """Return the updates from knot to knot, each with the correction of the step before it.
+    def _weights(self, H: float, nodes: Weights) -> Weights:
+        return slope_weights(H, nodes, H) if self.simple_order_2 and len(nodes) == 2 else exact_weights(H, nodes)
+
+
+def slope_weights(H: float, nodes: Weights, B: float | None) -> Weights:
+    """Return ``half_slope_weights`` of two nodes, one of which is 0, the start of the step, in their order."""
+    start, other = half_slope_weights(H, nodes[0] or nodes[1], B)
+    return [other, start] if nodes[0] else [start, other]
+
+
+def stepped(
+    schedule: Schedule,
+    t: Array,
+    m: str,
+    eta: float | Array,
+    predictor: Sequence[int],
+    corrector: Sequence[int],
+    rule: Rule,
+) -> list[Step]:
+    """Return what each step predicts and what its correction adds.
 
     Args:
         schedule, t, m, eta: see ``exponential``.
-        predictor, corrector: evaluations that each may use, the corrector's new one included.
+        predictor, corrector: evaluations of each step, the corrector's new one included; none where it is 0.
         rule: weights of evaluations at given theta.
     """
-    values, updates, change = lam(schedule, t), [], []
+    values, steps = lam(schedule, t), []
     for k, (a, gain, H, c) in enumerate(zip(*step_coefficients(schedule, t[:-1], t[1:], m, eta), strict=True)):
-        predict = [gain * v for v in rule(H, past(values, k, predictor))]
-        updates.append((a, [p + a * d for p, d in zip_longest(predict, change, fillvalue=0.0)], c))
-        if corrector:
-            correct = [gain * v for v in rule(H, [1.0, *past(values, k, corrector - 1)])]
+        predict, change = [gain * v for v in rule(H, past(values, k, predictor[k]))], []
+        if corrector[k]:
+            correct = [gain * v for v in rule(H, [1.0, *past(values, k, corrector[k] - 1)])]
             change = [new - old for new, old in zip_longest(correct, [0.0, *predict], fillvalue=0.0)]
+        steps.append((a, predict, change, c))
+    return steps
+
+
+def merged(steps: Sequence[Step]) -> list[Update]:
+    """Return the updates from knot to knot, each with the correction of the step before it."""
+    updates, before = [], []
+    for a, predict, change, c in steps:
+        updates.append((a, [p + a * d for p, d in zip_longest(predict, before, fillvalue=0.0)], c))
+        before = change
     return updates
+
+
+def evaluated_twice(t: Array, steps: Sequence[Step]) -> list[list[Row]]:
+    """Return two rows for each step: the prediction, and the correction by an evaluation that is not kept."""
+    ring = max(max(len(predict), len(change)) for _, predict, change, _ in steps) - 1
+    groups = []
+    for k, (a, predict, change, c) in enumerate(steps):
+        start, end, w, w_correct = float(t[k]), float(t[k + 1]), [0.0] * ring, [0.0] * ring
+        for j in range(1, len(predict)):
+            w[(k - j) % ring] = predict[j]
+        for j in range(1, len(change)):
+            w_correct[(k + 1 - j) % ring] = change[j]
+        rows = [Row(start, end, a, predict[0], c, tuple(w), "x0", k % ring)]
+        groups.append([*rows, Row(end, end, 1.0, change[0], 0.0, tuple(w_correct), "x0")])
+    return groups

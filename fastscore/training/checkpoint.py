@@ -18,6 +18,7 @@ from torch import nn
 from fastscore.data.load import Dataset
 from fastscore.files import write_text
 from fastscore.model.folder import write_tensors
+from fastscore.training.settings import TrainConfig
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -25,18 +26,23 @@ CHECKPOINT = "checkpoint.safetensors"
 class State:
     """Weights, their average and the optimizer, saved and restored as one file."""
 
-    def __init__(self, net: nn.Module, lr: float) -> None:
-        self.net, self.steps = net, 0
-        self.parameters = dict(net.named_parameters())
-        self.optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-        self.ema = {k: v.detach().clone() for k, v in self.parameters.items()}
+    def __init__(self, net: nn.Module, config: TrainConfig) -> None:
+        self.net, self.steps, self.gamma = net, 0, config.ema
+        self.parameters = {k: v for k, v in net.named_parameters() if v.requires_grad}
+        make, betas = {"adamw": (torch.optim.AdamW, (0.9, 0.99)), "adam": (torch.optim.Adam, (0.9, 0.999))}[
+            config.optimizer
+        ]
+        self.optimizer = make(self.parameters.values(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+        self.ema = {} if self.gamma is None else {k: v.detach().clone() for k, v in self.parameters.items()}
 
-    def step(self, gamma: float) -> None:
+    def step(self) -> None:
         """Apply the gradients, then fold the new weights into the average."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        beta = (1.0 - 1.0 / self.steps) ** (gamma + 1.0)
+        if self.gamma is None:
+            return
+        beta = (1.0 - 1.0 / self.steps) ** (self.gamma + 1.0)
         for k, average in self.ema.items():
             average.lerp_(self.parameters[k].detach(), 1.0 - beta)
 
@@ -51,8 +57,9 @@ class State:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
         for k, v in self.parameters.items():
-            slot = self.optimizer.state[v]
-            tensors |= {f"m.{k}": slot["exp_avg"], f"v.{k}": slot["exp_avg_sq"]}
+            slot = self.optimizer.state.get(v)  # none of a parameter that the loss does not reach
+            if slot:
+                tensors |= {f"m.{k}": slot["exp_avg"], f"v.{k}": slot["exp_avg_sq"]}
         write_tensors(path, {**tensors, "steps": torch.tensor(self.steps)}, {"progress": json.dumps(progress)})
 
     def load(self, path: Path) -> None:
@@ -60,8 +67,11 @@ class State:
         tensors = load_file(path)
         self.steps = int(tensors["steps"])
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+        for k, average in self.ema.items():
+            average.copy_(tensors[f"ema.{k}"])
         for k, v in self.parameters.items():
-            self.ema[k].copy_(tensors[f"ema.{k}"])
+            if f"m.{k}" not in tensors:
+                continue
             self.optimizer.state[v] = {
                 "step": torch.tensor(float(self.steps)),
                 "exp_avg": tensors[f"m.{k}"].to(v),

@@ -1,30 +1,82 @@
 r"""Score-matching losses.
 
-Denoising score matching in a network's own prediction space: with F* = A x_0 + B z the target of
-the prediction (see parametrization) and q = d eps / d F,
+Denoising score matching of a network's output F, whose target is F* = A x_0 + B z (see parametrization).
+At a given x_t every error is a multiple of every other one, so a loss is |F - F*|^2 / D times a weight:
 
-    eps_hat - z = q (F - F*),    loss = w(t) q^2 |F - F*|^2 / D
+    weighting     error                                source
+    edm           EDM's output, (sigma^2 + d^2) / (sigma d)^2 |D - x_0|^2 at alpha = 1 with d = sigma_data:
+                  1 for a network of unit scaling      Karras et al. 2022, eq. 8
+    simple        the prediction: DDPM's |eps - z|^2, x0, v, score, flow       Ho et al. 2020, eq. 14
+    sigma2        |eps - z|^2, lambda = sigma^2        Song et al. 2021, eq. 7
+    likelihood    g^2 |s + z / sigma|^2, lambda = g^2: bounds the likelihood   Song et al. 2021b
+    a function    lambda(t) |s + z / sigma|^2          yours
 
-    weighting     w(t)        source
-    sigma2        1           lambda = sigma^2 of Song et al. 2021 eq. 7: |eps_hat - z|^2
-    likelihood    g^2/sigma^2 lambda = g^2: bounds the likelihood (Song et al. 2021b)
-    simple        1/q^2       |F - F*|^2: DDPM's simple loss (eps), x0, v, flow and EDM's loss (edm)
+Every loss is a mean over the D elements of an example; published code sums some, which is D times as much
+(784 for a 28 x 28 image).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastscore.process.parametrization import Parametrization, components, convert
-from fastscore.process.schedule import Array, Schedule, g2, t_of_lam
+from fastscore.process.schedule import Array, Schedule, diffuse, g2, lam, t_of_lam
 
-WEIGHTINGS = ("simple", "sigma2", "likelihood")
+WEIGHTINGS = ("edm", "simple", "sigma2", "likelihood")
 LOSSES = ("dsm", "implicit", "sliced")
 TIMES = ("uniform", "lognormal", "importance")
+
+
+Weighting = str | Callable[[Array], Array]
+
+
+def default_weighting(parametrization: Parametrization) -> str:
+    """Return the weighting under which a network trains well at every noise level.
+
+    EDM's where input and output are scaled. Of a network's own output: the noise estimate for a score, whose own error
+    grows like 1 / sigma, and else the prediction.
+    """
+    if parametrization.unit:
+        return "edm"
+    return "sigma2" if parametrization.prediction == "score" else "simple"
+
+
+def weights(weighting: Weighting, schedule: Schedule, parametrization: Parametrization, t: Array) -> Array:
+    """Return the weight of |F - F*|^2 at times [N]; finite at pure noise, where eps and score tell nothing of F.
+
+    Raises:
+        ValueError: an unknown name, or values of lambda(t) that are negative or not finite.
+    """
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    output = parametrization.components(schedule, t)
+
+    def of(target: tuple[Array, Array]) -> Array:
+        return convert(target, output, alpha, sigma)[1] ** 2
+
+    if weighting == "edm":
+        return of(Parametrization("edm", sigma_data=parametrization.sigma_data).components(schedule, t))
+    if weighting == "simple":
+        prediction = parametrization.prediction
+        return of(output if prediction == "edm" else components(prediction, schedule, t))
+    if weighting == "sigma2":
+        return of(components("eps", schedule, t))
+    score = of(components("score", schedule, t))
+    if weighting == "likelihood":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = g2(schedule, t)
+    elif callable(weighting):
+        rate = np.broadcast_to(np.asarray(weighting(t), np.float64), t.shape)
+        if not np.all(np.isfinite(rate)) or np.any(rate < 0.0):
+            raise ValueError(f"weighting: lambda(t) must be finite and at least 0, but is {rate.min()} .. {rate.max()}")
+    else:
+        raise ValueError(f"weighting = {weighting!r} must be one of {', '.join(WEIGHTINGS)}, or a function of t")
+    with np.errstate(invalid="ignore"):
+        return np.where(score > 0.0, score * rate, 0.0)
 
 
 def denoising_score_matching(
@@ -35,37 +87,30 @@ def denoising_score_matching(
     cond: Tensor | None,
     schedule: Schedule,
     parametrization: Parametrization,
-    weighting: str,
+    weighting: Weighting,
 ) -> Tensor:
     """Return the denoising score matching loss of each example, [N].
 
     Args:
         net: the call convention of ScoreModel.
         x0: clean data [N, ...]; t: times [N]; z: standard normals like x0; cond: labels [N] or None.
-        weighting: one of WEIGHTINGS.
+        weighting: one of WEIGHTINGS, or lambda(t) as a function of times [N].
     """
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     a, b = parametrization.components(schedule, t)
-    _, q = convert(components("eps", schedule, t), (a, b), alpha, sigma)
-    if weighting == "simple":
-        weight = np.ones_like(q)
-    elif weighting == "sigma2":
-        weight = q**2
-    elif weighting == "likelihood":
-        weight = q**2 * g2(schedule, t) / sigma**2
-    else:
-        raise ValueError(f"weighting = {weighting!r} must be one of {', '.join(WEIGHTINGS)}")
+    weight = weights(weighting, schedule, parametrization, t)
 
     def column(v: Array) -> Tensor:
         return torch.as_tensor(v, dtype=x0.dtype, device=x0.device).reshape(-1, *[1] * (x0.ndim - 1))
 
-    u = column(parametrization.c_in(schedule, t)) * (column(alpha) * x0 + column(sigma) * z)
+    u = column(parametrization.c_in(schedule, t)) * diffuse(schedule, x0, t, z)
     label = torch.as_tensor(parametrization.c_noise(schedule, t), dtype=x0.dtype, device=x0.device)
     error = net(u, label, cond).to(x0.dtype) - (column(a) * x0 + column(b) * z)
     return column(weight).flatten() * error.flatten(1).square().mean(1)
 
 
-def sample_times(schedule: Schedule, u: Array, times: str, mean: float = -1.2, std: float = 1.2) -> Array:
+def sample_times(
+    schedule: Schedule, u: Array, times: str, mean: float = -1.2, std: float = 1.2, t_end: float | None = None
+) -> Array:
     """Map uniforms in (0, 1] to training times.
 
     Args:
@@ -73,27 +118,55 @@ def sample_times(schedule: Schedule, u: Array, times: str, mean: float = -1.2, s
         times: "uniform" on [t_end, T]; "lognormal": ln(sigma/alpha) ~ N(mean, std^2), clipped to the
             schedule (EDM); "importance": density proportional to g^2/sigma^2, which cancels the
             likelihood weighting (Song et al. 2021b).
+        t_end: the first, least noisy time; the schedule's own if left out.
+
+    Raises:
+        ValueError: an unknown ``times``, or importance where g^2/sigma^2 is infinite.
     """
+    end = schedule.t_end if t_end is None else t_end
     if times == "uniform":
-        return schedule.t_end + u * (schedule.T - schedule.t_end)
+        return end + u * (schedule.T - end)
     if times == "importance":
-        grid = np.linspace(schedule.t_end, schedule.T, 4097)
-        density = g2(schedule, grid) / schedule.sigma(grid) ** 2
+        grid, density = _density(schedule, end)
         mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
         return np.interp(u * mass[-1], mass, grid)
     if times == "lognormal":
         normal = np.sqrt(-2.0 * np.log(u[:, 0])) * np.cos(2.0 * np.pi * u[:, 1])
-        ends = np.array([schedule.t_end, schedule.T])
-        low, high = np.log(schedule.sigma(ends)) - np.log(schedule.alpha(ends))
-        return t_of_lam(schedule, -np.clip(mean + std * normal, low, high))
+        low, high = -lam(schedule, np.array([end, schedule.T]))
+        # No normal of 24 bits is beyond 8 standard deviations, and pure noise would be infinitely far.
+        low, high = max(low, min(mean - 8.0 * std, high)), min(high, max(mean + 8.0 * std, low))
+        try:
+            log_sigma, knots = _inverse(schedule, low, high)
+        except TypeError:  # a schedule of the caller's own that cannot be hashed
+            log_sigma, knots = _inverse.__wrapped__(schedule, low, high)
+        return np.interp(mean + std * normal, log_sigma, knots)
     raise ValueError(f"times = {times!r} must be one of {', '.join(TIMES)}")
 
 
-def importance_weight(schedule: Schedule, t: Array) -> Array:
+@lru_cache(maxsize=16)
+def _inverse(schedule: Schedule, low: float, high: float) -> tuple[Array, Array]:
+    """Return values of ln(sigma / alpha) and their times: every inversion is some 60 halvings."""
+    log_sigma = np.linspace(low, high, 1025)
+    return log_sigma, t_of_lam(schedule, -log_sigma)
+
+
+def importance_weight(schedule: Schedule, t: Array, t_end: float | None = None) -> Array:
     """Return the factor that makes "importance" times unbiased: uniform density over theirs."""
-    grid = np.linspace(schedule.t_end, schedule.T, 4097)
-    density = g2(schedule, grid) / schedule.sigma(grid) ** 2
-    return np.trapezoid(density, grid) / (schedule.T - schedule.t_end) / (g2(schedule, t) / schedule.sigma(t) ** 2)
+    grid, density = _density(schedule, schedule.t_end if t_end is None else t_end)
+    return np.trapezoid(density, grid) / (grid[-1] - grid[0]) / (g2(schedule, t) / schedule.sigma(t) ** 2)
+
+
+def _density(schedule: Schedule, end: float) -> tuple[Array, Array]:
+    """Return times and g^2/sigma^2 there."""
+    grid = np.linspace(end, schedule.T, 4097)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        density = g2(schedule, grid) / schedule.sigma(grid) ** 2
+    if not np.all(np.isfinite(density)):
+        raise ValueError(
+            f"times = 'importance': g^2/sigma^2 of {type(schedule).__name__} is infinite at t = "
+            f"{grid[~np.isfinite(density)][0]:g}, so it is no density; take times 'uniform' or 'lognormal'"
+        )
+    return grid, density
 
 
 def score_at(

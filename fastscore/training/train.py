@@ -1,4 +1,4 @@
-"""Train a score network by denoising score matching, or the small classifier that judges samples.
+"""Train a score network by denoising score matching.
 
 Training is resumable: everything random is a function of (seed, number of images seen), so a run
 that is stopped and started again sees the same images, times and noise as one that was not.
@@ -18,163 +18,208 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.data.load import Dataset
-from fastscore.model.folder import save_model
+from fastscore.model.folder import save_model, save_weights
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import has_compiler
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.config import schedule_to_dict
+from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, diffuse
 from fastscore.training import losses
 from fastscore.training.checkpoint import CHECKPOINT, State, append_loss, fingerprint, resume
+from fastscore.training.recipe import label_range, measured_std
+from fastscore.training.settings import TrainConfig
 
 Progress = Callable[[int, int, dict[str, float]], None]
 _NOISE_DRAW, _TIME_DRAW, _SLICE_DRAW = 0, 1, 2  # of one training image: z; (time, time, label dropout); v
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run, saved beside its checkpoint.
-
-    Attributes:
-        images: training images (or points) to see in total.
-        batch: per step.
-        lr: peak learning rate of AdamW; warm-up over ``warmup`` images, linear decay to zero over
-            the last ``cooldown`` fraction.
-        ema: exponent gamma of the power-function average, beta = (1 - 1/step)^(gamma + 1);
-            16.97 averages over about the last 5 % (Karras et al. 2024, eq. 2 and 3).
-        loss: "dsm" (denoising score matching), or for small networks "implicit" or "sliced" score
-            matching of the noised data, weighted by sigma^2.
-        weighting, times: see losses; mean, std: of ln sigma for lognormal times.
-        label_dropout: share of labels replaced by the null class.
-        clip: gradient norm bound.
-        dtype: "bf16" (autocast) or "fp32".
-        compile: run the network through torch.compile.
-        seed: of everything random.
-        checkpoint_every: images between checkpoints.
-    """
-
-    images: int = 1_000_000
-    batch: int = 128
-    lr: float = 1e-3
-    warmup: int = 50_000
-    cooldown: float = 0.25
-    ema: float = 16.97
-    loss: str = "dsm"
-    weighting: str = "simple"
-    times: str = "lognormal"
-    mean: float = -1.2
-    std: float = 1.2
-    label_dropout: float = 0.1
-    clip: float = 1.0
-    dtype: str = "bf16"
-    compile: bool = True
-    seed: int = 0
-    checkpoint_every: int = 100_000
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("images", 1, None), ("batch", 1, None), ("lr", 0, None), ("warmup", 0, None), ("cooldown", 0, 1),
-            ("ema", 0, None), ("std", 0, None), ("label_dropout", 0, 1), ("clip", 0, None), ("seed", 0, 2**64 - 1),
-            ("checkpoint_every", 1, None),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < low or (high is not None and value > high):
-                bound = f"at least {low}" if high is None else f"in {low} .. {high}"
-                raise ValueError(f"{name} = {value} must be {bound}")
-        for name, choices in (
-            ("loss", losses.LOSSES),
-            ("weighting", losses.WEIGHTINGS),
-            ("times", losses.TIMES),
-            ("dtype", ("bf16", "fp32")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} = {getattr(self, name)!r} must be one of {', '.join(choices)}")
-
-    def lr_at(self, seen: int) -> float:
-        """Return the learning rate after ``seen`` images."""
-        rise = min(1.0, (seen + self.batch) / max(self.warmup, 1))
-        fall = min(1.0, (self.images - seen) / max(self.cooldown * self.images, 1.0))
-        return self.lr * rise * max(fall, 0.0)
-
-
 def train(
-    out: Path,
-    data: Dataset,
-    spec: dict[str, Any],
-    schedule: Schedule,
-    parametrization: Parametrization,
-    config: TrainConfig,
-    info: dict[str, Any],
-    device: str = "cpu",
+    net: nn.Module | dict[str, Any],
+    data: Dataset | np.ndarray | Tensor,
+    schedule: Schedule | None = None,
+    parametrization: Parametrization | None = None,
+    config: TrainConfig | None = None,
+    *,
+    out: Path | str | None = None,
+    classes: int = 0,
+    info: dict[str, Any] | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> ScoreModel:
-    """Train a score network and write it to ``out`` as a model directory; resume if it is half done.
+    """Train a score network; return the model with the average of its weights.
 
     Args:
-        out: receives config.json, model.safetensors (the averaged weights, float16), loss.csv and
-            checkpoint.safetensors, from which the same call goes on.
-        data: the training set; labels are used if ``spec`` has classes.
-        spec: of the network, for nets.build.
-        info: kept in the model's config.
+        net: a module with the call convention of ScoreModel, which is trained in place, where it is; or the
+            description of one for model.nets.build.
+        data: the training set, or its examples as an array: float [N, ...], as the network sees them, or uint8
+            images [N, H, W, C]. A data set's labels are used if the network has classes.
+        schedule: the forward SDE; EDM if left out.
+        parametrization: how the network is called and what it predicts; if left out, input and output are of unit
+            variance, as EDM's. Parametrization("eps", "t/T") is the tutorials' own: F is the noise estimate.
+        config: settings of the run.
+        out: folder that receives model.safetensors (the average, float16), loss.csv and checkpoint.safetensors,
+            from which the same call goes on; and config.json, if ``net`` is a description, so that load_model reads
+            the folder. Nothing is written if it is left out.
+        classes: labels that a module takes; a description says it itself.
+        info: kept in the model and its config.json.
+        device: where a described network is trained; "cpu" if left out.
         progress: called as progress(seen, images, {"loss": ..., "images/s": ...}) after each step.
 
     Raises:
-        ValueError: ``out`` holds a run of other settings, or the loss is no longer finite.
+        ValueError: ``out`` holds a run of other settings, or is given with a schedule that cannot be saved; labels
+            or times that the schedule makes infinite; data that do not fit; or the loss is no longer finite.
     """
+    data = data if isinstance(data, Dataset) else Dataset(_numpy(data))
+    config, schedule = config or TrainConfig(), schedule or EDM()
     if config.loss == "implicit" and math.prod(data.shape) > 64:
         raise ValueError(f"loss = 'implicit' takes a backward pass a dimension; {math.prod(data.shape)} is above 64")
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    raw = nn.utils.convert_conv2d_weight_memory_format(build(spec).to(device), torch.channels_last)
-    classes = int(spec.get("classes", 0))
-    model = ScoreModel(raw, data.shape, schedule, parametrization, classes, data.class_names if classes else (), info)
-    settings = {
-        "net": spec,
-        "schedule": schedule_to_dict(schedule),
-        "parametrization": asdict(parametrization),
-        "train": asdict(config),
-        "data": {"sha256": fingerprint(data)},
-    }
-    state = State(raw, config.lr)
-    seen = resume(out, state, settings)
-    net = torch.compile(raw) if config.compile and has_compiler(device) else raw
+    parametrization = parametrization or Parametrization("edm", "tanh", measured_std(data), "unit")
+    config = _resolved(config, schedule, parametrization)
+    spec = net if isinstance(net, dict) else None
+    where = torch.device(device or "cpu") if isinstance(net, dict) else next(net.parameters()).device
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
+        torch.manual_seed(config.seed)
+        if isinstance(net, dict):
+            raw = nn.utils.convert_conv2d_weight_memory_format(build(net).to(where), torch.channels_last)
+            classes = int(net.get("classes", 0))
+        else:
+            raw = net
+        if classes and data.labels is None:
+            raise ValueError(f"the network takes {classes} classes, and the data have no labels")
+        names = data.class_names if len(data.class_names) == classes else ()
+        model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info or {})
+        run = _Run(model, raw, data, config, where)
+        modes = [(module, module.training) for module in raw.modules()]
+        try:
+            raw.train()
+            state = _steps(run, spec, None if out is None else Path(out), progress)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return replace(model, net=state.averaged().eval())
 
-    def export() -> None:
-        save_model(out, state.averaged(), spec, replace(model, info={**info, "images": seen}), torch.float16)
 
+@dataclass(frozen=True)
+class _Run:
+    """What every step reads."""
+
+    model: ScoreModel
+    net: nn.Module
+    data: Dataset
+    config: TrainConfig
+    device: torch.device
+
+
+def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: Progress | None) -> State:
+    """Take all steps, from the checkpoint on if ``out`` has one; return the last state."""
+    config, state, seen = run.config, State(run.net, run.config), 0
+    state.optimizer.zero_grad(set_to_none=True)
+    settings: dict[str, Any] = {}
+    if out is not None:
+        settings = _settings(run, spec)
+        out.mkdir(parents=True, exist_ok=True)
+        seen = resume(out, state, settings)
+    net = torch.compile(run.net) if config.compile and has_compiler(run.device.type) else run.net
     window: list[Tensor] = []
     start, first = time.perf_counter(), seen
     while seen < config.images:
-        x0, cond, t, z = _batch(data, schedule, config, seen, classes, device)
         for group in state.optimizer.param_groups:
             group["lr"] = config.lr_at(seen)
-        if config.loss == "dsm":
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
-                loss = losses.denoising_score_matching(net, x0, t, z, cond, schedule, parametrization, config.weighting)
-        else:
-            loss = _hessian_loss(raw, x0, cond, t, z, schedule, parametrization, config, seen)
-        if config.times == "importance":
-            loss = loss * torch.as_tensor(losses.importance_weight(schedule, t), dtype=loss.dtype, device=device)
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.seed, seen]).generate_state(1, np.uint64)[0])
+        )  # of dropout
+        loss = step_loss(net, run, seen)
         loss.mean().backward()
-        nn.utils.clip_grad_norm_(raw.parameters(), config.clip)
-        state.step(config.ema)
-        seen += len(x0)
+        if config.clip:
+            nn.utils.clip_grad_norm_(run.net.parameters(), config.clip)
+        state.step()
+        seen += len(loss)
         window.append(loss.detach().mean())
         if len(window) == 50 or seen >= config.images:
             mean = torch.stack(window).mean().item()
             if not math.isfinite(mean):
                 raise ValueError(f"loss is {mean} after {seen} images; lower --lr (now {config.lr}) and resume")
-            append_loss(out / "loss.csv", seen, mean, config.lr_at(seen), time.perf_counter() - start)
+            if out is not None:
+                append_loss(out / "loss.csv", seen, mean, config.lr_at(seen), time.perf_counter() - start)
             window.clear()
         if progress:
             rate = (seen - first) / (time.perf_counter() - start)
             progress(seen, config.images, {"loss": float(loss.detach().mean()), "images/s": rate})
-        if seen // config.checkpoint_every > (seen - len(x0)) // config.checkpoint_every or seen >= config.images:
+        at_checkpoint = seen // config.checkpoint_every > (seen - len(loss)) // config.checkpoint_every
+        if out is not None and (at_checkpoint or seen >= config.images):
             state.save(out / CHECKPOINT, {"seen": seen, "settings": settings})
-            export()
-    return replace(model, net=state.averaged().eval())
+            if spec is None:
+                save_weights(out / "model.safetensors", state.averaged(), torch.float16)
+            else:
+                model = replace(run.model, info={**run.model.info, "images": seen})
+                save_model(out, state.averaged(), spec, model, torch.float16)
+    return state
+
+
+def step_loss(net: Callable[..., Any], run: _Run, seen: int) -> Tensor:
+    """Return the loss of each example of the batch that starts at image ``seen``, [N]: what a step descends."""
+    config, model = run.config, run.model
+    x0, cond, t, z = _batch(run.data, model.schedule, config, seen, model.classes, run.device)
+    if config.loss == "dsm":
+        assert config.weighting is not None
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
+            loss = losses.denoising_score_matching(
+                net, x0, t, z, cond, model.schedule, model.parametrization, config.weighting
+            )
+    else:
+        loss = _hessian_loss(run.net, x0, cond, t, z, model.schedule, model.parametrization, config, seen)
+    if config.times == "importance":
+        loss = loss * loss.new_tensor(losses.importance_weight(model.schedule, t, config.t_end))
+    return loss
+
+
+def _numpy(x: np.ndarray | Tensor) -> np.ndarray:
+    """Return examples as Dataset keeps them."""
+    x = x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+    if x.dtype != np.uint8 or x.ndim != 4:
+        x = x.astype(np.float32)
+    if x.ndim < 2 or not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"data of shape {x.shape} must be at least one example [N, ...] of finite numbers")
+    return x
+
+
+def _resolved(config: TrainConfig, schedule: Schedule, parametrization: Parametrization) -> TrainConfig:
+    """Return the settings with what was left out filled in, checked against the schedule."""
+    end = schedule.t_end if config.t_end is None else config.t_end
+    if not schedule.t_clean < end <= schedule.T or float(schedule.sigma(end)) == 0.0:
+        raise ValueError(
+            f"t_end = {end} must lie between {type(schedule).__name__}'s T = {schedule.T} and its clean end"
+        )
+    label_range(schedule, parametrization, end)
+    if config.times == "importance":
+        losses.importance_weight(schedule, np.array([end]), end)  # raises where it is no density
+    return replace(
+        config,
+        weighting=losses.default_weighting(parametrization) if config.weighting is None else config.weighting,
+        mean=math.log(parametrization.sigma_data) - 0.5 if config.mean is None else config.mean,
+    )
+
+
+def _settings(run: _Run, spec: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a checkpoint must agree with to be continued, as JSON values."""
+    config, schedule = asdict(run.config), run.model.schedule
+    if callable(run.config.weighting):  # a function is known by its values
+        times = np.linspace(schedule.T, schedule.t_end, 9)
+        config["weighting"] = np.broadcast_to(run.config.weighting(times), times.shape).tolist()
+    try:
+        saved = schedule_to_dict(schedule)
+    except ValueError as error:
+        raise ValueError(f"{error}; leave out the folder to train in Python without saving") from None
+    return {
+        "net": spec or {k: list(v.shape) for k, v in run.net.state_dict().items()},
+        "schedule": saved,
+        "parametrization": asdict(run.model.parametrization),
+        "train": config,
+        "data": {"sha256": fingerprint(run.data)},
+    }
 
 
 def _hessian_loss(
@@ -200,7 +245,7 @@ def _hessian_loss(
 
 
 def _batch(
-    data: Dataset, schedule: Schedule, config: TrainConfig, seen: int, classes: int, device: str
+    data: Dataset, schedule: Schedule, config: TrainConfig, seen: int, classes: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None, np.ndarray, Tensor]:
     """Return (x0, labels, times, z) of the batch that starts at image ``seen``."""
     count = min(config.batch, config.images - seen)
@@ -208,7 +253,8 @@ def _batch(
     key = NoiseKey.of(config.seed, range(seen, seen + count))
     uniform = key.uniform(_TIME_DRAW, 3).to(torch.float64).numpy()
     first = uniform[:, :2] if config.times == "lognormal" else uniform[:, 0]
-    t = losses.sample_times(schedule, first, config.times, config.mean, config.std)
+    assert config.mean is not None
+    t = losses.sample_times(schedule, first, config.times, config.mean, config.std, config.t_end)
     x0 = torch.from_numpy(data.network_range(index)).to(device)
     z = key.normal(_NOISE_DRAW, math.prod(data.shape)).reshape(x0.shape).to(device)
     cond = None

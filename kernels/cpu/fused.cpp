@@ -12,7 +12,7 @@
 namespace {
 
 enum { FLOAT32, BFLOAT16 };
-enum { SAMPLE, EXPECTED, BATCH };
+enum { SAMPLE, EXPECTED, BATCH, TUTORIAL };
 
 struct Network { const void *f, *f2; int64_t type, type2; };
 
@@ -282,7 +282,8 @@ EXPORT int fastscore_langevin(const Norms* a, float* scratch, const float* valid
     if (!a->rows.valid(a->n)) return 1;
     run(norms_of[isa], *a, Tiles(a->n, a->d).groups(), fork, threads);
     float mean_mm = 0.0f, mean_zz = 0.0f;
-    if (norm == BATCH) {
+    const bool mean = norm == BATCH || norm == TUTORIAL;
+    if (mean) {
         float count = sum_of_roots(nullptr, valid, a->n);
         mean_mm = sum_of_roots(a->mm, valid, a->n) / count;
         mean_zz = sum_of_roots(a->zz, valid, a->n) / count;
@@ -290,7 +291,7 @@ EXPORT int fastscore_langevin(const Norms* a, float* scratch, const float* valid
     for (int64_t s = 0; s < a->n; ++s) {
         const float* row = a->rows.of(s);
         float* own = scratch + s * WIDTH;
-        float mm = norm == BATCH ? mean_mm * mean_mm : a->mm[s], zz = norm == BATCH ? mean_zz * mean_zz : a->zz[s];
+        float mm = mean ? mean_mm * mean_mm : a->mm[s], zz = norm == BATCH ? mean_zz * mean_zz : a->zz[s];
         float step = row[SNR] * (zz / mm);
         step = step > row[CAP] ? row[CAP] : step;  // NaN stays
         std::memcpy(own, row, WIDTH * sizeof(float));

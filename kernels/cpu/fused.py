@@ -12,7 +12,7 @@ from .. import abi
 from ..checks import require, require_key, require_rows
 from .library import Key, Network, Normal, Norms, Quantize, Rows, Update, library, team
 
-NORMS = ("sample", "expected", "batch")
+NORMS = ("sample", "expected", "batch", "tutorial")
 OFFSET = {"nearest": 128.0, "floor": 127.5}
 _TYPE = {torch.float32: 0, torch.bfloat16: 1}
 _STATE = (torch.float32,)
@@ -175,7 +175,7 @@ def langevin_cpu(
 ) -> None:
     r"""Write each sample's own row into scratch [N, abi.WIDTH], as langevin_ref does and to the same bits.
 
-    Args: as for update_cpu; ``norm`` is "sample", "expected" or "batch"; ``valid`` is float32 [N].
+    Args: as for update_cpu; ``norm`` is one of NORMS; ``valid`` is float32 [N].
 
     Raises: as update_cpu; ValueError for an unknown norm.
     """
@@ -200,7 +200,7 @@ def langevin_cpu(
     squares = torch.empty((2, n), dtype=torch.float32)
     mm = squares.data_ptr()
     call = Norms(
-        n, d, x.data_ptr(), mm, mm + 4 * n, Key() if norm == "expected" else key, _network(F, F2),
+        n, d, x.data_ptr(), mm, mm + 4 * n, key if norm in ("sample", "batch") else Key(), _network(F, F2),
         _rows(table, idx),
     )  # fmt: skip
     tail = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *team(n * d))

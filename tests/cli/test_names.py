@@ -42,6 +42,10 @@ def test_every_solver_is_the_same_in_python(name):
     [
         ("--solver ddim --eta 0.5", "DDIM(eta=0.5, keep_eps=False)"),
         ("--solver em --eta 0", "EulerMaruyama(eta=0.0)"),
+        ("--solver milstein --s-noise 1.01", "ScaledNoise(solver=EulerMaruyama(eta=1.0), s_noise=1.01)"),
+        ("--solver ddim --eta 1 --s_noise 1.01", "ScaledNoise(solver=DDIM(eta=1.0, keep_eps=False), s_noise=1.01)"),
+        ("--solver edm-churn --s-noise 1", "noise=1.0)"),
+        ("--solver em --corrector langevin --norm tutorial", "norm='tutorial'"),
         ("--solver ddpm --variance large", "Ancestral(variance='large', denoise=True)"),
         ("--solver heun --corrector langevin --norm batch --corrections 2", "norm='batch'"),
         ("--solver score-sde --corrector langevin --predictor none", "predictor='none'"),
@@ -75,6 +79,8 @@ SAME = {
     "unknown corrector": (lambda: named("heun", corrector="mala"), "--solver heun --corrector mala"),
     "eta of heun": (lambda: named("heun", eta=1.0), "--solver heun --eta 1"),
     "eta out of range": (lambda: gaussian(solver=named("ddim", eta=2.0)), "--solver ddim --eta 2"),
+    "s_noise of heun": (lambda: named("heun", s_noise=1.1), "--solver heun --s-noise 1.1"),
+    "s_noise of ddim": (lambda: named("ddim", s_noise=1.1), "--solver ddim --s-noise 1.1"),
     "rtol on a grid": (lambda: named("heun", rtol=0.1), "--solver heun --rtol 0.1"),
     "steps of an adaptive solver": (lambda: gaussian(solver="dopri5", steps=9), "--solver dopri5 --steps 9"),
     "grid of an adaptive solver": (

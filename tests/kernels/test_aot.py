@@ -33,7 +33,7 @@ ROWS = {
 }
 NORMS = {
     f"{norm}-{case.id}": (case, norm)
-    for norm in ("sample", "batch", "expected")
+    for norm in ("sample", "batch", "expected", "tutorial")
     for case in (Case(3072, network=BF16),)
 }
 IMAGES = {"x".join(map(str, shape)): shape for shape in ((2, 1, 32, 32), (2, 3, 32, 32), (2, 3, 5, 5))}

@@ -118,7 +118,7 @@ def test_sqrt_is_correctly_rounded():
     assert np.array_equal(sqrt(v).numpy(), np.sqrt(v.numpy()))
 
 
-@pytest.mark.parametrize("norm", ["sample", "expected", "batch"])
+@pytest.mark.parametrize("norm", ["sample", "expected", "batch", "tutorial"])
 def test_langevin_step(norm):
     n, d = 4, 50
     x, out, _ = case(n, d, 0)
@@ -128,10 +128,10 @@ def test_langevin_step(norm):
     row = table(A=1.0, P=0.0, Q=1.0, DRAW=2, SNR=0.05, CAP=0.5)
     langevin_ref(x, out, row, torch.zeros(n, dtype=torch.int32), key, scratch, norm, valid)
     s, z = out.double().norm(dim=1), key.normal(2, d).double().norm(dim=1)
-    if norm == "expected":
-        z = torch.full((n,), d**0.5, dtype=torch.float64)
-    if norm == "batch":
+    if norm in ("batch", "tutorial"):
         s, z = s[:3].mean().expand(n), z[:3].mean().expand(n)
+    if norm in ("expected", "tutorial"):
+        z = torch.full((n,), d**0.5, dtype=torch.float64)
     step = (0.05 * (z / s) ** 2).clamp_max(0.5)
     assert torch.allclose(scratch[:, abi.B].double(), step, rtol=1e-5)
     assert torch.allclose(scratch[:, abi.C].double(), (2 * step).sqrt(), rtol=1e-5)

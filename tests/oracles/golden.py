@@ -53,6 +53,8 @@ class Case:
     tolerance: float
     clip: float | None = None
     prior: float = 1.0  # the code's prior standard deviation over ours
+    scale: float = 1.0  # what the code multiplies the end by
+    data: bool = False  # from data, the target's means and a tenth of the first draw, to noise
 
 
 @cache
@@ -70,21 +72,30 @@ def target() -> GaussianMixture:
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor, Case]:
     """Return (ours, recorded, case)."""
     settings, arrays = recorded()
-    case = build(settings[name])
+    return rerun(name, build(settings[name]), target(), arrays)
+
+
+def rerun(name: str, case: Case, target: GaussianMixture, arrays: dict) -> tuple[torch.Tensor, torch.Tensor, Case]:
+    """Return (ours, recorded, case) of a case of any recording."""
     key = name.replace("/", "__")
     x, noise = (torch.from_numpy(arrays[f"{key}__{k}"]).double() for k in ("x", "noise"))
     sampler = Sampler(
-        score_model(target()),
+        score_model(target),
         schedule=case.schedule,
         solver=case.solver,
         grid=case.grid,
         batch=len(x),
         clip=case.clip,
         dtype=torch.float64,
+        start="state" if case.data else "prior",
     )
     noise = noise[case.draws]
+    if case.data:
+        means = target.means.reshape(-1, *x.shape[1:])
+        init = means[torch.arange(len(x)) % len(means)] + 0.1 * noise[0]
+        return sampler.run(range(len(x)), init=init), x, case
     noise[0] *= case.prior
-    return sampler.run(range(len(x)), noise=noise), x, case
+    return case.scale * sampler.run(range(len(x)), noise=noise), x, case
 
 
 def build(s: dict) -> Case:

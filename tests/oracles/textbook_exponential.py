@@ -76,7 +76,7 @@ def dpmpp_2s(D: Denoiser, y, high: float, low: float, z: Iterator, middle: float
 
 
 def dpmpp_3s(D: Denoiser, y, high: float, low: float, z: Iterator) -> np.ndarray:
-    """DPM-Solver-3 in x_0, as in the authors' code."""
+    """Lu et al. 2022a, algorithm 2, written for x_0: expm1 of -h for h, and both signs."""
     if low == 0.0:
         return D(y, 1.0, high)
     r1, r2, h = 1.0 / 3.0, 2.0 / 3.0, np.log(high / low)
@@ -229,7 +229,12 @@ def adams(
 def dpm_multistep(
     process: Process, D: Denoiser, times, x, z: Iterator, order: int, kind: str = "x0", eta: float = 0.0
 ) -> np.ndarray:
-    """The published code of DPM-Solver(++), k-diffusion's 2M SDE ("midpoint") and 3M SDE, diffusers' eps SDE."""
+    """DPM-Solver(++) with half the slope from two evaluations and, from three, half of the quadratic term.
+
+    Recorded runs agree of order 2 (diffusers' and k-diffusion's "midpoint", x0 and eps, ODE and SDE) and of the ODE's
+    order 3 in x0 (diffusers). Their order 3 of the SDE is another: k-diffusion has the exact slope in its second step,
+    diffusers another sign; see test_variants.py.
+    """
     y, rho = x / process.alpha(times[0]), _levels(process, times)
     m, steps = [], []
     for high, low in pairwise(rho):

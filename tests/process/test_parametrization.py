@@ -8,7 +8,15 @@ from cells import in_each
 
 from fastscore.process.continuous import EDM, VE, VP, Flow, SubVP, Trig
 from fastscore.process.discrete import discrete_vp
-from fastscore.process.parametrization import LABELS, PREDICTIONS, Parametrization, components, convert, network_time
+from fastscore.process.parametrization import (
+    LABELS,
+    PREDICTIONS,
+    SCALINGS,
+    Parametrization,
+    components,
+    convert,
+    network_time,
+)
 from fastscore.process.schedule import lam
 
 SCHEDULES = [VP(), SubVP(), VE(), EDM(), Flow(), discrete_vp()]
@@ -27,7 +35,12 @@ def check_prediction(schedule, source, target):
     x0, eps = rng.standard_normal((2, len(t)))
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x = alpha * x0 + sigma * eps
-    p = Parametrization(source, sigma_data=0.7)
+    for scaling in SCALINGS:
+        check_conversion(schedule, t, x, x0, eps, Parametrization(source, sigma_data=0.7, scaling=scaling), target)
+
+
+def check_conversion(schedule, t, x, x0, eps, p, target):
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     a, b = p.components(schedule, t)
     out = a * x0 + b * eps
     wanted_a, wanted_b = components(target, schedule, t)
@@ -35,7 +48,7 @@ def check_prediction(schedule, source, target):
     gain, weight = convert((wanted_a, wanted_b), (a, b), alpha, sigma)
     scale = np.abs(gain * x) + np.abs(weight * out) + 1.0
     assert np.all(np.abs(gain * x + weight * out - wanted) < 1e-12 * scale)
-    if source == target:
+    if p.prediction == target and not p.unit:
         np.testing.assert_array_equal(gain, 0.0)
         np.testing.assert_array_equal(weight, 1.0)
 
@@ -69,6 +82,32 @@ def test_labels():
     assert value["999t"] == 249.75
     np.testing.assert_allclose(value["sigma"], VP().sigma(t) / VP().alpha(t))
     np.testing.assert_allclose(value["log_sigma/4"], -lam(VP(), t) / 4)
+    np.testing.assert_allclose(value["tanh"], np.tanh((np.log(2.0) - lam(VP(), t)) / 4), rtol=1e-13)  # sigma_data 0.5
+    assert value["t/T"] == 0.25
+    assert Parametrization("eps", "t/T").c_noise(discrete_vp(n=101), [0.0, 25.0, 100.0]).tolist() == [0.0, 0.25, 1.0]
+    assert Parametrization("eps", "t/T").c_noise(discrete_vp(n=1), [0.0]) == 0.0
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, Trig()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_of_unit_scaling_sees_and_makes_unit_variance(schedule, prediction):
+    """For data of variance sigma_data^2, at every time, the clean end and pure noise included; the label is bounded."""
+    ends = [schedule.t_clean, schedule.T] if np.isfinite(schedule.t_clean) else [schedule.T]
+    t = np.array([*ends, *T.get(type(schedule).__name__, [0.7])])
+    p = Parametrization(prediction, "tanh", 0.7, "unit")
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    np.testing.assert_allclose(p.c_in(schedule, t) * np.hypot(0.7 * alpha, sigma), 1.0, rtol=1e-13)
+    a, b = p.components(schedule, t)
+    np.testing.assert_allclose(np.hypot(0.7 * a, b), 1.0, rtol=1e-13)
+    np.testing.assert_allclose(0.49 * alpha * a + sigma * b, 0.0, atol=1e-13 * schedule.prior_std)  # F and x apart
+    label = p.c_noise(schedule, t)
+    assert np.all(np.abs(label) <= 1.0)
+    if schedule.t_clean != -1.0:  # a table's labels end at its first level
+        np.testing.assert_array_equal(label[sigma == 0.0], -1.0)
+    np.testing.assert_array_equal(label[alpha == 0.0], 1.0)
+    for target in ("x0", "v"):
+        gain, weight = convert(components(target, schedule, t), (a, b), alpha, sigma)
+        assert np.all(np.isfinite(gain)) and np.all(np.isfinite(weight))
 
 
 @pytest.mark.parametrize("model", [VP(), EDM(1e-4, 200.0), Trig()], ids=lambda s: type(s).__name__)
@@ -87,7 +126,12 @@ def test_pure_noise_is_the_same_everywhere():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("epsilon",), "prediction = 'epsilon'"), (("eps", "time"), "label = 'time'"), (("edm", "t", 0.0), "sigma_data")],
+    [
+        (("epsilon",), "prediction = 'epsilon'"),
+        (("eps", "time"), "label = 'time'"),
+        (("edm", "t", 0.0), "sigma_data"),
+        (("edm", "t", 0.5, "full"), "scaling = 'full'"),
+    ],
 )
 def test_bad_parametrizations_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

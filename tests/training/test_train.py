@@ -31,7 +31,7 @@ EDM_NET = Parametrization("edm", "log_sigma/4", 0.8)
 
 def fit(out, config=CONFIG, **kw):
     data = kw.pop("data", Dataset(toy("grid", 5000)))
-    return train(out, data, kw.pop("spec", MLP), EDM(), EDM_NET, config, {}, **kw)
+    return train(kw.pop("spec", MLP), data, EDM(), EDM_NET, config, out=out, **kw)
 
 
 @pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
@@ -65,6 +65,7 @@ def test_the_exact_denoiser_minimises_every_loss(prediction, weighting):
     assert float(loss(-0.05)) > best
     variance = 0.25 * sigma**2 / (alpha**2 * 0.25 + sigma**2)  # of x0 given x
     factor = {
+        "edm": (0.25 * alpha**2 + sigma**2) / (0.25 * sigma**2),  # Karras 2022, table 1: 1 / c_out^2
         "simple": weight[0] ** 2,
         "sigma2": (alpha / sigma) ** 2,
         "likelihood": (alpha / sigma) ** 2 * g2(schedule, t[:1])[0] / sigma**2,
@@ -105,7 +106,9 @@ def test_implicit_and_sliced_score_matching_find_the_score():
 
 
 def test_training_learns_a_toy_set_and_samples_from_it(tmp_path):
-    model = fit(tmp_path, replace(CONFIG, images=150_000, batch=500, lr=6e-3, warmup=5000, checkpoint_every=75_000))
+    model = fit(
+        tmp_path, replace(CONFIG, images=150_000, batch=500, lr=6e-3, mean=-1.2, warmup=5000, checkpoint_every=75_000)
+    )
     rows = np.genfromtxt(tmp_path / "loss.csv", delimiter=",", names=True)
     assert rows["loss"][-1] < 0.8 * rows["loss"][0]
     loaded = load_model(tmp_path)
@@ -145,7 +148,7 @@ def test_a_run_of_other_settings_is_not_continued(tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(data\.sha256\)"):
         fit(tmp_path, data=Dataset(toy("rings", 5000)))
     with pytest.raises(ValueError, match=r"other settings \(schedule\.sigma_max\)"):
-        train(tmp_path, Dataset(toy("grid", 5000)), MLP, EDM(0.002, 10.0), EDM_NET, CONFIG, {})
+        train(MLP, Dataset(toy("grid", 5000)), EDM(0.002, 10.0), EDM_NET, CONFIG, out=tmp_path)
     (tmp_path / "loss.csv").open("a").write("9000,1.0,0,0\n")  # written after the checkpoint, then killed
     fit(tmp_path, replace(CONFIG, images=6400))  # going on for longer is fine
     assert np.genfromtxt(tmp_path / "loss.csv", delimiter=",", names=True)["images"].max() == 6400
@@ -218,7 +221,7 @@ def test_bad_networks_are_named():
     for spec, message in (
         ({"name": "UNet", "channels": 1, "size": 30, "mult": [1, 2, 2], "blocks": [1, 1, 1]}, "multiple of"),
         ({"name": "UNet", "channels": 1, "size": 28, "mult": [1], "blocks": [1, 1]}, "one entry a level"),
-        ({"name": "UNet", "channels": 1, "size": 28, "embedding": "learned"}, "embedding = 'learned'"),
+        ({"name": "UNet", "channels": 1, "size": 28, "embedding": "linear"}, "embedding = 'linear'"),
         ({"name": "MLP"}, "net MLP"),
         ({"name": "Perceiver"}, "net name = 'Perceiver'"),
     ):
@@ -247,7 +250,7 @@ def test_losses_without_a_target_learn_the_same_score(tmp_path, loss):
     """On N(0, 0.5^2) the score of x_t is -x / (0.25 + sigma^2)."""
     data = Dataset((0.5 * NoiseKey.of(0, range(4000)).normal(0, 2)).numpy())
     config = replace(CONFIG, images=30_000, batch=300, lr=3e-3, warmup=3000, loss=loss, checkpoint_every=30_000)
-    model = train(tmp_path, data, MLP, EDM(0.05, 5.0), Parametrization("edm", "log_sigma/4", 0.5), config, {})
+    model = train(MLP, data, EDM(0.05, 5.0), Parametrization("edm", "log_sigma/4", 0.5), config)
     t = np.full(200, 0.4)
     x = 0.64 * NoiseKey.of(1, range(200)).normal(0, 2)
     score = losses.score_at(model.net, t, None, model.schedule, model.parametrization, x)(x).detach()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -32,14 +33,14 @@ class FourierFeatures(nn.Module):
 
 
 class SinusoidalFeatures(nn.Module):
-    """Positional features with frequencies 1 .. 1e-4 per unit of c_noise. Source: Ho et al. 2020."""
+    """Positional features with frequencies scale .. 1e-4 scale per unit of c_noise. Source: Ho et al. 2020."""
 
     freqs: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, scale: float = 1.0) -> None:
         super().__init__()
         half = features // 2
-        freqs = torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
+        freqs = scale * torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
         self.register_buffer("freqs", freqs, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SinusoidalFeatures:
@@ -49,6 +50,37 @@ class SinusoidalFeatures(nn.Module):
         with torch.autocast(c_noise.device.type, enabled=False):
             angle = c_noise.float()[:, None] * self.freqs[None, :]
             return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class LearnedFeatures(nn.Module):
+    """SiLU(W c + b), a layer that is trained, on c = scale c_noise; it rounds labels to the dtype of the network."""
+
+    def __init__(self, features: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale, self.layer = scale, nn.Linear(1, features)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return F.silu(self.layer((self.scale * c_noise[:, None]).to(self.layer.weight.dtype)))
+
+
+EMBEDDINGS = ("fourier", "sinusoidal", "learned")
+
+
+def time_features(embedding: str, features: int, scale: float) -> nn.Module:
+    """Return the features of the label: one of EMBEDDINGS; ``scale`` is that of its frequencies.
+
+    Raises:
+        ValueError: another name.
+    """
+    match embedding:
+        case "fourier":
+            return FourierFeatures(features, scale)
+        case "sinusoidal":
+            return SinusoidalFeatures(features, scale)
+        case "learned":
+            return LearnedFeatures(features, scale)
+        case _:
+            raise ValueError(f"embedding = {embedding!r} must be one of {', '.join(EMBEDDINGS)}")
 
 
 def _keep_float32(features: Any, apply: Callable[[], Any]) -> Any:

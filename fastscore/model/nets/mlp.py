@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscore.model.nets.embedding import FourierFeatures, zero_
+from fastscore.model.nets.embedding import time_features, zero_
 
 
 class MLP(nn.Module):
@@ -17,13 +17,21 @@ class MLP(nn.Module):
         width: hidden units.
         depth: residual layers.
         classes: as for UNet.
-        scale: standard deviation of the Fourier frequencies.
+        scale, embedding: as for UNet.
     """
 
-    def __init__(self, dim: int, width: int = 128, depth: int = 3, classes: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int = 128,
+        depth: int = 3,
+        classes: int = 0,
+        scale: float = 1.0,
+        embedding: str = "fourier",
+    ) -> None:
         super().__init__()
         self.classes = classes
-        self.features, self.embed = FourierFeatures(64, scale), nn.Linear(64, width)
+        self.features, self.embed = time_features(embedding, 64, scale), nn.Linear(64, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.stem, self.head = nn.Linear(dim, width), zero_(nn.Linear(width, dim))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

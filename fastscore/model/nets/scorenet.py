@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscore.model.nets.embedding import FourierFeatures
+from fastscore.model.nets.embedding import time_features
 
 
 class ScoreNet(nn.Module):
@@ -19,22 +19,25 @@ class ScoreNet(nn.Module):
 
     Args:
         channels: of the image; height and width must be 28, which the strides are made for.
-        base: s.
+        base: s; None divides by nothing, for other SDEs and predictions.
         widths: channels of the four levels.
         embed: size of the time embedding.
+        scale, embedding: as for UNet.
     """
 
     def __init__(
         self,
         channels: int = 1,
-        base: float = 25.0,
+        base: float | None = 25.0,
         widths: tuple[int, int, int, int] = (32, 64, 128, 256),
         embed: int = 256,
+        scale: float = 30.0,
+        embedding: str = "fourier",
     ) -> None:
         super().__init__()
         a, b, c, d = widths
-        self.rate = 2.0 * math.log(base)
-        self.features, self.embed = FourierFeatures(embed, scale=30.0), nn.Linear(embed, embed)
+        self.rate = None if base is None else 2.0 * math.log(base)
+        self.features, self.embed = time_features(embedding, embed, scale), nn.Linear(embed, embed)
         self.down = nn.ModuleList(
             [
                 nn.Conv2d(channels, a, 3, bias=False),
@@ -69,5 +72,8 @@ class ScoreNet(nn.Module):
         for k, conv in enumerate(self.up):
             h = level(4 + k, conv(h))
             h = torch.cat([h, skips.pop()], dim=1)
+        h = self.head(h)
+        if self.rate is None:
+            return h.to(u.dtype)
         sigma = torch.sqrt(torch.expm1(self.rate * c_noise.float()) / self.rate)
-        return (self.head(h).float() / sigma[:, None, None, None]).to(u.dtype)
+        return (h.float() / sigma[:, None, None, None]).to(u.dtype)

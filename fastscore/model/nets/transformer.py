@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscore.model.nets.embedding import FourierFeatures, zero_
+from fastscore.model.nets.embedding import time_features, zero_
 
 
 class Transformer(nn.Module):
@@ -21,7 +21,7 @@ class Transformer(nn.Module):
         ordered: whether tokens have places, which are learned; without them the network commutes with
             permutations of the tokens, as a point set wants, and runs at any L.
         classes: as for UNet.
-        scale: standard deviation of the Fourier frequencies.
+        scale, embedding: as for UNet.
 
     Source: Peebles & Xie 2023 (DiT), whose blocks start as the identity as these do.
     """
@@ -36,12 +36,13 @@ class Transformer(nn.Module):
         ordered: bool = True,
         classes: int = 0,
         scale: float = 1.0,
+        embedding: str = "fourier",
     ) -> None:
         super().__init__()
         if min(tokens, dim, width, depth, heads) < 1 or width % heads:
             raise ValueError(f"width = {width} must be a multiple of heads = {heads}, and every number at least 1")
         self.classes = classes
-        self.features = FourierFeatures(64, scale)
+        self.features = time_features(embedding, 64, scale)
         self.embed = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.stem = nn.Linear(dim, width)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscore.model.nets.embedding import FourierFeatures, SinusoidalFeatures, zero_
+from fastscore.model.nets.embedding import time_features, zero_
 
 
 class ResBlock(nn.Module):
@@ -102,7 +102,8 @@ class UNet(nn.Module):
         patch: space-to-depth factor at input and output; 2 makes the net about 3 times cheaper.
         classes: class labels 0 .. classes-1, plus the null class ``classes`` for guidance; 0 is
             unconditional.
-        embedding: "fourier" (random, fixed) or "sinusoidal" time features.
+        embedding: "fourier" (random, fixed), "sinusoidal" or "learned" time features.
+        scale: of the label's frequencies: the standard deviation of Fourier's.
 
     ``forward(u, c_noise, cond)``: u [N, C, H, W], c_noise [N] float32, cond [N] int64 labels or None
     (the null class). Returns F [N, C, H, W] in the dtype of u.
@@ -128,11 +129,9 @@ class UNet(nn.Module):
         step = patch * 2 ** (len(mult) - 1)
         if size % step:
             raise ValueError(f"UNet: size = {size} must be a multiple of patch * 2^(levels-1) = {step}")
-        if embedding not in ("fourier", "sinusoidal"):
-            raise ValueError(f"UNet: embedding = {embedding!r} must be fourier or sinusoidal")
         emb = 4 * width
         self.patch, self.classes = patch, classes
-        self.features = FourierFeatures(emb // 2, scale) if embedding == "fourier" else SinusoidalFeatures(emb // 2)
+        self.features = time_features(embedding, emb // 2, scale)
         self.embed = nn.Sequential(nn.Linear(emb // 2, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = nn.Embedding(classes + 1, emb) if classes else None
         self.stem = nn.Conv2d(channels * patch * patch, width, 3, padding=1)
