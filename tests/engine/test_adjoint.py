@@ -62,7 +62,9 @@ class Net(nn.Module):
 
 
 def small(shape: tuple[int, ...] = (3,), classes: int = 0) -> ScoreModel:
-    return ScoreModel(Net(math.prod(shape), classes), shape, VP(), Parametrization("v", "t"), classes=classes)
+    return ScoreModel(
+        Net(math.prod(shape), classes), shape, VP(), Parametrization("v", "t"), classes=classes, null=classes or None
+    )
 
 
 def test_at_one_on_a_gaussian_of_variance_a_quarter():

@@ -155,7 +155,7 @@ def test_starts_labels_and_equal_ids(solver):
     def net(x, t, cond):
         return 0.1 * cond[:, None] * torch.ones_like(x)
 
-    model = fs.ScoreModel(net, (2,), fs.EDM(0.01, 5.0), fs.Parametrization("x0", "sigma"), classes=9)
+    model = fs.ScoreModel(net, (2,), fs.EDM(0.01, 5.0), fs.Parametrization("x0", "sigma"), classes=9, null=9)
     s = fs.Sampler(model, solver=solver, start="state", batch=2)
     init = torch.arange(8.0).reshape(4, 2)
     fields = {"labels": [1, 2, 3, 4], "init": init}
