@@ -27,11 +27,12 @@ if TYPE_CHECKING:
         StaticThreshold,
     )
     from fastscore.guidance.mixture import Guidance
-    from fastscore.joint import JointModel, JointSampler, Part
+    from fastscore.joint import JointSampler
     from fastscore.model.analytic import Empirical, GaussianMixture, score_model
     from fastscore.model.conditions import Known
     from fastscore.model.coordinates import whitened
     from fastscore.model.folder import bundled, load_model
+    from fastscore.model.joint import JointModel, Part
     from fastscore.model.score import ScoreModel
     from fastscore.network.prepare import Numerics, prepare
     from fastscore.network.timing import choose_batch
@@ -112,11 +113,12 @@ _HOME = {
     "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM StaticThreshold",
     "guidance.mixture": "Guidance",
     "execution": "Execution",
-    "joint": "JointModel JointSampler Part",
+    "joint": "JointSampler",
     "model.analytic": "Empirical GaussianMixture score_model",
     "model.conditions": "Known",
     "model.coordinates": "whitened",
     "model.folder": "bundled load_model",
+    "model.joint": "JointModel Part",
     "model.score": "ScoreModel",
     "network.prepare": "Numerics prepare",
     "network.timing": "choose_batch",

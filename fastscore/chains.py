@@ -22,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastscore.engine.loop import Loop
-from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
@@ -35,6 +36,7 @@ from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import AnnealedLangevin
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -133,9 +135,10 @@ def run(
 
     model = ScoreModel(net, tuple(start.shape[1:]), EDM(), Parametrization("score"))
     execution = replace(execution, batch=min(execution.batch, max(n, 1)))
-    loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
-    x, acceptance = torch.empty_like(start, memory_format=torch.contiguous_format), start.new_empty(n)
-    states = start.new_empty(n, len(kept), *model.shape)
+    with undisturbed(execution.dtype, execution.place):
+        loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
+        x = torch.empty(start.shape, dtype=start.dtype, device=start.device)
+        acceptance, states = x.new_empty(n), x.new_empty(n, len(kept), *model.shape)
     bar = tqdm(total=steps * -(-n // execution.batch), unit="step", disable=not progress)
 
     def compute(at: slice, part: Request) -> Tensor:
@@ -151,9 +154,9 @@ def run(
             f"use a smaller step than {step:g}, or another start, and try the score by itself"
         )
 
-    request = Request(key, init=start.flatten(1))
+    turn, request = Turn(log_density, score, execution=execution), Request(key, init=start.flatten(1))
     with bar:
-        for at, ends in micro_batches(request, execution.batch, Turn(log_density, score), compute, not_finite):
+        for at, ends in micro_batches(request, execution.batch, turn, compute, not_finite):
             acceptance[at], path = ends[:, -1], ends[:, :-1].view(-1, len(kept) + 1, *model.shape)
             states[at], x[at] = path[:, :-1], path[:, -1]
     return Chains(x, acceptance, states)
@@ -165,7 +168,7 @@ def level_score(model: ScoreModel, t: float | None = None, label: int | None = N
     Args:
         model: its condition is the class alone.
         t: time of the model's schedule, above the data's; t_end, the smallest noise, if left out.
-        label: class of every chain; the null class if left out.
+        label: class of every chain; the model's null class if left out.
 
     Raises:
         ValueError: a time where the score is singular, or a label that the model does not have.
@@ -175,12 +178,15 @@ def level_score(model: ScoreModel, t: float | None = None, label: int | None = N
         raise ValueError(f"t = {t} must lie above {model.schedule.t_clean} (the data) and up to {model.schedule.T}")
     if label is not None and not 0 <= label < model.classes:
         raise ValueError(f"label = {label} must be one of the model's {model.classes} classes")
+    label = model.null if label is None and isinstance(model.null, int) else label
+    if model.classes and label is None:
+        raise ValueError(f"label is missing: this model has {model.classes} classes and no null class")
     plan = Plan(model.schedule, (Row(t, t, 1.0, 1.0, m="score"),))
     row = validate(fold(plan, model.schedule, model.parametrization)).rows[0]
 
     def score(x: Tensor) -> Tensor:
-        cond = x.new_full((len(x),), model.classes if label is None else label, dtype=torch.int64)
-        F = evaluate(model, row.c_in * x, x.new_full((1,), row.c_noise), cond if model.classes else None)
+        cond = None if label is None else x.new_full((len(x),), label, dtype=torch.int64)
+        F = evaluate(model, row.c_in * x, x.new_full((1,), row.c_noise), cond)
         return row.p * x + row.q * F.view_as(x)
 
     return score

@@ -8,15 +8,13 @@ One frozen object, taken by every sampler, written to run.json, and small enough
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from torch import nn
 
 from fastscore.ops.backend import BACKENDS
+from fastscore.surroundings import modules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,6 +106,8 @@ class Execution:
             raise ValueError(f"the network lies on {places}; move all of it to one device, e.g. net.to('cuda')")
         home = next(iter(homes), None)
         device = home or _device(self.device or "cpu")
+        if device.type == "cuda" and home is None and not torch.cuda.is_available():
+            raise ValueError(f"device = {device}: torch sees no CUDA device here; use device='cpu' or leave it out")
         if self.device is not None and _device(self.device) != device:
             raise ValueError(
                 f"device = {self.device} but the network is on {device}, and a sampler moves nobody's network: "
@@ -118,6 +118,11 @@ class Execution:
         if device.type != "cuda" and self.graph in GRAPHS:
             raise ValueError(f"graph = {self.graph!r} needs a CUDA device, not {device}; use graph='auto'")
         return replace(self, device=device)
+
+    def around(self, *networks: object) -> tuple[Execution, torch.dtype]:
+        """Return it with the device of these networks, and the dtype that they read; errors as of both."""
+        on = self.on(*networks)
+        return on, on.network_dtype(*networks)
 
     @property
     def place(self) -> torch.device:
@@ -157,24 +162,6 @@ class Execution:
     def from_dict(cls, values: dict[str, Any]) -> Execution:
         """Return the execution that ``to_dict`` described."""
         return cls(**{k: getattr(torch, v) if k == "dtype" else v for k, v in values.items()})
-
-
-def modules(networks: Iterable[object]) -> Iterator[nn.Module]:
-    """Yield the networks that are modules; a plain function has no parameters that anyone could see."""
-    return (net for net in networks if isinstance(net, nn.Module))
-
-
-@contextmanager
-def evaluating(*networks: object) -> Generator[None]:
-    """Run networks in eval mode, and leave each of their modules in the mode that it had."""
-    training = [m for net in modules(networks) for m in net.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 def _device(device: torch.device | str) -> torch.device:

@@ -19,19 +19,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastscore.engine.adaptive.adjoint import Trail, pull_back, transported
 from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
 from fastscore.engine.adaptive.field import Field, ScoreField
-from fastscore.engine.adaptive.lanes import Lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
-from fastscore.engine.request import Request, Turn
+from fastscore.engine.adaptive.transport import transport
+from fastscore.engine.request import Request
+from fastscore.engine.turn import Turn, in_turn, made
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Labels
 from fastscore.model.score import ScoreModel
@@ -43,6 +43,7 @@ from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
 from fastscore.solvers.names import named
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -118,13 +119,14 @@ class ProbabilityFlow:
         execution: Execution | None = None,
         **fields: Unpack[ExecutionFields],
     ) -> None:
-        self.model, self.execution = model, Execution.of(execution, **fields).on(model.net)
+        asked = Execution.of(execution, **fields)
+        self.settings = {"schedule": schedule, "solver": solver, "grid": grid, "execution": asked}
+        self.model, (self.execution, self.net_dtype) = model, asked.around(*model.networks)
         if self.execution.ahead_of_time or self.execution.graph in GRAPHS:
             raise ValueError(
                 f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a likelihood differentiates "
                 "the network; use network='own' or 'compile', and graph='auto'"
             )
-        self.net_dtype = self.execution.network_dtype(model.net)
         self.schedule = schedule if schedule is not None else model.schedule
         chosen = named(solver) if isinstance(solver, str) else solver if solver is not None else Dopri5()
         if not isinstance(chosen, FlowSolver):
@@ -141,16 +143,24 @@ class ProbabilityFlow:
             raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")
         self.angles = [angle(float(v)) for v in lam(self.schedule, knots)]
         ends, place = (float(knots[0]), float(knots[-1])), self.execution.place
-        self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
+        with undisturbed(self.execution.dtype, place):
+            self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
         self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
         top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
         self.prior_std = self.schedule.prior_std / top  # on the unit circle
-        self.turn = Turn(model.net)
+        self.turn = Turn(*model.networks, execution=self.execution, gradients=True)
 
     @cached_property
     def prepared(self) -> ScoreModel:
         """The model as it runs."""
         return prepare(self.model, self.execution.batch, self.execution.device, self.execution.network)
+
+    def release(self) -> None:
+        """Free what was made on first use; the next call makes it again."""
+        vars(self).pop("prepared", None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made, (type(self), self.model, self.settings)
 
     def _field(self, request: Request, kind: str | None, probes: int, model: ScoreModel) -> Field:
         """Return the right-hand side for a request, with the divergence if it is of a ``kind``."""
@@ -159,6 +169,7 @@ class ProbabilityFlow:
         score.begin(request)
         return score if kind is None else DivergenceField(score, kind, probes, request.key, batch)
 
+    @in_turn
     def log_likelihood(
         self,
         x: Tensor,
@@ -216,6 +227,7 @@ class ProbabilityFlow:
         """Return the data x of latents x_T, both [n, *shape]: what ``encode`` undoes."""
         return self._transport(z, labels, cond, progress, up=False)
 
+    @in_turn
     def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
         x, request = self._request(x, None, 0, labels, cond)
         (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
@@ -231,34 +243,22 @@ class ProbabilityFlow:
             rule = StepRule.of(self.solver)
         else:
             rule = StepRule(knots=torch.tensor(angles, dtype=torch.float64, device=place))
-        method, batch = RungeKutta(self.solver.tableau, place), self.execution.batch
-        trail = Trail() if torch.is_grad_enabled() and y.requires_grad and len(y) else None
-        lanes = Lanes(
-            self._field(request, kind, probes, self.prepared),
-            method,
+        self.turn.look(len(y))
+        with torch.no_grad():
+            forward = self._field(request, kind, probes, self.prepared)
+        return transport(
+            y,
+            forward,
+            lambda: self._field(request, kind, probes, self.model),
+            RungeKutta(self.solver.tableau, place),
             self.levels,
             rule,
-            angles[0],
-            angles[-1],
-            lanes=batch,
-            settle=False,
-            key=NoiseKey(*(torch.zeros(batch, dtype=torch.int64, device=place) for _ in range(2))),
-            dtype=self.execution.dtype,
-            trail=trail,
+            (angles[0], angles[-1]),
+            request.key,
+            self.execution,
+            self.turn,
+            progress,
         )
-        out, start = torch.empty_like(y), y.detach()
-        with self.turn:
-            for at, arrived, _ in lanes.run(len(y), lambda first, last: start[first:last], request.key, progress):
-                out[at.to(out.device)] = arrived
-        if trail is None:
-            return out, lanes.cost
-
-        def back(gradient: Tensor) -> Tensor:
-            with self.turn:
-                field = self._field(request, kind, probes, self.model)
-                return pull_back(field, method, start, trail.knots(angles[0], angles[-1]), gradient, batch)
-
-        return transported(y, out, back), lanes.cost
 
     def _request(
         self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Tensor | None

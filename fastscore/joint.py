@@ -10,9 +10,10 @@ of the shared network and one update a part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,77 +22,23 @@ from tqdm import tqdm
 
 from fastscore import plan as plans
 from fastscore.engine.loop import Kind, Loop, Outputs, recorded
-from fastscore.engine.request import Request, RequestFields, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
+from fastscore.engine.turn import Turn, keep_up, made
 from fastscore.errors import NonFiniteError
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
-from fastscore.guidance.mixture import BoundPlan, Guidance
-from fastscore.model.conditions import condition_buffer
-from fastscore.model.score import ScoreModel, apart
+from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
+from fastscore.model.joint import JointModel, Tensors, alone
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
-from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.grids import default_grid
 from fastscore.solvers.names import DEFAULT, named
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor of a coupled state.
-
-    Attributes:
-        shape: of one sample, without the batch axis.
-        schedule: the forward SDE of this part.
-        parametrization: what the network's output for this part means, and which label it receives.
-    """
-
-    shape: tuple[int, ...]
-    schedule: Schedule
-    parametrization: Parametrization = field(default_factory=Parametrization)
-
-
-@dataclass(frozen=True)
-class JointModel:
-    """A network of several tensors.
-
-    Attributes:
-        net: ``net(u, c_noise) -> F``, each a dict by part: u = c_in x [N, *shape], labels [N], F like u. Of a model
-            with classes or a condition ``net(u, c_noise, cond) -> F``, cond as for a ScoreModel.
-        parts: by name, in the order that numbers their noise.
-        classes, cond_shape: as for a ScoreModel.
-    """
-
-    net: Callable[..., Mapping[str, Tensor]]
-    parts: Mapping[str, Part]
-    classes: int = 0
-    cond_shape: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("JointModel: 0 parts; there must be at least 1")
-        if self.classes and self.cond_shape is not None:
-            raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
-
-    @property
-    def shape(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each part of one sample."""
-        return {name: part.shape for name, part in self.parts.items()}
-
-    def evaluate(self, u: Tensors, c_noise: Tensors, cond: Tensor | None) -> list[Tensor]:
-        """Call the network; return F of each part, [N, D], in memory that is no input's."""
-        conditional = self.classes or self.cond_shape is not None
-        out = self.net(dict(u), c_noise, cond) if conditional else self.net(dict(u), c_noise)
-        shapes, expected = ({name: tuple(v.shape) for name, v in values.items()} for values in (out, u))
-        if shapes != expected:
-            raise ValueError(f"the network returned {shapes} for {expected}")
-        return [apart(out[name], *u.values()).reshape(len(u[name]), -1) for name in self.parts]
 
 
 class JointSampler:
@@ -130,8 +77,13 @@ class JointSampler:
         second = model if guidance is None or guidance.model is None else guidance.model
         if not isinstance(second, JointModel):
             raise ValueError(f"guidance: the second model is a {type(second).__name__}; parts need a JointModel")
+        asked = Execution.of(execution, **fields)
+        self.settings = {
+            "solver": solver, "grid": grid, "steps": steps, "clip": clip, "guidance": guidance, "start": start,
+            "execution": asked,
+        }  # fmt: skip
         self.model, self.second, self.guidance, self.start = model, second, guidance, start
-        self.execution = Execution.of(execution, **fields).on(model.net, second.net)
+        self.execution, self.net_dtype = asked.around(*self.networks)
         if self.execution.network != "own" or self.execution.graph in GRAPHS:
             raise ValueError(
                 f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a joint network runs "
@@ -152,18 +104,11 @@ class JointSampler:
             for k, (name, part) in enumerate(model.parts.items())
         }
         _check_in_step({name: bound.plan for name, bound in self.bound.items()}, chosen)
-        net_dtype, ops = self.execution.network_dtype(model.net, second.net), trusted(self.execution)
-        self.loops = {
-            name: Loop(bound, bound.model, self.execution, ops, net_dtype) for name, bound in self.bound.items()
-        }
-        batch, place = self.execution.batch, self.execution.place
-        self.cond = self.cond2 = condition_buffer(model, batch, self.execution.dtype, place)
-        if guidance is not None:
-            self.cond2 = guidance.null_condition(model, self.cond)
+        self.ops = trusted(self.execution)
         widths = [math.prod(part.shape) for part in model.parts.values()]
         ends = np.cumsum([0, *widths]).tolist()
         self.columns = {name: slice(*ends[k : k + 2]) for k, name in enumerate(model.parts)}
-        self.turn = Turn(model.net, second.net)
+        self.turn = Turn(*self.networks, execution=self.execution)
 
     def _bind(self, name: str, knots: Array, k: int, clip: float | None) -> BoundPlan:
         """Return the plan of one part, whose draws are every K-th."""
@@ -175,8 +120,35 @@ class JointSampler:
         guidance = self.guidance
         if guidance is not None:
             # A condition is the joint network's and not a part's; a part only has its coefficients.
-            guidance = Guidance(guidance.weight, guidance.interval, _alone(self.second.parts[name]))
-        return BoundPlan(replace(plan, rows=rows), _alone(part), guidance)
+            guidance = Guidance(guidance.weight, guidance.interval, alone(self.second.parts[name]))
+        return BoundPlan(replace(plan, rows=rows), alone(part), guidance)
+
+    @cached_property
+    def loops(self) -> dict[str, Loop]:
+        """The loop of each part; its buffers are made on first use."""
+        with undisturbed(self.execution.dtype, self.execution.place):
+            return {
+                name: Loop(bound, bound.model, self.execution, self.ops, self.net_dtype)
+                for name, bound in self.bound.items()
+            }
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """The conditions of a micro-batch."""
+        return Conditions(self.model, self.guidance, self.execution.batch)
+
+    def release(self) -> None:
+        """Free the memory of the loops; the next run makes them again."""
+        for name in ("loops", "conditions"):
+            vars(self).pop(name, None)
+
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """Networks of a run, and modules that they were said to run."""
+        return (*self.model.networks, *self.second.networks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made, (type(self), self.model, self.settings)
 
     @property
     def plans(self) -> dict[str, Plan]:
@@ -187,9 +159,11 @@ class JointSampler:
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; as Sampler's, without known data and ``y``."""
+        keep_up(self, *self.networks)
         return self._fitting(Request.of(self.model, self.execution.place, ids, seed, **fields))
 
     def _fitting(self, request: Request) -> Request:
+        keep_up(self, *self.networks)
         if request.known is not None or request.y is not None:
             raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
         request.check_start(self.start)
@@ -212,7 +186,8 @@ class JointSampler:
         """
         batches = [x for _, x in self.stream(ids, seed, progress=progress, **fields)]
         empty = {name: loop.result()[:0] for name, loop in self.loops.items()}
-        return {name: torch.cat([part[name] for part in [empty, *batches]]) for name in self.loops}
+        with torch.inference_mode(False):
+            return {name: torch.cat([part[name] for part in [empty, *batches]]) for name in self.loops}
 
     def stream(
         self,
@@ -236,8 +211,7 @@ class JointSampler:
         for name, loop in self.loops.items():
             loop.load(part.columns(self.columns[name]))
             loop.reset()
-        if self.cond is not None and part.cond is not None:
-            self.cond.copy_(part.cond)
+        self.conditions.load(part.cond)
         noise = [recorded(part.columns(c)) for c in self.columns.values()]
         outputs: Sequence[Outputs] = [(None, None)] * len(loops)
         for kinds in zip(*(loop.kinds for loop in loops), strict=True):
@@ -252,12 +226,12 @@ class JointSampler:
         batch = self.execution.batch
         u = {name: loop.input for name, loop in self.loops.items()}
         label = {name: loop.labels.index_select(0, loop.row).expand(batch) for name, loop in self.loops.items()}
-        first = self.model.evaluate(u, label, self.cond)
+        first = self.model.evaluate(u, label, self.conditions.first)
         if not any(kind.mixed for kind in kinds):
             return [(F, None) for F in first]
         inputs = {name: loop.second_input() for name, loop in self.loops.items()}
         u2, label2 = {k: v for k, (v, _) in inputs.items()}, {k: v.expand(batch) for k, (_, v) in inputs.items()}
-        return list(zip(first, self.second.evaluate(u2, label2, self.cond2), strict=True))
+        return list(zip(first, self.second.evaluate(u2, label2, self.conditions.second), strict=True))
 
     def _report(self, at: slice, part: Request, x: Tensor) -> None:
         for name, columns in self.columns.items():
@@ -289,12 +263,3 @@ def _check_in_step(plans: Mapping[str, Plan], solver: Solver) -> None:
                 f"{type(solver).__name__} evaluates parts {name!r} and {other!r} at different times, since its stages "
                 "depend on the schedule; use Heun, DPMpp2M, EulerMaruyama or another solver of fixed stages"
             )
-
-
-def _alone(part: Part) -> ScoreModel:
-    """Return one part as a model of its own, for its coefficients; the network is the joint model's."""
-
-    def absent(u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
-        raise AssertionError("a part has no network of its own")
-
-    return ScoreModel(absent, part.shape, part.schedule, part.parametrization)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from fastscore import plan as plans
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
@@ -19,7 +18,8 @@ from fastscore.engine.loop import Loop, Step
 from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
-from fastscore.execution import GRAPHS, Execution, ExecutionFields
+from fastscore.engine.turn import check_together, keep_up, made
+from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
 from fastscore.guidance.mixture import BoundPlan, Guidance
@@ -31,6 +31,7 @@ from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.names import DEFAULT, named
+from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,7 +42,8 @@ Engine = Batches | Parallel | AdaptiveBatches
 class Sampler:
     """Draws samples of a score model. A pure function of (settings, seed, sample id).
 
-    A sampler owns its buffers and does one run at a time; use one for each thread. The network stays as it is.
+    A sampler owns its buffers and does one run at a time; use one for each thread. The network stays as it is; what
+    has changed in it counts from the next run on. A sampler can be copied and pickled, as its model and settings.
 
         x = Sampler(model, solver=DPMpp2M(), grid=karras(20)).run(ids=range(64), seed=0)
         x = Sampler(model, solver="heun", steps=20, batch=16).run(ids=range(64), seed=0)
@@ -82,12 +84,16 @@ class Sampler:
         execution: Execution | None = None,
         **fields: Unpack[ExecutionFields],
     ) -> None:
-        second = model if guidance is None or guidance.model is None else guidance.model
+        second = (guidance and guidance.model) or model
         if not isinstance(second, ScoreModel):
             raise ValueError(f"guidance: the second model is a {type(second).__name__}; a Sampler takes a ScoreModel")
+        asked = Execution.of(execution, **fields)
+        self.settings = {
+            "schedule": schedule, "solver": solver, "grid": grid, "steps": steps, "clip": clip, "parallel": parallel,
+            "guidance": guidance, "guide": guide, "start": start, "execution": asked,
+        }  # fmt: skip
         self.model, self.second = model, second
-        self.execution = Execution.of(execution, **fields).on(model.net, second.net)
-        self.net_dtype = self.execution.network_dtype(model.net, second.net)
+        self.execution, self.net_dtype = asked.around(*self.networks)
         self.ops = trusted(self.execution)
         self.schedule = schedule if schedule is not None else model.schedule
         self.solver = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
@@ -97,7 +103,7 @@ class Sampler:
         if adaptive and clip is not None:
             guide = StaticThreshold(clip) if guide is None else Chain((guide, StaticThreshold(clip)))
         self.parallel, self.guidance, self.guide, self.start = parallel, guidance, guide, start
-        _check(self.execution, parallel, guide, start, adaptive)
+        check_together(self.execution, parallel is not None, guide is not None, start, adaptive)
         self.grid = fitting(model, self.schedule, self.solver, grid, steps, guide)
         self.bound: BoundPlan | None = None
         if not isinstance(self.solver, Adaptive):
@@ -141,22 +147,37 @@ class Sampler:
         """The engine that runs the plan around known data."""
         return self._engine(known=True)
 
+    def release(self) -> None:
+        """Free what was made on first use: prepared networks, engines, graphs; the next run makes it again."""
+        for name in ("prepared", "second_prepared", "engine", "inpainting"):
+            vars(self).pop(name, None)
+
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """Networks of a run, and modules that they were said to run."""
+        return (*self.model.networks, *self.second.networks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made, (type(self), self.model, self.settings)
+
     def _engine_of(self, request: Request) -> Engine:
+        keep_up(self, *self.networks)
         return self.engine if request.known is None or self.plan is None else self.inpainting
 
     def _engine(self, known: bool) -> Engine:
         model, second, execution, ops = self.prepared, self.second_prepared, self.execution, self.ops
-        if isinstance(self.solver, Adaptive):
-            assert isinstance(self.grid, Span)
-            return AdaptiveBatches(
-                model, self.schedule, self.solver, self.grid, execution, ops, self.net_dtype,
-                second, self.guidance, self.guide, self.start,
-            )  # fmt: skip
-        assert self.bound is not None
-        loop = Loop(self.bound, model, execution, ops, self.net_dtype, second, self.guide, known)
-        if self.parallel is not None:
-            return Parallel(loop, self.parallel)
-        return Batches(loop, execution.graph if execution.place.type == "cuda" and self.guide is None else "off")
+        with undisturbed(execution.dtype, execution.place):
+            if isinstance(self.solver, Adaptive):
+                assert isinstance(self.grid, Span)
+                return AdaptiveBatches(
+                    model, self.schedule, self.solver, self.grid, execution, ops, self.net_dtype,
+                    second, self.guidance, self.guide, self.start,
+                )  # fmt: skip
+            assert self.bound is not None
+            loop = Loop(self.bound, model, execution, ops, self.net_dtype, second, self.guide, known)
+            if self.parallel is not None:
+                return Parallel(loop, self.parallel)
+            return Batches(loop, execution.graph if execution.place.type == "cuda" and self.guide is None else "off")
 
     def warm_up(self, **fields: Unpack[RequestFields]) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
@@ -164,14 +185,15 @@ class Sampler:
         Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s``, ``graph`` (the mode that will run),
         and ``off_s``, ``step_s``, ``loop_s`` where they were timed. Arguments as for ``run``, where a guide needs them.
         """
-        if self.start != "prior":
-            fields.setdefault("init", torch.zeros(self.model.shape))
+        example = {"init": torch.zeros(self.model.shape)} if self.start != "prior" else {}
+        fields = cast(RequestFields, example | ({"labels": 0} if self.model.classes else {}) | fields)
         return self.engine.warm_up(self.request(range(self.execution.batch), **fields))
 
     def request(
         self, ids: Sequence[int] | Tensor, seed: int | Sequence[int] | Tensor = 0, **fields: Unpack[RequestFields]
     ) -> Request:
         """Check what is asked for and return it, one line a sample; arguments and errors as for ``run``."""
+        keep_up(self, *self.networks)
         return self._fitting(Request.of(self.model, self.execution.place, ids, seed, **fields))
 
     def _fitting(self, request: Request) -> Request:
@@ -202,9 +224,9 @@ class Sampler:
             seed: 0 .. 2^64-1, one for all or one an id; a Request has its own, and its own of what follows.
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar.
-            labels: of a class-conditional model: one label for all, one an id, "random" (uniform,
-                a function of seed and id), or None for the null class.
-            cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; zeros if left out.
+            labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
+                seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; its
+                dtype is kept. Left out: the model's null condition, if it has one.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
             known: Known, the part of the data that the samples fill in. y: what the guide steers to, [n, ..].
             noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
@@ -212,12 +234,15 @@ class Sampler:
         Returns: [n, *shape] in the state's dtype, in the order of ``ids``.
 
         Raises:
-            ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit.
+            ValueError: bad ids, seed or labels, no condition where the model has no null one, or a tensor of a shape
+                that does not fit or with NaN.
             NonFiniteError: a sample became NaN or Inf.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        out = torch.empty((len(request), *self.model.shape), dtype=self.execution.dtype, device=self.execution.place)
-        for at, x in self._engine_of(request).stream(request, callback, progress):
+        engine, execution = self._engine_of(request), self.execution
+        with torch.inference_mode(False):
+            out = torch.empty((len(request), *self.model.shape), dtype=execution.dtype, device=execution.place)
+        for at, x in engine.stream(request, callback, progress):
             out[at] = x
         return out
 
@@ -260,20 +285,3 @@ class Sampler:
             "graph": engines[-1].mode if engines else "off",
             "network": vars(self.numerics),
         }
-
-
-def _check(execution: Execution, parallel: Picard | None, guide: Guide | None, start: str, adaptive: bool) -> None:
-    """Raise ValueError for settings that do not go together, whatever the model."""
-    if start not in plans.STARTS:
-        raise ValueError(f"start = {start!r} must be one of {', '.join(plans.STARTS)}")
-    if adaptive and parallel is not None:
-        raise ValueError(f"parallel = {parallel} sweeps over rows, which an adaptive solver has not; leave it out")
-    if execution.graph not in GRAPHS:
-        return
-    graph = f"graph = {execution.graph!r}"
-    if adaptive:
-        raise ValueError(f"{graph} captures rows, which an adaptive solver has not; use graph='auto'")
-    if parallel is not None:
-        raise ValueError(f"{graph} captures rows in order; leave it or parallel out")
-    if guide is not None:
-        raise ValueError(f"{graph}: a guide is Python that may differentiate; use graph='auto' or 'off'")

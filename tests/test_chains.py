@@ -241,7 +241,9 @@ def test_a_level_score_takes_a_class_and_refuses():
         seen.append(cond.tolist())
         return x
 
-    model = ScoreModel(net, (2,), VP(), classes=3)
+    model = ScoreModel(net, (2,), VP(), classes=3, null=3)
+    with pytest.raises(ValueError, match="label is missing: this model has 3 classes and no null class"):
+        langevin.level_score(ScoreModel(net, (2,), VP(), classes=3))
     langevin.level_score(model)(torch.zeros(2, 2))
     langevin.level_score(model, 0.5, 1)(torch.zeros(2, 2))
     assert seen == [[3, 3], [1, 1]]

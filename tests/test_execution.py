@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import fastscore as fs
-from fastscore.execution import Execution, evaluating
+from fastscore.execution import Execution
+from fastscore.surroundings import evaluating
 
 
 class Net(nn.Module):
@@ -76,6 +77,10 @@ def test_the_device_is_the_networks():
         Execution("cuda:0").on(Net())
     with pytest.raises(ValueError, match="device = meta must be cpu or cuda"):
         Execution().on(Net().to("meta"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(ValueError, match="device = cuda: torch sees no CUDA device here; use device='cpu'"):
+            fs.Sampler(fs.ScoreModel(lambda u, t: u, (4,), fs.VP()), device="cuda")
     half = Net()
     half.body.to("meta")
     half.register_buffer("here", torch.zeros(1))

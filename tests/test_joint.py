@@ -11,7 +11,8 @@ import torch
 
 import fastscore as fs
 from fastscore.errors import NonFiniteError
-from fastscore.joint import JointModel, JointSampler, Part
+from fastscore.joint import JointSampler
+from fastscore.model.joint import JointModel, Part
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.continuous import EDM, VE, VP, Flow
@@ -177,7 +178,8 @@ def _alone(strength=1.0, **condition):
 def test_one_part_is_the_sampler_of_that_part_to_the_bit(solver, feature):
     tensor = feature in ("cond", "null")
     (one, joint), (worse, joint_worse) = (
-        _alone(s, **({"cond_shape": (2,)} if tensor else {"classes": 3})) for s in (1.0, 0.5)
+        _alone(s, **({"cond_shape": (2,), "null": torch.zeros(2)} if tensor else {"classes": 3, "null": 3}))
+        for s in (1.0, 0.5)
     )
     run = {"cond": torch.tensor([1.0, 2.0])} if tensor else {"labels": [0, 2, 1]}
     guidance = {

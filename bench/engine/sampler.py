@@ -213,7 +213,7 @@ def score_model(device: torch.device) -> tuple[fs.ScoreModel, str]:
                 p.normal_(std=0.02)
     parametrization = fs.Parametrization("edm", "log_sigma/4")
     shape = (SPEC["channels"], SPEC["size"], SPEC["size"])
-    return fs.ScoreModel(net, shape, fs.EDM(), parametrization, classes=10), "random weights"
+    return fs.ScoreModel(net, shape, fs.EDM(), parametrization, classes=10, null=10), "random weights"
 
 
 def fingerprint(net: Any) -> str:

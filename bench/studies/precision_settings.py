@@ -26,7 +26,7 @@ SOLVERS: dict[str, fs.Solver] = {
     "dpm-3m": s.DPMMultistep(3, "eps"),
     "dpmpp-2m": s.DPMpp2M(),
     "dpmpp-3m": s.DPMMultistep(3),
-    "unipc": s.UniPC(),
+    "unipc": s.UniPC(3),
     "deis": s.DEIS(),
     "lms": s.LMS(),
     "pndm": s.PNDM(),

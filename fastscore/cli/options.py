@@ -18,9 +18,10 @@ from fastscore.solvers import names as n
 if TYPE_CHECKING:
     import torch
 
+    from fastscore.guidance.denoiser import Guide
     from fastscore.model.score import ScoreModel
     from fastscore.plan.rows import Solver
-    from fastscore.process.grid import Grid, Span
+    from fastscore.process.grid import Grid, Span, Times
     from fastscore.process.schedule import Schedule
     from fastscore.solvers.adaptive import Adaptive
 
@@ -122,21 +123,23 @@ def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
 
-def make_grid(options: dict[str, Any], solver: Solver | Adaptive, schedule: Schedule, default: Schedule) -> Grid | Span:
-    """Return the grid of the options, or the span of an adaptive solver."""
+def make_grid(
+    options: dict[str, Any],
+    solver: Solver | Adaptive,
+    schedule: Schedule,
+    model: ScoreModel | None = None,
+    guide: Guide | None = None,
+) -> Grid | Times | Span:
+    """Return the grid of the options, the rest as a sampler chooses it; or the span of an adaptive solver."""
+    from fastscore.engine.bind import fitting
     from fastscore.solvers.grids import default_grid
 
-    return default_grid(
-        solver,
-        schedule,
-        default,
-        options["steps"],
-        spacing=options["grid"],
-        start=options["t_start"],
-        end=options["t_end"],
-        clean=options["clean"],
-        rho=options["rho"],
-    )
+    steps = options["steps"]
+    rules = {"spacing": "grid", "start": "t_start", "end": "t_end", "clean": "clean", "rho": "rho"}
+    rules = {rule: options[name] for rule, name in rules.items()}
+    if model is None:
+        return default_grid(solver, schedule, schedule, steps, **rules)
+    return fitting(model, schedule, solver, steps=steps, guide=guide, **rules)
 
 
 def load(name: str, device: torch.device) -> ScoreModel:

@@ -26,7 +26,7 @@ def plan(**options: Any) -> None:
     if isinstance(solver, Adaptive):
         raise ValueError(f"solver {options['solver']} chooses its steps while it runs; there is no table to print")
     schedule = make_schedule(options, VP())
-    grid = make_grid(options, solver, schedule, schedule)
+    grid = make_grid(options, solver, schedule)
     assert not isinstance(grid, Span)
     table = plans.make_plan(solver, schedule, grid(schedule))
     if options["clip"] is not None:

@@ -204,7 +204,7 @@ def make_sampler(
         score_model,
         schedule=schedule,
         solver=solver,
-        grid=make_grid(options, solver, schedule, score_model.schedule),
+        grid=make_grid(options, solver, schedule, score_model, guide),
         clip=options["clip"],
         guidance=guidance,
         guide=guide,

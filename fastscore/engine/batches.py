@@ -12,8 +12,12 @@ from tqdm import tqdm
 
 from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step, recorded
-from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, bad_samples, micro_batches
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
+from fastscore.network.prepared import Prepared
+from fastscore.network.watch import frozen
+from fastscore.surroundings import behind
 
 Callback = Callable[[Step], None]
 
@@ -28,12 +32,20 @@ class Batches:
 
     def __init__(self, loop: Loop, graph: str) -> None:
         self.loop, self.graph = loop, graph
-        self.turn = Turn(loop.model.net, loop.second.net)
+        self.turn = Turn(*loop.networks, execution=loop.execution)
 
     @cached_property
     def captured(self) -> tuple[Graphed | None, dict[str, float]]:
         """The captured loop, if any, and what each mode took, in seconds."""
-        return (None, {}) if self.graph == "off" else capture(self.loop, self.graph)
+        result = (None, {}) if self.graph == "off" else capture(self.loop, self.graph)
+        self.frozen = self._frozen()
+        return result
+
+    def _frozen(self) -> list[object]:
+        """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
+        networks, conditions = self.loop.networks, self.loop.conditions
+        code = [id(net.call) for net in networks if isinstance(net, Prepared)]
+        return [*code, id(conditions.first), id(conditions.second), *frozen(behind(*networks))]
 
     @property
     def mode(self) -> str:
@@ -89,6 +101,8 @@ class Batches:
                 estimate = None if x0 is None else x0[:count].reshape(shape)
                 callback(Step(k, row.t, row.s, part.ids[:count], loop.x[:count].clone().reshape(shape), estimate))
 
+        if self.graph != "off" and "captured" in vars(self) and self.frozen != self._frozen():
+            del self.captured  # a tensor was replaced, which is more than a change of what it holds
         graphed = self.captured[0] if callback is None and part.noise is None else None
         if graphed is None:
             watched = callback is not None or bar is not None

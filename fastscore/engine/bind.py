@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from fastscore import plan as plans
 from fastscore.guidance.denoiser import Guide
@@ -28,8 +29,11 @@ def fitting(
     grid: Grid | Times | Span | None = None,
     steps: int | None = None,
     guide: Guide | None = None,
+    **rules: Any,
 ) -> Grid | Times | Span:
     """Return the caller's grid, or the one that suits solver, schedule and what is asked; within what the model knows.
+
+    ``rules`` are those of ``default_grid``: spacing, start, end, clean, rho.
 
     Raises:
         ValueError: grid and steps at once, a Span for a solver with steps, or a grid for one without.
@@ -41,7 +45,8 @@ def fitting(
         scales = scales_of(model, guide)
         if steps is None and not adaptive and scales is not None and scales != model.scales:
             steps = max(STEPS, math.ceil(PER_NAT * math.log(100.0 * scales[1] / scales[0])))
-        grid = default_grid(solver, schedule, model.schedule, steps, scales=scales, reads=model.parametrization)
+        reads = model.parametrization
+        grid = default_grid(solver, schedule, model.schedule, steps, scales=scales, reads=reads, **rules)
     elif isinstance(grid, Span) != adaptive:
         raise ValueError(
             f"{type(solver).__name__} {'chooses its own steps' if adaptive else 'needs the steps of a grid'}; "

@@ -19,10 +19,9 @@ from torch import Tensor
 from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
-from fastscore.guidance.mixture import BoundPlan
+from fastscore.guidance.mixture import BoundPlan, Conditions
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
-from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.ops.backend import REFERENCE, Ops
 from fastscore.ops.noise import Noise, NoiseKey, RecordedNoise
@@ -99,6 +98,7 @@ class Loop:
     ) -> None:
         plan, batch, device, dtype = bound.plan, execution.batch, execution.place, execution.dtype
         self.bound, self.plan, self.model, self.batch, self.ops, self.guide = bound, plan, model, batch, ops, guide
+        self.execution = execution
         self.second = second or model
         self.kinds = tuple(Kind.of(row) for row in plan.rows)
         d = int(np.prod(model.shape))
@@ -120,9 +120,7 @@ class Loop:
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
         self.key = NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2)))
         self.update = ops.bind(self.x, self.hist, self.table, self.idx, self.key, self.u)
-        self.cond = self.cond2 = condition_buffer(model, batch, dtype, device)
-        if bound.guidance is not None:
-            self.cond2 = bound.guidance.null_condition(model, self.cond)
+        self.conditions = Conditions(model, bound.guidance, batch)
         self.init = zeros(batch, d) if plan.rows[0].a else None
         self.known = self.mask = self.known_table = None
         if known:
@@ -139,6 +137,11 @@ class Loop:
             mixed = [row.q2 != 0.0 for row in bound.x0]
             self.kinds = tuple(replace(kind, mixed=m) for kind, m in zip(self.kinds, mixed, strict=True))
 
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """Whatever a run evaluates: networks, modules that they were said to run, and the guide."""
+        return (*self.model.networks, *self.second.networks, self.guide)
+
     @cached_property
     def x0_rows(self) -> tuple[Row, ...]:
         """The rows that turn what they read, outputs or a guide's estimate, into the estimate of x0."""
@@ -150,11 +153,11 @@ class Loop:
         """Put a micro-batch, padded to its size, into the static inputs."""
         self.key.seed.copy_(part.key.seed)
         for buffer, values in (
-            (self.key.ids, part.ids), (self.cond, part.cond), (self.init, part.init),
-            (self.known, part.known), (self.mask, part.mask),
+            (self.key.ids, part.ids), (self.init, part.init), (self.known, part.known), (self.mask, part.mask),
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer.copy_(values)
+        self.conditions.load(part.cond)
         self.y, self.lines = part.y, part.guide
         self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
         self.valid[: part.valid].fill_(1.0)
@@ -239,11 +242,12 @@ class Loop:
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
+        conditions = self.conditions
         if self.guided is not None and self.denoiser is not None:
-            denoise = self.denoiser.at(self.level(self.row), kind.mixed, self.cond, self.cond2)
+            denoise = self.denoiser.at(self.level(self.row), kind.mixed, conditions.first, conditions.second)
             return denoise.guided(self.guided, self.x.view_as(self.input), self.y), None
-        F = evaluate(self.model, self.input, self.labels.index_select(0, self.row), self.cond)
-        return F, evaluate(self.second, *self.second_input(), self.cond2) if kind.mixed else None
+        F = evaluate(self.model, self.input, self.labels.index_select(0, self.row), conditions.first)
+        return F, evaluate(self.second, *self.second_input(), conditions.second) if kind.mixed else None
 
 
 def recorded(part: Request) -> RecordedNoise | None:

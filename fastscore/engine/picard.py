@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
-from fastscore.engine.request import Request, Turn, bad_samples, micro_batches
+from fastscore.engine.request import Request, bad_samples, micro_batches
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
@@ -34,6 +35,7 @@ from fastscore.ops.norms import sum_of_squares
 from fastscore.ops.update import KnownRow
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.schedule import transition
+from fastscore.surroundings import undisturbed
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Parallel:
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
         self.window = min(picard.window, max(self.stages, 1))
         self.sweeps = self.evaluations = torch.zeros(0, dtype=torch.int64)
-        self.turn, self.guided = Turn(loop.model.net, loop.second.net), loop.guide
+        self.turn, self.guided = Turn(*loop.networks, execution=loop.execution), loop.guide
 
         dtype, device = loop.x.dtype, loop.x.device
         # After the plan's rows come as many that keep x: one for each, with the known data that it left.
@@ -146,7 +148,8 @@ class Parallel:
         if request.noise is not None or callback is not None:
             raise ValueError("parallel: recorded noise and callbacks follow the rows in order; leave parallel out")
         n, batch = len(request), self.loop.batch
-        self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
+        with undisturbed():
+            self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
         with tqdm(total=-(-n // batch), unit="batch", disable=not progress) as bar:
 
             def compute(at: slice, part: Request) -> Tensor:
@@ -216,7 +219,7 @@ class Parallel:
         """
         loop, shape, n = self.loop, self.loop.model.shape, self.window * self.loop.batch
         rows = self.row_of[stage].flatten()
-        cond, cond2 = self._windowed(loop.cond), self._windowed(loop.cond2)
+        cond, cond2 = self._windowed(loop.conditions.first), self._windowed(loop.conditions.second)
 
         def settled(F: Tensor) -> Tensor:
             # What the network says past the end is not used, and need not be finite.

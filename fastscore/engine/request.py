@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from fastscore.execution import evaluating
+from fastscore.engine.turn import Turn
 from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
+from fastscore.model.conditions import finite as finite_input
 from fastscore.model.score import Conditioned
 from fastscore.ops.noise import NoiseKey
+from fastscore.surroundings import undisturbed
 
 Shape = tuple[int, ...]
 
@@ -85,22 +86,23 @@ class Request:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit or that requires a gradient.
         """
         constant(cond=cond, init=init, known=known, y=y, noise=noise)
-        key = NoiseKey.of(seed, ids, device)
         shape: Any = model.shape
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
-        y = None if y is None else torch.as_tensor(y, device=device)
-        if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
-            raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
-        data, mask = _known(known, shapes, key)
-        return cls(
-            key,
-            condition_of(model, key, labels, cond),
-            _init(init, shapes, key),
-            data,
-            mask,
-            y,
-            noise=_recorded(noise, shapes, key),
-        )
+        with undisturbed(place=device):
+            key = NoiseKey.of(seed, ids, device)
+            y = None if y is None else torch.as_tensor(y, device=device)
+            if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
+                raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
+            data, mask = _known(known, shapes, key)
+            return cls(
+                NoiseKey(_usable(key.seed), _usable(key.ids)),
+                _usable(condition_of(model, key, labels, cond)),
+                _usable(_init(init, shapes, key)),
+                _usable(data),
+                _usable(mask),
+                _usable(y),
+                noise=_usable(_recorded(noise, shapes, key)),
+            )
 
     def __len__(self) -> int:
         return len(self.key.ids)
@@ -163,24 +165,6 @@ class Request:
         return Request(NoiseKey(seed, ids), **new, guide=guide, valid=min(self.valid, len(ids)))
 
 
-class Turn:
-    """One run at a time, without gradients, its networks in eval mode until it ends."""
-
-    def __init__(self, *networks: object) -> None:
-        self.networks, self.busy = networks, False
-
-    def __enter__(self) -> None:
-        if self.busy:
-            raise RuntimeError("this sampler is in the middle of a run; use another one inside a callback or a thread")
-        self.busy, self.exits = True, ExitStack()
-        self.exits.enter_context(torch.no_grad())
-        self.exits.enter_context(evaluating(*self.networks))
-
-    def __exit__(self, *error: object) -> None:
-        self.busy = False
-        self.exits.close()
-
-
 def micro_batches(
     request: Request,
     batch: int,
@@ -203,6 +187,7 @@ def micro_batches(
         RuntimeError: the turn is taken.
     """
     n = len(request)
+    turn.look(n)
     for start in range(0, n, batch):
         at = slice(start, min(start + batch, n))
         with turn:
@@ -241,7 +226,8 @@ def _init(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> Tensor | None
         raise ValueError(
             f"init lacks {', '.join(sorted(set(shapes) - set(by_part)))}; every part starts from something"
         )
-    lines = [per_sample(f"init{_at(p)}", by_part[p], shape, key).flatten(1) for p, shape in shapes.items()]
+    names = {p: f"init{_at(p)}" for p in shapes}
+    lines = [finite_input(name, per_sample(name, by_part[p], shapes[p], key)).flatten(1) for p, name in names.items()]
     return lines[0] if len(lines) == 1 else torch.cat(lines, 1)
 
 
@@ -268,7 +254,14 @@ def _recorded(noise: Tensor | None, shapes: dict[str, Shape], key: NoiseKey) -> 
         raise ValueError(
             f"recorded noise is {description}; it must be a tensor [draws, {', '.join(map(str, allowed[-1]))}]"
         )
+    if not bool(noise.isfinite().all()):
+        raise ValueError("recorded noise holds NaN or Inf")
     return noise.reshape(len(noise), n, d).to(key.ids.device)
+
+
+def _usable(values: Any) -> Any:
+    """Return a tensor as it is, but for one made in inference mode, which no gradient may pass: a copy of that."""
+    return values.clone() if values is not None and values.is_inference() else values
 
 
 def _at(part: str) -> str:

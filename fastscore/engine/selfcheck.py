@@ -37,6 +37,7 @@ from fastscore.process.continuous import VP
 from fastscore.process.grid import karras
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiffusion
+from fastscore.surroundings import undisturbed
 
 NOISE_SHA256 = "0ea92d63ff47ffbb3325f03547f1e2a7665337d924a8d802fc4701312f8d4c4d"
 
@@ -101,7 +102,8 @@ def ensure(device: torch.device, ops: Ops) -> None:
         passed = []
     if key in passed:
         return
-    list(checks(device, ops, replay=device.type == "cuda"))  # nothing is captured elsewhere
+    with undisturbed(place=device):
+        list(checks(device, ops, replay=device.type == "cuda"))  # nothing is captured elsewhere
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps([*passed, key], indent=1))

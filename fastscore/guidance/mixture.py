@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from fastscore.model.conditions import constant
@@ -34,8 +35,7 @@ class Guidance:
         interval: (low, high), the noise-to-signal ratios sigma / alpha that are mixed: low < sigma / alpha <= high.
             EDM's sigma, whatever the schedule.
         model: the second model (a JointModel for a JointSampler); None for the same network under the null condition.
-        null: the null condition of a model with ``cond_shape``, [*cond_shape]; zeros if left out. A
-            class-conditional model has a null class.
+        null: the null condition in place of the model's own, of a model with ``cond_shape``: [*cond_shape].
 
     Raises:
         ValueError: a weight that is not finite or an interval that is empty.
@@ -73,20 +73,45 @@ class Guidance:
             model.cond_shape,
         ):
             raise ValueError("guidance: the second model must take the first one's condition, or none")
-        if self.null is not None and tuple(self.null.shape) != model.cond_shape:
+        if self.null is not None and (model.cond_shape is None or tuple(self.null.shape) != tuple(model.cond_shape)):
             raise ValueError(
                 f"guidance: null has shape {tuple(self.null.shape)}; the condition's is {model.cond_shape}"
             )
+        if self.model is None and self.null is None and model.null is None:
+            remedy = f"null={model.classes}" if model.classes else "null=torch.zeros(..)"
+            raise ValueError(
+                "guidance leads away from the null condition, and this model says of none that its network was trained "
+                f"with it: ScoreModel({remedy}), or give Guidance a second model"
+            )
 
-    def null_condition(self, model: Conditioned, cond: Tensor | None) -> Tensor | None:
+    def null_condition(self, model: Conditioned, cond: Tensor) -> Tensor | None:
         """Return the second evaluation's conditions, given the buffer ``cond`` of the first one's."""
         if self.model is not None:
             return cond if self.model.classes or self.model.cond_shape else None
-        if cond is None or model.classes:
-            return None if cond is None else cond.new_full(cond.shape, model.classes)
-        if self.null is None:
-            return cond.new_zeros(cond.shape)
-        return self.null.to(cond).expand_as(cond).contiguous()
+        null = model.null if self.null is None else self.null
+        return torch.as_tensor(null).to(cond).expand_as(cond).contiguous()
+
+
+class Conditions:
+    """The conditions of a micro-batch where its networks read them, in the dtype that they came in.
+
+    Attributes:
+        first: of the first network, [batch, ..]; None if it takes none. second: of the second output.
+    """
+
+    def __init__(self, model: Conditioned, guidance: Guidance | None, batch: int) -> None:
+        self.model, self.guidance, self.batch = model, guidance, batch
+        self.first: Tensor | None = None
+        self.second: Tensor | None = None
+
+    def load(self, values: Tensor | None) -> None:
+        """Take the conditions of a micro-batch, [batch, ..]; of another number, the first of them for all lines."""
+        if values is None or not len(values):
+            return
+        if self.first is None or self.first.dtype != values.dtype:
+            self.first = values.new_empty(self.batch, *values.shape[1:])
+            self.second = self.first if self.guidance is None else self.guidance.null_condition(self.model, self.first)
+        self.first.copy_(values if len(values) == self.batch else values[:1])
 
 
 class BoundPlan:

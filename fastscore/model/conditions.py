@@ -76,10 +76,11 @@ def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Tensor
 
     Args:
         labels: see labels_of.
-        cond: [n, *cond_shape], or [*cond_shape] for all; None is zeros.
+        cond: [n, *cond_shape], or [*cond_shape] for all, in any dtype; None is the model's null condition.
 
     Raises:
-        ValueError: a condition that the model does not take, or one of another shape.
+        ValueError: a condition that the model does not take, one of another shape or not finite, or none where the
+            model has no null condition.
     """
     if model.cond_shape is None:
         if cond is not None:
@@ -88,15 +89,24 @@ def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Tensor
     if labels is not None:
         raise ValueError("labels: this model takes a conditioning tensor, cond=, and no class")
     if cond is None:
-        cond = torch.zeros(model.cond_shape)
-    return per_sample("cond", cond, model.cond_shape, key)
+        if not isinstance(model.null, Tensor):
+            raise ValueError(
+                f"cond is missing: this model takes a tensor {tuple(model.cond_shape)} a sample. Give cond=, or say in "
+                "the model what absence means to its network: ScoreModel(null=torch.zeros(..))"
+            )
+        cond = model.null
+    return finite("cond", per_sample("cond", cond, tuple(model.cond_shape), key))
 
 
-def condition_buffer(model: Conditioned, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Return what holds the conditions of a micro-batch; None if the network takes none."""
-    if model.cond_shape is not None:
-        return torch.zeros(batch, *model.cond_shape, dtype=dtype, device=device)
-    return torch.zeros(batch, dtype=torch.int64, device=device) if model.classes else None
+def finite(name: str, values: Tensor) -> Tensor:
+    """Return values a sample, [n, ..]; raise ValueError if one is NaN or Inf, which would be blamed on the network."""
+    if not values.is_floating_point() or bool(values.isfinite().all()):
+        return values
+    bad = ~values.isfinite().flatten(1).all(1)
+    first = int(bad.int().argmax())
+    raise ValueError(
+        f"{name} is NaN or Inf for {int(bad.sum())} of {len(values)} samples, the first at position {first}"
+    )
 
 
 def per_sample(name: str, values: Tensor, shape: tuple[int, ...], key: NoiseKey) -> Tensor:
@@ -116,13 +126,21 @@ def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | Non
             for the null class.
 
     Raises:
-        ValueError: labels for an unconditional model, of another length, or outside 0 .. classes.
+        ValueError: labels for an unconditional model, of another length, or that are no class nor the null class; none
+            where the model has no null class.
     """
-    classes, n, device = model.classes, len(key.ids), key.ids.device
-    if labels is None:
-        return torch.full((n,), classes, device=device) if classes else None
+    classes, null, n, device = model.classes, model.null, len(key.ids), key.ids.device
     if not classes:
+        if labels is None:
+            return None
         raise ValueError("labels: this model is unconditional; leave labels (--class) out")
+    if labels is None:
+        if not isinstance(null, int):
+            raise ValueError(
+                f"labels are missing: this model has {classes} classes and no null class. Give labels= (a class, one "
+                f'an id, or "random"), or say in the model that its network knows one: ScoreModel(null={classes})'
+            )
+        return torch.full((n,), null, device=device)
     if isinstance(labels, str):
         if labels != "random":
             raise ValueError(f"labels = {labels!r} must be a label, one label an id, 'random' or None")
@@ -137,8 +155,8 @@ def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | Non
     values = values.expand(n) if values.ndim == 0 else values
     if values.shape != (n,):
         raise ValueError(f"labels: {tuple(values.shape)} labels for {n} ids")
-    if n and not (0 <= int(values.min()) and int(values.max()) <= classes):
-        raise ValueError(
-            f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1} ({classes}: none)"
-        )
+    top = classes if null == classes else classes - 1
+    if n and not (0 <= int(values.min()) and int(values.max()) <= top):
+        none = f"; {null} is none" if isinstance(null, int) else ", and the model has no null class"
+        raise ValueError(f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1}{none}")
     return values

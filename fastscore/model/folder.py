@@ -94,6 +94,7 @@ def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreMod
         "schedule": schedule_to_dict(model.schedule),
         "parametrization": asdict(model.parametrization),
         "classes": model.classes,
+        "null": model.null,
         "class_names": list(model.class_names),
         "info": model.info,
     }
@@ -119,10 +120,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
         _fits(spec, shape, classes)
         net = build(spec)
         parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
+        null = config.get("null", classes or None)  # folders that do not say it were trained with label dropout
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
     net = load_weights(folder / "model.safetensors", net).to(device).eval()
-    return ScoreModel(net, shape, schedule, parametrization, classes, names, config.get("info", {}))
+    return ScoreModel(net, shape, schedule, parametrization, classes, names, config.get("info", {}), null=null)
 
 
 def _folder(path: Path | str) -> Path:

@@ -1,13 +1,17 @@
 """A score model: a network, what it predicts, and the schedule it was trained on; and the one call of a network."""
 
+# pyright: reportUnnecessaryIsInstance=false
+# What users pass is checked whatever its annotation says.
+
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
@@ -21,6 +25,8 @@ class Conditioned(Protocol):
     @property
     def cond_shape(self) -> tuple[int, ...] | None: ...
     @property
+    def null(self) -> int | Tensor | None: ...
+    @property
     def shape(self) -> Any: ...
 
 
@@ -30,7 +36,8 @@ class ScoreModel:
 
     The call convention is ``net(u, c_noise, cond) -> F`` with u = c_in x [N, *shape] in the network's
     dtype, c_noise [N] float32 (float64 in float64 runs), cond int64 labels [N], a tensor
-    [N, *cond_shape] like c_noise, or None. Any ``nn.Module`` or plain function will do.
+    [N, *cond_shape] in the dtype that it was given in, or None. Any ``nn.Module`` or plain function will do; one of two
+    arguments is called as ``net(u, c_noise)``.
 
     Attributes:
         net: the network.
@@ -43,9 +50,17 @@ class ScoreModel:
         cond_shape: of the condition of one sample, if the network takes a tensor and not a class; else None.
         scales: smallest and largest standard deviation of the data along any direction, where they are known: default
             grids then resolve the one and take the other for the extent of the noise.
+        null: the condition that stands for none: a label, mostly ``classes``, or a tensor [*cond_shape]. It is what a
+            run without labels or cond gives the network, and what guidance leads away from. None: the network was not
+            trained with one, so that every run must say its condition.
+        modules: what a function runs, if ``net`` is one: in eval mode for the length of a run, and on its device. Those
+            that the function closes over, belongs to or names as globals are found without it.
+
+    Raises:
+        ValueError: a shape, a number of classes or a null condition that cannot be.
     """
 
-    net: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    net: Callable[..., Tensor]
     shape: tuple[int, ...]
     schedule: Schedule
     parametrization: Parametrization = field(default_factory=Parametrization)
@@ -54,14 +69,100 @@ class ScoreModel:
     info: dict[str, Any] = field(default_factory=dict)
     cond_shape: tuple[int, ...] | None = None
     scales: tuple[float, float] | None = None
+    null: int | Tensor | None = None
+    modules: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.classes and self.cond_shape is not None:
-            raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
-        if not self.shape or not all(isinstance(k, int) and k > 0 for k in self.shape):
-            raise ValueError(f"shape = {self.shape} must be positive integers, without the batch axis")
+        object.__setattr__(self, "shape", sizes("shape", self.shape))
+        check_condition(self)
         if self.scales is not None and not 0.0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales = {self.scales} must be two standard deviations, positive and rising")
+        if not callable(self.net):
+            raise ValueError(f"net is a {type(self.net).__name__}; it must be a network, net(u, c_noise, cond) -> F")
+        modules = (self.modules,) if isinstance(self.modules, nn.Module) else tuple(self.modules)
+        if not all(isinstance(m, nn.Module) for m in modules):
+            raise ValueError("modules: each must be an nn.Module that the network's function runs")
+        object.__setattr__(self, "modules", modules)
+        unconditional = not self.classes and self.cond_shape is None
+        takes = _takes(self.net)
+        if takes not in ("three", "two" if unconditional else "three"):
+            raise ValueError(
+                f"net is called as net(u, c_noise, cond){' or net(u, c_noise)' if unconditional else ''}, and "
+                f"{type(self.net).__name__} cannot be: wrap it, ScoreModel(net=lambda u, c_noise, cond: net(..), ..)"
+            )
+        if takes == "two":
+            two = TwoModule(self.net) if isinstance(self.net, nn.Module) else TwoFunction(self.net)
+            object.__setattr__(self, "net", two)
+
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """The network, and the modules that it was said to run."""
+        return (self.net, *self.modules)
+
+
+class TwoModule(nn.Module):
+    """A module of two arguments, ``net(u, c_noise)``, called with three."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.net(u, c_noise)
+
+
+@dataclass(frozen=True)
+class TwoFunction:
+    """A function of two arguments, ``net(u, c_noise)``, called with three."""
+
+    net: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.net(u, c_noise)
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple of integers.
+
+    Raises:
+        ValueError: no sizes, or one that is no positive integer.
+    """
+    listed = tuple(value) if isinstance(value, tuple | list) else ()
+    if not listed or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in listed):
+        hint = f"; did you mean ({value},)?" if isinstance(value, int) else ""
+        raise ValueError(f"{name} = {value} must be positive integers, without the batch axis{hint}")
+    return listed
+
+
+def check_condition(model: Conditioned) -> None:
+    """Raise ValueError unless what a model says of its condition can be."""
+    classes, null = model.classes, model.null
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
+        raise ValueError(f"classes = {classes!r} must be a number of classes, 0 for none")
+    if classes and model.cond_shape is not None:
+        raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
+    if model.cond_shape is not None:
+        sizes("cond_shape", model.cond_shape)
+        if null is not None and not (isinstance(null, Tensor) and tuple(null.shape) == tuple(model.cond_shape)):
+            description = tuple(null.shape) if isinstance(null, Tensor) else repr(null)
+            raise ValueError(f"null is {description}; it must be a tensor of cond_shape, {tuple(model.cond_shape)}")
+    elif null is not None and (not isinstance(null, int) or isinstance(null, bool) or not 0 <= null <= classes > 0):
+        raise ValueError(f"null = {null!r} must be a label, 0 .. {classes}, of a model with classes")
+
+
+def _takes(net: Callable[..., Any]) -> str:
+    """Return how many arguments a network takes: three, two or "other"; three where nobody can look."""
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):
+        return "three"
+    for n, name in ((3, "three"), (2, "two")):
+        try:
+            signature.bind(*range(n))
+        except TypeError:
+            continue
+        return name
+    return "other"
 
 
 def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
@@ -72,12 +173,35 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None)
         c_noise: labels, [N] or [1] for all.
 
     Raises:
-        ValueError: an output of another shape.
+        ValueError: an output that is no tensor, or of another shape, kind or device.
     """
-    F = model.net(u, c_noise.expand(len(u)), cond)
-    if F.shape != u.shape:
-        raise ValueError(f"the network returned {tuple(F.shape)} for an input of {tuple(u.shape)}")
+    F = checked(model.net(u, c_noise.expand(len(u)), cond), u)
     return apart(F, u).reshape(len(u), -1)
+
+
+def checked(F: Any, u: Tensor, part: str = "") -> Tensor:
+    """Return an output of a network, if it is one for the input u.
+
+    Raises:
+        ValueError: it is not; the message says what to wrap the network in.
+    """
+    what = f"the network returned{f' for {part!r}' if part else ''}"
+    if not isinstance(F, Tensor):
+        way = "a tensor: wrap it, ScoreModel(net=lambda u, c_noise, cond: "
+        if isinstance(F, tuple | list):
+            raise ValueError(f"{what} a {type(F).__name__} of {len(F)}; it must return {way}net(u, c_noise, cond)[0])")
+        if isinstance(getattr(F, "sample", None), Tensor):
+            raise ValueError(f"{what} a {type(F).__name__}; it must return {way}net(u, c_noise, cond).sample)")
+        if F is None:
+            raise ValueError(f"{what} None; it must return a tensor (does its forward end in a return?)")
+        raise ValueError(f"{what} a {type(F).__name__}; it must return {way}torch.as_tensor(net(u, c_noise, cond)))")
+    if F.shape != u.shape:
+        raise ValueError(f"{what} {tuple(F.shape)} for an input of {tuple(u.shape)}")
+    if not F.is_floating_point():
+        raise ValueError(f"{what} {F.dtype}; it must return real floating-point numbers")
+    if F.device != u.device:
+        raise ValueError(f"{what} a tensor on {F.device} for an input on {u.device}; move the network there")
+    return F
 
 
 def apart(F: Tensor, *inputs: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+
+from fastscore.network.watch import Snapshot, tensors
 
 Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
@@ -43,8 +46,31 @@ def compiled(net: Net, mode: str, device: torch.device | str = "cpu") -> Net:
         raise ValueError(
             f"network = 'regional': {type(net).__name__} repeats no block of its own; use network='compile'"
         )
-    net = deepcopy(net)
-    for m in net.modules():
-        if type(m) in repeated:
-            m.compile(fullgraph=True)
-    return net
+    return Regional(net, repeated)
+
+
+class Regional(nn.Module):
+    """A network whose repeated blocks are compiled: in a copy, which has the network's own tensors for its own."""
+
+    def __init__(self, net: nn.Module, repeated: set[type]) -> None:
+        super().__init__()
+        self.net, self.repeated = net, repeated
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Copy the network as it is."""
+        copy = deepcopy(self.net, {id(t): t for _, t in tensors(self.net)})
+        for m in copy.modules():
+            if type(m) in self.repeated:
+                m.compile(fullgraph=True)
+        self.copy, self.seen = copy, Snapshot(self.net, "objects")
+
+    @contextmanager
+    def steady(self) -> Generator[None]:
+        """Copy the network again if a layer or a tensor of it has been replaced."""
+        if not self.seen.holds():
+            self.refresh()
+        yield
+
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.copy(u, c_noise, cond)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.files import cache_folder, write_text
+from fastscore.network.watch import attributes, tensors
 
 RECIPE = 1  # of what is compiled; another one makes other packages
 # Measured best of plain, freezing, max-autotune and channels_last weights: freezing packs constant
@@ -35,17 +36,18 @@ Call = Callable[..., Tensor]
 def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str) -> str:
     """Return the digest of what a package depends on.
 
-    Weights, buffers, the layers as they print, the files that define them, the input shape, the numerics,
-    the number of threads, versions and processor.
+    Weights, buffers, the layers as they print and their plain attributes, the files that define them, the input shape,
+    the numerics, the number of threads, versions and processor.
     """
     digest = hashlib.sha256()
     facts = [RECIPE, shape, dtype, torch.get_num_threads(), torch.__version__, _processor(), repr(net), OPTIONS]
     digest.update(json.dumps(facts, default=str).encode())
     for file in sorted({_source(type(m)) for m in net.modules()} - {""}):
         digest.update(Path(file).read_bytes())
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+    digest.update(repr(attributes(net)).encode())
+    for name, tensor in tensors(net):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 

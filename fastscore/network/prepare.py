@@ -9,80 +9,24 @@ noisy inputs over the whole schedule, in every process that uses it, and is used
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastscore.execution import Execution, evaluating
+from fastscore.execution import Execution
 from fastscore.model.score import ScoreModel
 from fastscore.network import package
 from fastscore.network.bf16 import Traced, native_bf16
-from fastscore.network.jit import Net, compiled, has_compiler
-from fastscore.ops.noise import NoiseKey
-from fastscore.process.grid import arctan
-from fastscore.process.parametrization import components, convert
+from fastscore.network.jit import compiled, has_compiler
+from fastscore.network.prepared import Numerics, Origin, Prepared, Say, numerics, warn
+from fastscore.network.trial import LIMIT, Inexact, Trial, Unfit
+from fastscore.surroundings import evaluating, undisturbed
 
-# The largest relative error over the schedule: of the network's output, and of the score made from it.
-LIMIT = {"fp32": (1e-4, math.inf), "bf16": (math.inf, 1e-2)}
+__all__ = ["LIMIT", "SMALL", "Inexact", "Numerics", "Prepared", "Trial", "Unfit", "numerics", "prepare"]
+
 SMALL = 250_000  # parameters; compiling less costs more than it saves
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """The arithmetic of a network as it is evaluated; part of what its samples are a function of.
-
-    Attributes:
-        dtype: "own" (as the network is), "fp32" or "bf16".
-        compile: "off", "package" (AOTInductor, on a CPU), "full" or "regional" (torch.compile).
-        error: relative error of the score against the network itself, the largest over the schedule.
-        threads: that the package was compiled for.
-        key: of the package: weights, code, shapes, versions and processor.
-    """
-
-    dtype: str = "own"
-    compile: str = "off"
-    error: float | None = None
-    threads: int | None = None
-    key: str | None = None
-
-
-class Prepared:
-    """A prepared network, which takes inputs of one kind only; called as ``net(u, c_noise, cond)``.
-
-    Args:
-        call: the compiled network.
-        example: its inputs: u [N, *shape], c_noise [N], both float32, and int64 labels [N] if it has classes.
-        numerics: how it computes.
-    """
-
-    def __init__(self, call: Callable[..., Tensor], example: tuple[Tensor, ...], numerics: Numerics) -> None:
-        self.call, self.inputs, self.numerics = call, _kinds(example), numerics
-
-    def __call__(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Evaluate; F [N, *shape] float32."""
-        inputs = (u, c_noise) if cond is None else (u, c_noise, cond)
-        if _kinds(inputs) != self.inputs:
-            raise ValueError(
-                f"the network was prepared for inputs {', '.join(self.inputs)}, not {', '.join(_kinds(inputs))}; "
-                "prepare it at the sampler's batch, or sample with network='own'"
-            )
-        # Compiled code reads memory as it was shown it: a label that is expanded must be written out.
-        return self.call(*(v.contiguous() for v in inputs))
-
-
-def numerics(net: Net, network: str = "own") -> Numerics:
-    """Return how a network is evaluated, that ``prepare`` returned for this choice."""
-    if isinstance(net, Prepared):
-        return net.numerics
-    return Numerics(compile={"compile": "full", "regional": "regional"}.get(network, "off"))
 
 
 def prepare(
@@ -108,10 +52,13 @@ def prepare(
             nothing has been measured; "compile" and "regional" are torch.compile's, without a check.
         say: called with one line when something takes long or does not work; warnings.warn if left out.
 
+    Weights, buffers or layers of the network that change later count from the next run on: what was compiled is then
+    compiled again, and ``say`` is told.
+
     Raises:
         ValueError: an unknown choice, a network that is prepared already, or one on another device.
     """
-    say, place = say or _warn, Execution(device, batch, network=network).on(model.net).place
+    say, place = say or warn, Execution(device, batch, network=network).on(model.net).place
     if network in ("own", "compile", "regional"):
         return model if network == "own" else replace(model, net=compiled(model.net, network, place))
     if isinstance(model.net, Prepared):
@@ -128,8 +75,11 @@ def prepare(
         return model
     if kinds != ["torch.float32"]:
         return _as_it_is(model, say, f"{network} needs float32 weights, not {' and '.join(kinds) or 'none'}")
-    with evaluating(net):
-        return _ahead_of_time(model, Trial(model, net, batch, place), network, say)
+    with undisturbed(place=place), evaluating(net):
+        prepared = _ahead_of_time(model, Trial(model, net, batch, place), network, say)
+    if isinstance(prepared.net, Prepared):
+        prepared.net.follow(Origin(model, batch, place, network, say, prepare))
+    return prepared
 
 
 def _ahead_of_time(model: ScoreModel, trial: Trial, network: str, say: Say) -> ScoreModel:
@@ -144,80 +94,6 @@ def _ahead_of_time(model: ScoreModel, trial: Trial, network: str, say: Say) -> S
             reason = str(error)
             break
     return _as_it_is(model, say, reason)
-
-
-class Unfit(Exception):
-    """A network cannot be prepared; the message says why."""
-
-
-class Inexact(Unfit):
-    """A prepared network differs from the original by more than LIMIT."""
-
-
-class Trial:
-    """Noisy inputs over the whole schedule, and what the network itself makes of them.
-
-    x_t = alpha D + sigma eps with D ~ N(0, sigma_data^2), at the times of an arctan grid,
-    one a sample; as many micro-batches as the grid needs.
-    """
-
-    def __init__(self, model: ScoreModel, net: nn.Module, batch: int, device: torch.device) -> None:
-        self.model, self.net, self.device = model, net, device
-        self.shape = (batch, *model.shape)
-        schedule, parametrization = model.schedule, model.parametrization
-        knots = arctan(20)(schedule)
-        alpha, sigma = schedule.alpha(knots), schedule.sigma(knots)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            p, q = convert(
-                components("eps", schedule, knots), parametrization.components(schedule, knots), alpha, sigma
-            )
-            inputs = parametrization.c_in(schedule, knots), parametrization.c_noise(schedule, knots)
-            columns = np.stack([alpha, sigma, p, q, *inputs], axis=1)
-        columns = columns[np.isfinite(columns).all(axis=1) & (sigma > 0)]
-        rounds = -(-len(columns) // batch)
-        at = np.arange(rounds * batch) * len(columns) // (rounds * batch)
-        self.columns = torch.tensor(columns[at], dtype=torch.float32, device=device)
-        self.key = NoiseKey.of(0, range(len(at)), device)
-
-    @property
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs of one micro-batch."""
-        return next(self.micro_batches())[0]
-
-    def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor]]:
-        """Yield (inputs of the network, p x, q), such that p x + q F is the noise estimate -sigma score."""
-        d, batch = math.prod(self.model.shape), self.shape[0]
-        for start in range(0, len(self.columns), batch):
-            key = NoiseKey(self.key.seed, self.key.ids[start : start + batch])
-            alpha, sigma, p, q, c_in, c_noise = self.columns[start : start + batch].unbind(1)
-            data = self.model.parametrization.sigma_data * key.normal(0, d)
-            x = alpha[:, None] * data + sigma[:, None] * key.normal(1, d)
-            inputs = ((c_in[:, None] * x).view(self.shape), c_noise)
-            cond = (key.ids % self.model.classes,) if self.model.classes else ()
-            yield tuple(v.contiguous() for v in (*inputs, *cond)), p[:, None] * x, q[:, None]
-
-    @cached_property
-    @torch.no_grad()
-    def expected(self) -> list[Tensor]:
-        """Outputs of the network itself, [batch, D] a micro-batch."""
-        return [self.net(*_three(inputs)).flatten(1) for inputs, _, _ in self.micro_batches()]
-
-    @torch.no_grad()
-    def errors(self, call: Net) -> Tensor:
-        """Return the relative errors of a call, of its output and of the score, [2, samples]."""
-        results = []
-        for (inputs, px, q), reference in zip(self.micro_batches(), self.expected, strict=True):
-            difference = call(*_three(inputs)).flatten(1) - reference
-            results.append(torch.stack([_ratio(difference, reference), _ratio(q * difference, px + q * reference)]))
-        return torch.cat(results, dim=1)
-
-    def checked(self, call: Net, kind: str) -> float:
-        """Return the error of the score; raise Inexact if one is above its limit or not a number."""
-        errors = self.errors(call).amax(dim=1).tolist()
-        for value, limit, quantity in zip(errors, LIMIT[kind], ("output", "score"), strict=True):
-            if not value <= limit:
-                raise Inexact(f"in {kind} the network's {quantity} errs by {value:.2g}, above {limit:g}")
-        return float(f"{errors[1]:.3g}")
 
 
 def _packaged(trial: Trial, kind: str, say: Say) -> Prepared:
@@ -261,25 +137,6 @@ def _jit(trial: Trial, kind: str, say: Say) -> Prepared:
     return net
 
 
-def _three(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-    u, c_noise, *cond = inputs
-    return u, c_noise, cond[0] if cond else None
-
-
-def _kinds(inputs: tuple[Tensor, ...]) -> list[str]:
-    return [f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in inputs]
-
-
-def _ratio(difference: Tensor, reference: Tensor) -> Tensor:
-    """Return the relative error of each sample; 0 where both are 0."""
-    error, size = difference.double().norm(dim=1), reference.double().norm(dim=1)
-    return torch.where(error == 0.0, 0.0, error / size)
-
-
 def _as_it_is(model: ScoreModel, say: Say, reason: str) -> ScoreModel:
     say(f"the network runs as it is: {reason}")
     return model
-
-
-def _warn(line: str) -> None:
-    warnings.warn(line, stacklevel=3)

@@ -7,18 +7,17 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from fastscore.execution import Execution, evaluating
+from fastscore.execution import Execution
 from fastscore.files import cache_folder, write_text
 from fastscore.model.score import ScoreModel
 from fastscore.network import package
+from fastscore.surroundings import evaluating, undisturbed
 
 SIZES = tuple(1 << k for k in range(4, 13))  # 16 .. 4096
 GAIN = 1.05  # a larger micro-batch must give so many times more samples a second
@@ -74,7 +73,7 @@ def choose_batch(
             pass
     rates, best = {}, (0.0, sizes[0], counts[0])
     for count in counts:
-        with _threads(count), evaluating(model.net):
+        with undisturbed(place=device, threads=count), evaluating(model.net):
             top = 0.0
             for size in sizes:
                 rate = size / _seconds(model, size, device)
@@ -92,7 +91,6 @@ def choose_batch(
     return choice
 
 
-@torch.no_grad()
 def _seconds(model: ScoreModel, size: int, device: torch.device) -> float:
     """Return the median time of one evaluation, of three after a first."""
     u = torch.linspace(-1.0, 1.0, size * math.prod(model.shape), device=device).view(size, *model.shape)
@@ -105,16 +103,6 @@ def _seconds(model: ScoreModel, size: int, device: torch.device) -> float:
         model.net(u, label, cond).sum().item()  # waits for the device
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _counts() -> tuple[int, ...]:

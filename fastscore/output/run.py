@@ -257,7 +257,8 @@ def _conditions(request: RequestLike) -> dict[str, NDArray[Any]]:
     """Return what each sample was told, and its seed where they differ."""
     arrays, cond, seed = {}, request.cond, request.key.seed
     if cond is not None:
-        arrays["cond" if cond.is_floating_point() else "labels"] = cond.cpu().numpy()
+        cond = cond.float() if cond.dtype == torch.bfloat16 else cond  # which NumPy does not know
+        arrays["labels" if cond.ndim == 1 else "cond"] = cond.cpu().numpy()
     if len(seed) > 1:
         arrays["seeds"] = seed.cpu().numpy().view(np.uint64)
     return arrays

@@ -122,8 +122,9 @@ def _recipe(schedule: Schedule) -> dict[str, Any]:
         n, betas = len(schedule.betas), schedule.betas
         zero = betas[-1] == 1.0
         # The scale of a table to pure noise hides its last beta: only DDPM's own is known again.
-        linear = {"kind": "linear", "beta_min": betas[0], "beta_max": 0.02 if zero else betas[-1]}
-        for recipe in (linear, {"kind": "cosine"}):
+        linear: dict[str, Any] = {"kind": "linear", "beta_min": betas[0], "beta_max": 0.02 if zero else betas[-1]}
+        cosine: dict[str, Any] = {"kind": "cosine"}
+        for recipe in (linear, cosine):
             recipe |= {"n": n, "zero_snr": zero and n > 1}
             if np.allclose(discrete_vp(**recipe).betas, betas, rtol=1e-9, atol=0.0):
                 return recipe

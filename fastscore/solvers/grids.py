@@ -64,7 +64,8 @@ def default_grid(
         ValueError: steps, spacing or rho where they would be ignored, or a value out of range.
     """
     if end is None and scales is not None:
-        end = _resolving(scales[0], schedule, math.inf if reads is None or reads.exact else lam(trained, trained.t_end))
+        cleanest = math.inf if reads is None or reads.exact else float(lam(trained, trained.t_end))
+        end = _resolving(scales[0], schedule, cleanest)
     if isinstance(solver, Adaptive):
         for option, value in (("steps", steps), ("grid spacing", spacing), ("rho", rho)):
             if value is not None:
@@ -80,11 +81,11 @@ def default_grid(
         first = schedule.T if start is None else start
         steps = min(STEPS, int(first - (end or 0.0)) + bool(clean)) if whole else STEPS
     scheme = _scheme(solver)
-    shape = {"rho": 5.0, "scale": 2.0} if scheme is None and _noisy_or_first_order(solver) else {}
-    grid = Grid("arctan", steps, start, end, clean, whole=whole and spacing is None, **shape)
+    shape = (5.0, 2.0) if scheme is None and _noisy_or_first_order(solver) else (7.0, 8.0)
+    grid = Grid("arctan", steps, start, end, clean, *shape, whole=whole and spacing is None)
     if spacing is None:
         spacing = "arctan" if scheme is None else _published(scheme, schedule)
-    if not spacing:
+    if scheme is not None and not spacing:
         grid = spacing_in_time(scheme, schedule, grid)
     elif spacing != "arctan":
         grid = Grid(spacing, steps, start, end, clean, whole=grid.whole and spacing not in INDICES)
@@ -97,7 +98,7 @@ def default_grid(
 
 def _resolving(std: float, schedule: Schedule, cleanest: float) -> float | None:
     """Return the time with a tenth of ``std`` for noise, or with ``cleanest`` lam; None if t_end is cleaner still."""
-    top = min(math.log(10.0 / std), float(cleanest))
+    top = min(math.log(10.0 / std), cleanest)
     return float(t_of_lam(schedule, top)[0]) if float(lam(schedule, schedule.t_end)) < top else None
 
 

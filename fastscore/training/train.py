@@ -90,7 +90,8 @@ def train(
         if classes and data.labels is None:
             raise ValueError(f"the network takes {classes} classes, and the data have no labels")
         names = data.class_names if len(data.class_names) == classes else ()
-        model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info or {})
+        null = classes if classes and config.label_dropout else None
+        model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info or {}, null=null)
         run = _Run(model, raw, data, config, where)
         modes = [(module, module.training) for module in raw.modules()]
         try:

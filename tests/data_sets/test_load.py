@@ -162,6 +162,19 @@ def test_toys_are_functions_of_name_size_and_seed(name):
     assert not any(np.allclose(x, y) for y in others)
 
 
+@pytest.mark.parametrize(("name", "modes", "std"), [("four", 4, 0.5), ("three", 3, 0.5), ("eight", 8, 0.2)])
+def test_gaussians_have_their_spread_about_the_nearest_mean(name, modes, std):
+    """The squared distance has mean 2 std^2; modes lie at least 3.4 std from their borders, which cuts off 0.1 %."""
+    n, x = 50_000, data.toy(f"{name}-gaussians", 50_000).astype(np.float64)
+    means = {4: [45, 135, 225, 315], 3: [90, 210, 330], 8: range(0, 360, 45)}[modes]
+    radius = np.sqrt(8) if modes == 4 else 2.0
+    centres = radius * np.stack([np.cos(np.radians(means)), np.sin(np.radians(means))], 1)
+    squares = ((x[:, None] - centres) ** 2).sum(2)
+    assert abs(squares.min(1).mean() / (2 * std**2) - 1) < 5 / np.sqrt(n) + 0.002
+    shares = np.bincount(squares.argmin(1), minlength=modes) / n
+    assert np.abs(shares - 1 / modes).max() < 5 * np.sqrt(1 / modes / n)
+
+
 def test_checkerboard_fills_eight_squares():
     x = data.toy("checkerboard", 8000)
     cells, counts = np.unique(np.floor(x + 2.0).astype(int), axis=0, return_counts=True)

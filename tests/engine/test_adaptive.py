@@ -42,7 +42,7 @@ SOLVERS = {
 
 
 def model(classes: int = 0) -> ScoreModel:
-    return elementwise_model(SHAPE, classes=classes)
+    return elementwise_model(SHAPE, classes=classes, null=classes or None)
 
 
 # --- one sample and the others -----------------------------------------------------------------

@@ -23,7 +23,7 @@ def net(u, c_noise, cond=None):
 
 
 def model(prediction: str = "v", classes: int = 3) -> fs.ScoreModel:
-    return fs.ScoreModel(net, SHAPE, fs.VP(), fs.Parametrization(prediction), classes)
+    return fs.ScoreModel(net, SHAPE, fs.VP(), fs.Parametrization(prediction), classes, null=classes or None)
 
 
 def draw(solver, run=None, schedule=None, grid=None, **settings):

@@ -20,7 +20,7 @@ from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 
 SCHEDULES = [VP(), SubVP(), VE(), EDM(), Flow()]
-SHARP = Dopri5(1e-8, 1e-8)
+SHARP = Dopri5(1e-7, 1e-7)
 
 
 def normals(n: int, d: int, draw: int = 900) -> torch.Tensor:
@@ -37,10 +37,10 @@ def gradient(function, x: torch.Tensor) -> torch.Tensor:
 
 
 def differences(function, x: torch.Tensor, direction: torch.Tensor, h: float = 1e-2) -> torch.Tensor:
-    """Return the derivative of each sample's value along a direction, to O(h^6)."""
+    """Return the derivative of each sample's value along a direction, to O(h^4)."""
     with torch.no_grad():
-        f = {k: function(x + k * h * direction) for k in (-3, -2, -1, 1, 2, 3)}
-    return (45.0 * (f[1] - f[-1]) - 9.0 * (f[2] - f[-2]) + (f[3] - f[-3])) / (60.0 * h)
+        f = {k: function(x + k * h * direction) for k in (-2, -1, 1, 2)}
+    return (8.0 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12.0 * h)
 
 
 class Net(nn.Module):
@@ -73,7 +73,10 @@ def test_at_one_on_a_gaussian_of_variance_a_quarter():
     assert float(gradient(f.decode, one)) == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param(s, id=type(s).__name__, marks=() if s in (VP(), EDM()) else pytest.mark.slow) for s in SCHEDULES],
+)
 def test_gaussians_have_their_closed_form(schedule):
     """d ln p / dx = -(x - mu) / s^2, and encoding is x_T = m_T + (s_T / s) (x - m): mean 0, so the prior knows it."""
     f = flow(analytic.score_model(analytic.gaussian(0.0, 0.4, (2,))), schedule=schedule)
@@ -107,13 +110,14 @@ def test_on_a_fixed_grid_the_gradient_is_that_of_the_steps(solver):
 
 @pytest.mark.parametrize(
     ("kind", "probe"),
-    [("fixed", "exact"), ("fixed", "rademacher"), ("fixed", "gaussian"), ("adaptive", "exact"),
+    [("fixed", "exact"), ("fixed", "rademacher"), ("adaptive", "exact"),
+     pytest.param("fixed", "gaussian", marks=pytest.mark.slow),
      pytest.param("adaptive", "rademacher", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_network_against_finite_differences(kind, probe):
     """Every sample with a label, a probe and steps of its own; 6 samples in lanes of 4."""
-    adaptive = {"solver": Dopri5(1e-9, 1e-9), "grid": Span(end=0.3)}
-    f = flow(small((3,), 4), **(adaptive if kind == "adaptive" else {"solver": RK4(), "grid": uniform(6, end=0.01)}))
+    adaptive = {"solver": Dopri5(1e-9, 1e-9), "grid": Span(start=0.6, end=0.4)}
+    f = flow(small((3,), 4), **(adaptive if kind == "adaptive" else {"solver": RK4(), "grid": uniform(4, end=0.01)}))
     x, step = normals(6, 3), normals(6, 3, 901)
     labels, probes = torch.tensor([0, 1, 2, 3, 4, 0]), 1 if probe == "exact" else 2
 

@@ -62,7 +62,7 @@ def make(name: str, schedule, ops=REFERENCE, steps: int = 6) -> Loop:
     net = build(spec).eval()
     for p in net.parameters():
         p.data.normal_(std=0.1)
-    model = ScoreModel(net, SHAPE, schedule, Parametrization("eps"), classes=3)
+    model = ScoreModel(net, SHAPE, schedule, Parametrization("eps"), classes=3, null=3)
     grid = uniform(steps, clean=True)(schedule)
     bound = BoundPlan(plans.make_plan(SOLVERS[name], schedule, grid), model)
     return Loop(bound, model, Execution("cpu", BATCH), ops)
@@ -119,6 +119,7 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
             if isinstance(value, torch.Tensor):
                 setattr(loop, key, on_cuda(value))
         loop.key = NoiseKey(on_cuda(loop.key.seed), on_cuda(loop.key.ids))
+        loop.conditions.first = on_cuda(torch.zeros(BATCH, dtype=torch.int64))
         weight = on_cuda(torch.empty(1, 1, 3, 3))
 
         def net(u, t, cond):

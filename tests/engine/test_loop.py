@@ -38,7 +38,7 @@ SOLVERS = {
 
 
 def model(classes: int = 0) -> ScoreModel:
-    return elementwise_model(SHAPE, classes=classes)
+    return elementwise_model(SHAPE, classes=classes, null=classes or None)
 
 
 def sampler(name: str = "dpmpp-2m", batch: int = 8, **kw) -> Sampler:
@@ -68,7 +68,7 @@ def test_a_real_network_at_one_micro_batch_gives_the_same_bits():
     net = build(spec)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    m = ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
+    m = ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3, null=3)
 
     def run(ids, batch=16):
         return Sampler(m, grid=karras(4), batch=batch).run(ids, labels="random")

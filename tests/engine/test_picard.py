@@ -56,7 +56,7 @@ SOLVERS = {
 
 
 def sampler(solver, window=None, tolerance=0.0, batch=8, classes=0, **kw):
-    model = elementwise_model(SHAPE, classes=classes)
+    model = elementwise_model(SHAPE, classes=classes, null=classes or None)
     parallel = None if window is None else Picard(window, tolerance)
     return Sampler(model, solver=solver, grid=karras(16), batch=batch, parallel=parallel, **kw)
 

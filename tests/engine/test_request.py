@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import fastscore as fs
-from fastscore.engine.request import Request, Turn, micro_batches
+from fastscore.engine.request import Request, micro_batches
+from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.guidance.measurements import Blur, Matrix
 from fastscore.model.coordinates import Dense, Diagonal, LowRank
 
 SHAPE, CPU = (2, 3), torch.device("cpu")
-MODEL = fs.ScoreModel(lambda u, t, cond: u, SHAPE, fs.VP(), classes=4)
+MODEL = fs.ScoreModel(lambda u, t, cond: u, SHAPE, fs.VP(), classes=4, null=4)
 
 
 def full(n: int = 5) -> Request:

@@ -169,7 +169,7 @@ def test_guidance_and_guides_together():
     def net(x, t, cond):
         return torch.where(cond[:, None] == 1, 2.0, 0.5) * PRIOR(x, t).to(x)
 
-    model = ScoreModel(net, (4,), Trig(), Parametrization("x0", "t"), classes=1)
+    model = ScoreModel(net, (4,), Trig(), Parametrization("x0", "t"), classes=1, null=1)
 
     def run(guide, ids=range(7), weight=3.0, batch=4):
         guidance = Guidance(weight, (0.1, 10.0))
@@ -191,7 +191,7 @@ def test_the_denoiser_tells_the_conditional_estimate_from_the_guided():
     def net(x, t, cond):
         return torch.where(cond[:, None] == 1, 2.0, 0.5) * PRIOR(x, t).to(x)
 
-    model, seen = ScoreModel(net, (4,), Trig(), Parametrization("x0", "t"), classes=1), []
+    model, seen = ScoreModel(net, (4,), Trig(), Parametrization("x0", "t"), classes=1, null=1), []
 
     def guide(denoise, x, alpha, sigma, y):
         D, own = denoise.both(x)

@@ -71,7 +71,7 @@ def two_classes(prediction: str = "x0", shape=(40,)) -> ScoreModel:
         D = denoiser(x, alpha, sigma, cond)
         return {"x0": D, "eps": (x - alpha * D) / sigma, "v": (alpha * x - D) / sigma}[prediction]
 
-    return ScoreModel(net, shape, Trig(), Parametrization(prediction, "t"), classes=2)
+    return ScoreModel(net, shape, Trig(), Parametrization(prediction, "t"), classes=2, null=2)
 
 
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(), EDM()], ids=lambda s: type(s).__name__)
@@ -132,7 +132,8 @@ def test_autoguidance_may_have_another_schedule_and_prediction():
 
 
 def plain(**kw) -> ScoreModel:
-    return elementwise_model((1, 6, 6), **{"classes": 3, **kw})
+    kw = {"classes": 3, **kw}
+    return elementwise_model((1, 6, 6), **{"null": kw["classes"] or None, **kw})
 
 
 def known(n: int = 9) -> Known:
@@ -221,7 +222,7 @@ def test_recorded_noise_covers_the_known_part():
 
 
 def test_conditioning_tensors_and_their_null():
-    m = plain(classes=0, cond_shape=(2,))
+    m = plain(classes=0, cond_shape=(2,), null=torch.zeros(2))
     cond = torch.tensor([[float(k), -k] for k in range(6)])
     kw = {"grid": karras(4), "batch": 4}
     x = Sampler(m, **kw).run(range(6), cond=cond)

@@ -31,7 +31,7 @@ def test_same_bits(solver):
     def net(u, t, cond):
         return u / (1.0 + u * u) + 0.1 * cond.to(u)[:, None]
 
-    model = ScoreModel(net, (37,), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
+    model = ScoreModel(net, (37,), EDM(), Parametrization("edm", "log_sigma/4"), classes=3, null=3)
     guidance, key = Guidance(1.7, (0.1, 20.0)), NoiseKey.of(5, [4, 0, 2**40])
     bound = BoundPlan(plans.make_plan(solver, EDM(), karras(3)(EDM())), model, guidance)
     found = []

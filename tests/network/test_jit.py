@@ -21,7 +21,7 @@ def model() -> ScoreModel:
     net = build({"name": "UNet", "channels": 1, "size": 8, "width": 8, "mult": [1, 2], "blocks": [1, 1], "classes": 3})
     for p in net.parameters():
         p.data.normal_(std=0.1)
-    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
+    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3, null=3)
 
 
 def compiles_or_skips() -> None:

@@ -43,7 +43,7 @@ def unet() -> ScoreModel:
     net = build(SPEC)
     for p in net.parameters():
         p.data.normal_(std=0.1)
-    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3)
+    return ScoreModel(net, (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"), classes=3, null=3)
 
 
 def values(*shape: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_the_error_is_that_of_the_score(prediction):
     def net(u, c_noise, cond=None):
         return 0.3 * u + 0.1
 
-    model = ScoreModel(nn.Identity(), (6,), VP(), Parametrization(prediction, "t"))
+    model = ScoreModel(net, (6,), VP(), Parametrization(prediction, "t"))
     trial = Trial(model, net, 20, CPU)
     output, score = trial.errors(lambda u, c, cond: 1.001 * net(u, c)).amax(dim=1).tolist()
     assert output == pytest.approx(1e-3, rel=1e-3)
@@ -220,8 +220,8 @@ def test_small_networks_and_functions_stay_as_they_are():
     assert prepare(function, 4, say=pytest.fail) is function
     for given, reason in (
         (function, "needs an nn.Module"),
-        (ScoreModel(nn.Conv2d(1, 1, 1).bfloat16(), (1, 4, 4), VP()), "not torch.bfloat16"),
-        (ScoreModel(nn.Identity(), (1, 4, 4), VP()), "not none"),
+        (ScoreModel(Wrapped(nn.Conv2d(1, 1, 1).bfloat16()), (1, 4, 4), VP()), "not torch.bfloat16"),
+        (ScoreModel(Wrapped(nn.Identity()), (1, 4, 4), VP()), "not none"),
     ):
         said = []
         assert prepare(given, 4, network="fp32", say=said.append) is given

@@ -113,7 +113,7 @@ def portable() -> Iterator[tuple[str, Draw]]:
 
 
 def _guided() -> Iterator[tuple[str, Draw]]:
-    classes, tensor = model(classes=3), model(cond_shape=SHAPE)
+    classes, tensor = model(classes=3, null=3), model(cond_shape=SHAPE)
     cond, null = 0.5 * torch.ones(SHAPE), -0.25 * torch.ones(SHAPE)
     solvers = {
         "2m": fs.DPMpp2M(),
@@ -205,7 +205,7 @@ def local() -> Iterator[tuple[str, Draw]]:
         chain = fs.Chain((fs.CFGRescale(), fs.DynamicThreshold()))
         yield (
             f"guide/{on}/chain",
-            drawn(model(classes=2), {"labels": 1}, guide=chain, guidance=fs.Guidance(3.0), **common),
+            drawn(model(classes=2, null=2), {"labels": 1}, guide=chain, guidance=fs.Guidance(3.0), **common),
         )
     M = grey_basis()
     first = torch.zeros(SHAPE, dtype=torch.bool)

@@ -71,19 +71,19 @@ def run(
 
 
 def _second() -> fs.ScoreModel:
-    return fs.ScoreModel(worse, SHAPE, fs.VP(), fs.Parametrization("v"), classes=3)
+    return fs.ScoreModel(worse, SHAPE, fs.VP(), fs.Parametrization("v"), classes=3, null=3)
 
 
 def features() -> dict[str, tuple[dict, dict, dict, dict]]:
     """Each feature: model, what a run is given anyway, settings and arguments that bring the feature in."""
-    labels, classes = {"labels": [0, 1, 2]}, {"classes": 3}
+    labels, classes = {"labels": [0, 1, 2]}, {"classes": 3, "null": 3}
     y = 0.25 * torch.ones(SHAPE)
     mask = torch.zeros(SHAPE, dtype=torch.bool)
     mask[0] = True
     recorded = torch.linspace(-1.0, 1.0, 12 * 3 * 12).reshape(12, 3, 12)
     return {
         "labels": (classes, {}, {}, labels),
-        "conditioning tensors": ({"cond_shape": (2,)}, {}, {}, {"cond": torch.ones(2)}),
+        "conditioning tensors": ({"cond_shape": (2,), "null": torch.zeros(2)}, {}, {}, {"cond": torch.ones(2)}),
         "guidance": (classes, labels, {"guidance": fs.Guidance(2.0)}, {}),
         "guidance in an interval": (classes, labels, {"guidance": fs.Guidance(2.0, (0.1, 5.0))}, {}),
         "guidance by a second model": (classes, labels, {"guidance": fs.Guidance(2.0, model=_second())}, {}),

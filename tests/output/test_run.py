@@ -109,17 +109,20 @@ def test_a_run_that_fails_leaves_the_earlier_one_and_nothing_else(tmp_path):
 
 
 def test_what_each_sample_was_told_stands_beside_it(tmp_path):
-    classes = constant_sampler((2,), classes=4)
+    classes = constant_sampler((2,), classes=4, null=4)
     draw(classes, classes.request(range(3), 5, labels=[3, 0, 4]), tmp_path / "a", extra_arrays={"mask": np.ones(2)})
     saved = arrays_of(tmp_path / "a")
     assert list(saved) == ["samples", "ids", "mask", "labels"]
     assert saved["labels"].tolist() == [3, 0, 4]
-    tensors = constant_sampler((2,), cond_shape=(3,))
+    tensors = constant_sampler((2,), cond_shape=(3,), null=torch.zeros(3))
     cond = torch.arange(6.0).reshape(2, 3)
     run = draw(tensors, tensors.request([5, 6], [9, 2**64 - 1], cond=cond), tmp_path / "b", settings={"model": "mine"})
     saved = arrays_of(tmp_path / "b")
     assert list(saved) == ["samples", "ids", "cond", "seeds"]
     assert np.array_equal(saved["cond"], cond.numpy())
+    for dtype in (torch.int64, torch.bool, torch.bfloat16):  # tensors of integers are no labels
+        draw(tensors, tensors.request([5, 6], cond=cond.to(dtype)), tmp_path / str(dtype))
+        assert np.array_equal(arrays_of(tmp_path / str(dtype))["cond"], cond.to(dtype).float().numpy())
     assert (saved["seeds"].dtype, saved["seeds"].tolist()) == (np.uint64, [9, 2**64 - 1])
     assert run["settings"] == {"seed": "one a sample", "num": 2, "model": "mine"}
 

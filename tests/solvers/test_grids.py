@@ -14,8 +14,9 @@ from cells import in_each
 from checks import MEAN, STD, moments
 
 from bench.studies.default_grids import BOUNDS, SCHEDULES, TABLED, error, row
-from fastscore.guidance.guides import DPS, Chain, PiGDM, StaticThreshold, finest
+from fastscore.guidance.guides import DPS, Chain, PiGDM, StaticThreshold
 from fastscore.guidance.measurements import Blur, Masked, Matrix
+from fastscore.guidance.scales import finest
 from fastscore.model.analytic import Empirical, GaussianMixture, gaussian, mixture, score_model
 from fastscore.model.coordinates import Diagonal, whitened
 from fastscore.model.score import ScoreModel

@@ -19,8 +19,8 @@ from torch import Tensor
 from fastscore.engine.adaptive.levels import AtLevel, Coefficients, NoiseLevels
 from fastscore.engine.request import Request
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
+from fastscore.guidance.mixture import Conditions
 from fastscore.guidance.per_sample import with_lines
-from fastscore.model.conditions import condition_buffer
 from fastscore.model.score import ScoreModel, evaluate
 
 
@@ -66,11 +66,9 @@ class ScoreField:
         net_dtype: torch.dtype,
     ) -> None:
         self.model, self.second, self.levels, self.quantity, self.guide = model, second, levels, quantity, guide
-        self.lanes, self.dtype, self.net_dtype, device = lanes, dtype, net_dtype, levels.table.device
+        self.lanes, self.dtype, self.net_dtype = lanes, dtype, net_dtype
         self.parts: tuple[int, int] = (math.prod(model.shape), 0)
-        self.cond = self.cond2 = condition_buffer(model, lanes, dtype, device)
-        if levels.guidance is not None:
-            self.cond2 = levels.guidance.null_condition(model, self.cond)
+        self.conditions = Conditions(model, levels.guidance, lanes)
         self.denoiser = Denoiser(model, second, net_dtype)
 
     def begin(self, request: Request) -> None:
@@ -79,6 +77,7 @@ class ScoreField:
         def lines(v: Tensor | None) -> Tensor | None:
             return None if v is None else v.new_zeros(self.lanes, *v.shape[1:])
 
+        self.conditions.load(request.cond)
         self.request, self.y, self.mask = request, lines(request.y), lines(request.mask)
         known = lines(request.known)
         self.known = None if known is None else known.to(self.dtype)
@@ -91,7 +90,8 @@ class ScoreField:
         request = self.request
         assert request is not None
         for buffer, values in (
-            (self.cond, request.cond), (self.y, request.y), (self.known, request.known), (self.mask, request.mask),
+            (self.conditions.first, request.cond), (self.y, request.y),
+            (self.known, request.known), (self.mask, request.mask),
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer[lanes] = values[positions].to(buffer.dtype)
@@ -123,7 +123,7 @@ class ScoreField:
 
     def network(self, y: Tensor, network: Coefficients) -> Tensor:
         """Return F of the first network, [lanes, D] in its dtype."""
-        return self._network(self.model, y, network, self.cond)
+        return self._network(self.model, y, network, self.conditions.first)
 
     def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Tensor | None) -> Tensor:
         u = (network.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *model.shape)
@@ -137,10 +137,10 @@ class ScoreField:
             p, q = (column[: len(y), None].to(self.dtype) for column in (network.p, network.q))
             return p * y + q * self._network(model, y, network, cond).to(self.dtype)
 
-        m = quantity(self.model, level.first, self.cond)
+        m = quantity(self.model, level.first, self.conditions.first)
         if level.second is None or level.mixed is None or self.levels.guidance is None:
             return m
-        w, m2 = self.levels.guidance.weight, quantity(self.second, level.second, self.cond2)
+        w, m2 = self.levels.guidance.weight, quantity(self.second, level.second, self.conditions.second)
         return torch.where(level.mixed[: len(y), None], w * m + (1.0 - w) * m2, m)
 
     def _guided(self, guide: Guide, y: Tensor, lam: Tensor, level: AtLevel) -> Tensor:
@@ -156,7 +156,8 @@ class ScoreField:
         }  # fmt: skip
         at = Level(**{name: column[:n].to(self.dtype) for name, column in columns.items()})
         x = (length[:n, None].to(self.dtype) * y).view(n, *self.model.shape)
-        D = self.denoiser.at(at, level.second is not None, self.cond, self.cond2).guided(guide, x, self.y)
+        denoise = self.denoiser.at(at, level.second is not None, self.conditions.first, self.conditions.second)
+        D = denoise.guided(guide, x, self.y)
         cos, sin = (v[:n, None].to(self.dtype) for v in (cos, sin))
         if self.quantity == "v":
             return (cos * y - D) / sin

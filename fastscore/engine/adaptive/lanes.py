@@ -102,17 +102,17 @@ class Lanes:
             NonFiniteError: a sample became NaN or Inf.
             StepSizeError: a step fell below what can be resolved, or a sample took too many.
         """
-        counts = torch.zeros(3, n, dtype=torch.int64)
+        counts = torch.zeros(3, n, dtype=torch.int64, device="cpu")
         self.cost = Cost.of(counts, 0, self.lanes)
         self.live.fill_(False)
-        occupants = torch.full((self.lanes,), -1, dtype=torch.int64)  # position of the sample in each lane, on the host
+        occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")  # their samples' positions
         loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
         with tqdm(total=n, unit="sample", disable=not progress) as bar:
-            free = torch.arange(self.lanes)
+            free = torch.arange(self.lanes, device="cpu")
             while True:
                 if loaded < n and len(free):
                     free = free[: n - loaded]
-                    occupants[free] = torch.arange(loaded, loaded + len(free))
+                    occupants[free] = torch.arange(loaded, loaded + len(free), device="cpu")
                     self._enter(free, occupants[free], start(len(free)), key)
                     loaded += len(free)
                 if not bool((occupants >= 0).any()):

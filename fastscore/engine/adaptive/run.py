@@ -16,7 +16,8 @@ from fastscore.engine.adaptive.field import ScoreField, prior_draw
 from fastscore.engine.adaptive.lanes import Lanes, padded_lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.batches import Callback
-from fastscore.engine.request import Request, Turn
+from fastscore.engine.request import Request
+from fastscore.engine.turn import Turn
 from fastscore.execution import Execution
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.mixture import Guidance
@@ -90,7 +91,7 @@ class AdaptiveBatches:
         top = float(torch.hypot(*(torch.as_tensor(v(schedule.T)) for v in (schedule.alpha, schedule.sigma))))
         self.std = schedule.prior_std / top
         self.output = _output(self.method.quantity, angle(self.ends[1]), span.clean, schedule, last)
-        self.turn = Turn(model.net, second.net)
+        self.turn = Turn(*model.networks, *second.networks, guide, execution=execution)
 
     @property
     def cost(self) -> Cost:
@@ -131,12 +132,15 @@ class AdaptiveBatches:
                 f"known: {type(self.solver).__name__} integrates the SDE, whose noise known data would need along the "
                 "way; use an adaptive solver of the ODE (Dopri5, DPMAdaptive), or a solver with a grid"
             )
-        with self.turn:
-            self.field.begin(request)
-            for at, y, k in self.lanes.run(len(request), self.begin, request.key, progress):
-                state, change = self.output
-                x = state * y + change * k if change else state * y
-                yield at, x.view(-1, *self.model.shape)
+        self.turn.look(len(request))
+        yield from self.turn.steps(self._arrivals(request, progress))
+
+    def _arrivals(self, request: Request, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        self.field.begin(request)
+        for at, y, k in self.lanes.run(len(request), self.begin, request.key, progress):
+            state, change = self.output
+            x = state * y + change * k if change else state * y
+            yield at, x.view(-1, *self.model.shape)
 
     def begin(self, first: int, last: int) -> Tensor:
         """Return the states that samples first .. last - 1 start from, on the unit circle."""

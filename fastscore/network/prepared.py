@@ -1,0 +1,146 @@
+"""Prepared networks: called as networks are, and never stale."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastscore.model.score import ScoreModel
+from fastscore.network.jit import Net
+from fastscore.network.trial import three
+from fastscore.network.watch import Snapshot
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The arithmetic of a network as it is evaluated; part of what its samples are a function of.
+
+    Attributes:
+        dtype: "own" (as the network is), "fp32" or "bf16".
+        compile: "off", "package" (AOTInductor, on a CPU), "full" or "regional" (torch.compile).
+        error: relative error of the score against the network itself, the largest over the schedule.
+        threads: that the package was compiled for.
+        key: of the package: weights, code, shapes, versions and processor.
+    """
+
+    dtype: str = "own"
+    compile: str = "off"
+    error: float | None = None
+    threads: int | None = None
+    key: str | None = None
+
+
+class Prepared:
+    """A prepared network, which takes inputs of one kind only; called as ``net(u, c_noise, cond)``.
+
+    It stands for the network that it was made of. Once that has changed, in weights, buffers or structure and in
+    whatever way, a run makes it again first, and says so.
+
+    Args:
+        call: the compiled network.
+        example: its inputs: u [N, *shape], c_noise [N], both float32, and int64 labels [N] if it has classes.
+        numerics: how it computes.
+    """
+
+    def __init__(self, call: Callable[..., Tensor], example: tuple[Tensor, ...], numerics: Numerics) -> None:
+        self.call, self.inputs, self.numerics = call, _kinds(example), numerics
+        self.origin: Origin | None = None
+        self.seen: Snapshot | None = None
+        self.held = False
+
+    def follow(self, origin: Origin) -> Prepared:
+        """Return it, standing for the network of ``origin`` from now on."""
+        assert isinstance(origin.model.net, nn.Module)
+        self.origin, self.seen = origin, Snapshot(origin.model.net, "values")
+        return self
+
+    def refresh(self) -> None:
+        """Make it again if the network that it stands for has changed."""
+        if self.origin is None or self.seen is None or self.seen.holds():
+            return
+        start, net = time.perf_counter(), self.origin.made()
+        if isinstance(net, Prepared):
+            self.call, self.numerics, mode = net.call, net.numerics, f"compiled in {net.numerics.dtype}"
+        else:  # it runs as it is now, for a reason that was said
+            self.call, self.numerics, mode = (lambda *inputs: net(*three(inputs))), Numerics(), "used as it is"
+        self.follow(self.origin)
+        (self.origin.say or warn)(
+            f"the network has changed since it was compiled; {mode} again in {time.perf_counter() - start:.1f} s "
+            "(network='own' needs no such time)"
+        )
+
+    @contextmanager
+    def steady(self) -> Generator[None]:
+        """Stand for the network as it is now, and look no more until the end."""
+        if not self.held:
+            self.refresh()
+        held, self.held = self.held, True
+        try:
+            yield
+        finally:
+            self.held = held
+
+    def __call__(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Evaluate; F [N, *shape] float32."""
+        if not self.held:
+            self.refresh()
+        inputs = (u, c_noise) if cond is None else (u, c_noise, cond)
+        if _kinds(inputs) != self.inputs:
+            raise ValueError(
+                f"the network was prepared for inputs {', '.join(self.inputs)}, not {', '.join(_kinds(inputs))}; "
+                "prepare it at the sampler's batch, or sample with network='own'"
+            )
+        # Compiled code reads memory as it was shown it: a label that is expanded must be written out.
+        return self.call(*(v.contiguous() for v in inputs))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as what it was made of: code compiled for one process or machine is no other's."""
+        if self.origin is None:
+            raise TypeError("this prepared network stands for no network that it could be made of again")
+        return remade, (replace(self.origin, say=None),)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a prepared network was made of, and how: enough to make it again."""
+
+    model: ScoreModel
+    batch: int
+    device: torch.device
+    network: str
+    say: Say | None
+    make: Callable[[ScoreModel, int, torch.device, str, Say | None], ScoreModel]
+
+    def made(self) -> Net:
+        """Make it: a Prepared, or the network as it is where it cannot be prepared."""
+        return self.make(self.model, self.batch, self.device, self.network, self.say).net
+
+
+def remade(origin: Origin) -> Net:
+    """Return the prepared network of an origin that arrived from elsewhere."""
+    return origin.made()
+
+
+def numerics(net: Net, network: str = "own") -> Numerics:
+    """Return how a network is evaluated, that ``prepare`` returned for this choice."""
+    if isinstance(net, Prepared):
+        return net.numerics
+    return Numerics(compile={"compile": "full", "regional": "regional"}.get(network, "off"))
+
+
+def _kinds(inputs: tuple[Tensor, ...]) -> list[str]:
+    return [f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in inputs]
+
+
+def warn(line: str) -> None:
+    """Say it as a warning."""
+    warnings.warn(line, stacklevel=3)

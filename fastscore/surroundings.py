@@ -1,0 +1,137 @@
+"""The surroundings of a run: its networks' modes, and the settings of the caller's thread, for its length only.
+
+A sampler is a function of its settings, and the caller's objects are the caller's. So a run puts its networks in eval
+mode, records no gradients, and shuts out autocast, inference mode, the default dtype and device and the number of
+threads as they happen to be; afterwards all of it is as it was, also when the run fails.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+MEMBERS = 100  # containers of more hold data, not networks
+_LEAVES = (bool, int, float, str, bytes, type(None), torch.Tensor, torch.dtype, torch.device, ModuleType)
+
+_PROCESS = os.getpid()  # a forked one lacks the threads of OpenMP's pool, and would wait for them for ever
+
+_lock = threading.Lock()
+_evaluated: dict[nn.Module, int] = {}  # modules that were in training mode, and how many runs keep them in eval mode
+
+
+def modules(networks: Iterable[object]) -> Iterator[nn.Module]:
+    """Yield the networks that are modules; a plain function has no parameters that anyone could see."""
+    return (net for net in networks if isinstance(net, nn.Module))
+
+
+def behind(*networks: object) -> list[nn.Module]:
+    """Return the modules that networks and guides are or run, each submodule once.
+
+    Looked through are bound methods, functools.partial, decorated functions, what a function closes over and the
+    globals that it names, small containers, and the attributes of callable objects. A module that a function finds
+    in another way is named by ``ScoreModel.modules``.
+    """
+    found: dict[nn.Module, None] = {}
+    seen: dict[int, object] = {}  # holds what was seen, so that no id comes twice
+    left: list[Any] = list(networks)
+    while left:
+        thing = left.pop()
+        if isinstance(thing, _LEAVES) or id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, nn.Module):
+            found |= dict.fromkeys(thing.modules())
+            left += [v for m in thing.modules() for k, v in vars(m).items() if not k.startswith("_")]
+        elif isinstance(thing, list | tuple | set | frozenset | dict):
+            if len(thing) <= MEMBERS:
+                left += thing.values() if isinstance(thing, dict) else thing
+        elif isinstance(thing, MethodType):
+            left += [thing.__self__, thing.__func__]
+        elif isinstance(thing, partial):
+            left += [thing.func, *thing.args, *thing.keywords.values()]
+        elif isinstance(thing, FunctionType):
+            left.append(getattr(thing, "__wrapped__", None))
+            if str(thing.__module__).split(".")[0] not in ("torch", "numpy"):
+                left += [*_cells(thing), *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+                left += [thing.__globals__[k] for k in thing.__code__.co_names if k in thing.__globals__]
+        elif (callable(thing) or is_dataclass(thing)) and not isinstance(thing, type):
+            left += getattr(thing, "__dict__", {}).values()
+    return list(found)
+
+
+def _cells(function: FunctionType) -> Iterator[object]:
+    """Yield what a function closes over."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not yet assigned
+            pass
+
+
+@contextmanager
+def evaluating(*networks: object) -> Generator[None]:
+    """Run networks, and modules behind functions, in eval mode; leave each submodule in the mode that it had.
+
+    Runs of several threads may share a network: it returns to its mode with the last of them.
+    """
+    held = []
+    with _lock:
+        for m in behind(*networks):
+            if m.training or m in _evaluated:
+                _evaluated[m] = _evaluated.get(m, 0) + 1
+                m.training = False
+                held.append(m)
+    try:
+        yield
+    finally:
+        with _lock:
+            for m in held:
+                _evaluated[m] -= 1
+                if not _evaluated[m]:
+                    del _evaluated[m]
+                    m.training = True
+
+
+@contextmanager
+def undisturbed(
+    dtype: torch.dtype = torch.float32,
+    place: torch.device | None = None,
+    threads: int | None = None,
+    gradients: bool = False,
+) -> Generator[None]:
+    """Shut out what the caller's thread has set, and record no gradients.
+
+    Args:
+        dtype: default dtype inside, that of the state.
+        place: where networks that name no device make their tensors, where the caller has set another device than
+            the CPU; left alone otherwise.
+        threads: of torch on the CPU; left alone if None. One in a forked process.
+        gradients: leave the caller's grad mode.
+    """
+    enabled = gradients and torch.is_grad_enabled()
+    threads = 1 if os.getpid() != _PROCESS else threads
+    outside = torch.get_default_dtype(), torch.get_num_threads()
+    with ExitStack() as exits:
+        exits.enter_context(torch.inference_mode(False))  # this switches gradients on
+        exits.enter_context(torch.set_grad_enabled(enabled))
+        for kind in {"cpu", "cpu" if place is None else place.type}:
+            if torch.is_autocast_enabled(kind):
+                exits.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() not in (torch.device("cpu"), place):
+            exits.enter_context(torch.device(place or "cpu"))
+        if outside[0] != dtype:
+            exits.callback(torch.set_default_dtype, outside[0])
+            torch.set_default_dtype(dtype)
+        if threads not in (None, outside[1]):
+            exits.callback(torch.set_num_threads, outside[1])
+            torch.set_num_threads(threads)
+        yield
