@@ -165,7 +165,7 @@ def test_starts_labels_and_equal_ids(solver):
     again = fs.trajectory(s, s.request([6, 6, 6, 6], **fields))
     assert torch.equal(again.states.nan_to_num(), path.states.nan_to_num())
     with pytest.raises(ValueError, match="init = None does not go with start"):
-        fs.trajectory(s, [6])
+        fs.trajectory(s, [6], labels=1)
 
 
 def test_none_and_what_has_no_order():
