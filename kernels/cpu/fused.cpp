@@ -264,7 +264,7 @@ template <class Args> void run(void (*op)(const Args&, int64_t, int64_t), const 
 }  // namespace
 
 // Of the structures above; fused.py has the same number.
-EXPORT int fastscore_abi() { return 2; }
+EXPORT int fastscore_abi() { return 3; }
 
 // Use the best instruction set up to `limit` (0 baseline, 1 AVX2, 2 AVX-512); return the one in use.
 EXPORT int fastscore_isa(int limit) { return isa = best_isa() < limit ? best_isa() : limit; }
