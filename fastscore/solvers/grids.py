@@ -24,6 +24,7 @@ Scales = tuple[float, float]
 # What is said: signal in the prior; noise left at the end, in standard deviations of the data (a last step to D then
 # loses 5 %); relative error of a standard deviation; and rows of plans that are looked at.
 SIGNAL, UNRESOLVED, LOSS, LONGEST = 0.2, 0.33, 0.05, 1000
+COARSE, FINE = 10.0, 300.0  # finest standard deviation over the last noise: a last step to D loses 1 / 2 COARSE^2 of it
 
 
 def default_grid(
@@ -57,15 +58,17 @@ def default_grid(
         clean: whether the last step goes to sigma = 0; yes if left out, but for score_sde's own grids.
         rho: exponent of the spacings karras and arctan, positive.
         scales: smallest and largest standard deviation of the data, as far as they are known: the grid ends where the
-            noise is a tenth of the smallest, and an extent above 1 widens the arctan spacing.
+            noise is a tenth of the smallest (a 300th for Dopri5 and Bogacki-Shampine, whose tolerances see the
+            difference), and an extent above 1 widens the arctan spacing.
         reads: of the network, which does not know less noise than it was trained on unless it is exact.
 
     Raises:
         ValueError: steps, spacing or rho where they would be ignored, or a value out of range.
     """
-    if end is None and scales is not None:
-        cleanest = math.inf if reads is None or reads.exact else float(lam(trained, trained.t_end))
-        end = _resolving(scales[0], schedule, cleanest)
+    to_tolerance = isinstance(solver, s.Dopri5 | s.BogackiShampine)
+    if end is None and (scales is not None or to_tolerance):
+        std = (0.3 if scales is None else scales[0]) / (FINE if to_tolerance else COARSE)
+        end = _ending(std, schedule, math.inf if reads is None or reads.exact else float(lam(trained, trained.t_end)))
     if isinstance(solver, Adaptive):
         for option, value in (("steps", steps), ("grid spacing", spacing), ("rho", rho)):
             if value is not None:
@@ -96,9 +99,9 @@ def default_grid(
     return grid if scales is None else replace(grid, scale=grid.scale * max(1.0, scales[1]))
 
 
-def _resolving(std: float, schedule: Schedule, cleanest: float) -> float | None:
-    """Return the time with a tenth of ``std`` for noise, or with ``cleanest`` lam; None if t_end is cleaner still."""
-    top = min(math.log(10.0 / std), cleanest)
+def _ending(noise: float, schedule: Schedule, cleanest: float) -> float | None:
+    """Return the time of this sigma / alpha, or with ``cleanest`` lam; None if t_end is cleaner still."""
+    top = min(-math.log(noise), cleanest)
     return float(t_of_lam(schedule, top)[0]) if float(lam(schedule, schedule.t_end)) < top else None
 
 
