@@ -202,7 +202,9 @@ def table(records: list[dict[str, Any]]) -> str:
             blocks += [
                 f"## {name}",
                 "",
-                f"{good} of {len(judged)} pairs pass, of {len(SCHEDULES) * len(PREDICTIONS)} there are. "
+                f"{good} of {len(judged)} pairs pass, of {len(SCHEDULES) * len(PREDICTIONS)} there are; "
+                f"{sum('same_as' in r for r in latest(records) if r['set'] == name)} of them have the coefficients of "
+                "another prediction on their schedule, to the bit, and stand for the same run. "
                 f"{' and '.join(f'{k:,}' for k in images)} examples; the data's own distance is {exact(name)[0]:.4f}. "
                 f"{SAMPLES[part]:,} samples. {headline(env)}.",
                 "",

@@ -53,4 +53,4 @@ def test_the_study_tells_good_from_bad(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "publish", lambda *a: None)
     assert study.main(["--table"]) == 1
     text = capsys.readouterr().out
-    assert "2 of 5 pairs pass, of 66 there are" in text
+    assert "2 of 5 pairs pass, of 66 there are; 0 of them" in text
