@@ -31,7 +31,6 @@ MODULES = {  # old: new, the first of which holds what nobody asked for by name
     "schedule": ("process.schedule", "process.continuous"),
     "sinks": ("output.writer", "output.images"),
     "tables": ("process.discrete",),
-    "train": ("training.train",),
 }
 NAMES = {  # old: module, new name
     "ddpm": ("process.discrete", "discrete_vp"),

@@ -41,6 +41,7 @@ def test_an_old_module_gives_the_new_ones_and_says_so(old):
 
 def test_every_promised_path_is_there():
     assert set(PROMISED) <= set(_aliases.MODULES)
+    assert not set(fastscore.__all__) & set(_aliases.MODULES)  # importing the old path would hide the name
     for package in ("plan", "solvers"):  # still at their place
         assert import_module(f"fastscore.{package}")
     from fastscore.plan import Plan, Row, Solver, clip, fold, lower, make_plan, validate
