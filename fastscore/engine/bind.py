@@ -78,13 +78,13 @@ class Binding:
         """Say what the plan gets wrong that no error tells; ``given``: whether its grid is the caller's own."""
         model, schedule, steps = self.bound.model, self.plan.schedule, len({row.s for row in self.plan.rows}) - 1
 
-        def best() -> Plan:
+        def best() -> Grid:
             grid = fitting(model, schedule, self.solver, None, steps, self.guide)
-            assert not isinstance(grid, Span)
-            return plans.make_plan(self.solver, schedule, grid(schedule), self.start)
+            assert isinstance(grid, Grid)
+            return grid
 
         scales, size = scales_of(model, self.guide), math.prod(model.shape)
-        return doubts(self.plan, self.solver, best if given else lambda: self.plan, scales, self.start, size)
+        return doubts(self.plan, self.solver, best if given else None, scales, self.start, size)
 
 
 def bind(

@@ -137,7 +137,7 @@ def _whole(knots: Array) -> Array:
     rising = np.maximum.accumulate((nearest - behind)[::-1])[::-1]  # so that each index is above the next one
     distinct = np.minimum(rising + behind, nearest[0] - behind[::-1])
     if distinct[-1] < nearest[-1]:
-        raise ValueError(f"{len(knots)} times are more than the indices from {nearest[0]:g} to {nearest[-1]:g}; take fewer")
+        raise ValueError(f"{len(knots)} times for the fewer indices from {nearest[0]:g} to {nearest[-1]:g}; take fewer")
     return distinct
 
 

@@ -14,12 +14,15 @@ float64 in and out; no torch.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Result = TypeVar("Result")
 ROUNDING = 4e-7  # relative, of a time or noise level that went through float32
 
 
@@ -138,3 +141,17 @@ def ones(t: ArrayLike) -> Array:
 def zeros(t: ArrayLike) -> Array:
     """Return the derivative of ``ones``."""
     return np.zeros_like(np.asarray(t, np.float64))
+
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return the function with its last results kept, but those of a schedule that cannot be hashed."""
+    kept = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Result:
+        try:
+            return kept(*arguments)
+        except TypeError:
+            return function(*arguments)
+
+    return call

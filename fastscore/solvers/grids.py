@@ -16,7 +16,7 @@ from fastscore.process.discrete import DiscreteVE, DiscreteVP
 from fastscore.process.grid import Grid, Span
 from fastscore.process.names import INDICES, SPACINGS
 from fastscore.process.parametrization import Parametrization
-from fastscore.process.schedule import Schedule, lam, t_of_lam
+from fastscore.process.schedule import Schedule, lam, remembered, t_of_lam
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.names import STEPS
 
@@ -140,6 +140,7 @@ def _published(scheme: Solver, schedule: Schedule) -> str:
     return ""
 
 
+@remembered
 def spacing_in_time(solver: Solver, schedule: Schedule, grid: Grid) -> Grid:
     """Return the grid with the spacing that suits a scheme in t, which no one spacing does on every schedule.
 
@@ -168,13 +169,13 @@ def spacing_in_time(solver: Solver, schedule: Schedule, grid: Grid) -> Grid:
 
 
 def doubts(
-    plan: Plan, solver: Solver, best: Callable[[], Plan], scales: Scales | None, start: str, size: int
+    plan: Plan, solver: Solver, best: Callable[[], Grid] | None, scales: Scales | None, start: str, size: int
 ) -> Iterator[str]:
     """Say what a plan gets wrong that no error tells, each with its remedy.
 
     Args:
         plan, solver: of the caller's grid, not folded, and what made it.
-        best: makes that of the default grid with as many steps.
+        best: returns the default grid with as many steps; None if that is the plan's own.
         scales: as for ``default_grid``; standard deviations of 0.3 and 1 are tried if left out.
         start: of the plan; what a state or data is given has no prior.
         size: elements of a sample.
@@ -206,20 +207,25 @@ def doubts(
             "tenth of that noise. A network knows only what its schedule's t_end covers"
         )
         return
-    if len(plan.rows) > LONGEST:
+    if best is None or len(plan.rows) > LONGEST:
         return
     stds = scales or (0.3, 1.0)
     try:
         loss = [spread_error(plan, std) for std in stds]
-        if max(loss) > LOSS and max(loss) > 3.0 * max(spread_error(default := best(), std) for std in stds):
+        if max(loss) > LOSS and max(loss) > 3.0 * max(default := _losses(solver, schedule, best(), stds)):
             k = loss.index(max(loss))
             yield (
                 f"this grid loses the spread of the data with {solver}: a standard deviation of {stds[k]:.3g} is "
-                f"{100.0 * loss[k]:.0f} % wrong, {100.0 * spread_error(default, stds[k]):.1f} % on the default grid; "
+                f"{100.0 * loss[k]:.0f} % wrong, {100.0 * default[k]:.1f} % on the default grid; "
                 "leave grid out, or use more steps"
             )
     except ValueError:  # singular, which is named where the plan is folded
         return
+
+
+@remembered
+def _losses(solver: Solver, schedule: Schedule, grid: Grid, stds: Scales) -> list[float]:
+    return [spread_error(make_plan(solver, schedule, grid(schedule)), std) for std in stds]
 
 
 def spread_error(plan: Plan, std: float) -> float:

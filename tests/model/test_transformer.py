@@ -130,7 +130,7 @@ def test_it_learns_circles(tmp_path):
         images=60_000, batch=200, warmup=1000, lr=3e-3, dtype="fp32", compile=False, checkpoint_every=10**6
     )
     spec = {**SPEC, "width": 48, "depth": 3, "ordered": False}
-    model = train(tmp_path, Dataset(data), spec, EDM(), EDM_NET, config, {})
+    model = train(spec, Dataset(data), EDM(), EDM_NET, config)
     x = Sampler(model, grid=karras(15), batch=100).run(range(300)).numpy()
     shuffled = np.random.default_rng(0).permutation(data[:300].reshape(-1, 2)).reshape(300, 16, 2)
     assert np.median(misfit(x)) < 2.0 * np.median(misfit(data[:300])) < 0.2 * np.median(misfit(shuffled))

@@ -244,6 +244,7 @@ def draw_as(m: fs.ScoreModel) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not has_compiler(), reason="compiling needs g++")
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "compile", "regional"])
 def test_compiled_networks_are_not_stale(kind, tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_whole_indices_are_the_nearest_distinct_ones():
         if steps == 12:  # no two crowd onto one index
             np.testing.assert_array_equal(t, np.round(fractional))
     np.testing.assert_array_equal(Grid("karras", 10, clean=True, whole=True)(smld(10)), np.arange(9, -2, -1))
-    with pytest.raises(ValueError, match="11 times are more than the indices from 9 to 0"):
+    with pytest.raises(ValueError, match="11 times for the fewer indices from 9 to 0"):
         Grid("karras", 11, clean=True, whole=True)(smld(10))
 
 

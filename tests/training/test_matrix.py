@@ -13,6 +13,7 @@ PAIRS = [("ddpm", "eps"), ("subvp", "score"), ("ve", "score"), ("edm", "x0"), ("
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_six_pairs_train_like_the_best(tmp_path, monkeypatch):
     """On one set, 150,000 examples each, by two solvers: distances within 25 % of the best, shares within 3 points."""
     monkeypatch.setattr(study, "RECORDS", tmp_path / "records.jsonl")
@@ -25,6 +26,7 @@ def test_six_pairs_train_like_the_best(tmp_path, monkeypatch):
         assert verdict["distances"] == pytest.approx([distance] * 2, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_study_tells_good_from_bad(tmp_path, monkeypatch, capsys):
     """Verdicts on samples that are the data, a distance too wide, a share too small, and a run that failed."""
     draws = {"good": study.examples("four", 20_000, 7), "other": study.examples("four", 20_000, 8)}

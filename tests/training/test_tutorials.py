@@ -70,6 +70,7 @@ def test_ddpm_on_four_gaussians_with_a_network_of_ones_own():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("steps", [100, 1000])
 def test_ddpm_on_four_gaussians(tmp_path, steps):
     """T steps, linear betas, an MLP; the tutorial's own 40 lines come to .757 (T = 100) and .767 (T = 1000)."""
@@ -82,6 +83,7 @@ def test_ddpm_on_four_gaussians(tmp_path, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_ncsn_and_annealed_langevin(tmp_path):
     """Ten geometric levels from as far as the data reach, a hundred Langevin steps at each."""
     model = command("ncsn", tmp_path, "--quiet")
@@ -96,6 +98,7 @@ def test_ncsn_and_annealed_langevin(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("beta", ["linear", "cosine", "exponential"])
 def test_vp_on_three_gaussians_by_sde_and_ode(tmp_path, beta):
     """Means and standard deviations of both coordinates, of SDE and ODE samples, against the data's."""

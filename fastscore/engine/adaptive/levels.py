@@ -10,10 +10,7 @@ index.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +22,7 @@ from fastscore.plan.passes import Folding
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import Trig
 from fastscore.process.parametrization import Parametrization
-from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
+from fastscore.process.schedule import Array, Schedule, lam, remembered, t_of_lam
 
 SPACING, FEWEST = 0.003, 4096
 PURE = -25.0  # stands for lam = -inf: alpha = 1.4e-11
@@ -97,10 +94,10 @@ class NoiseLevels:
         count = max(FEWEST, int((high - low) / SPACING)) + 1
         self.guidance = None if guidance is None or guidance.weight == 1.0 else guidance
         models = [model] if self.guidance is None else [model, self.guidance.model or model]
-        columns = [_remembered(_length, schedule, low, high, count, start, end)[:, None]]
+        columns = [_length(schedule, low, high, count, start, end)[:, None]]
         for net in models:
             assert isinstance(net, ScoreModel)
-            folded = _remembered(_folded, net.schedule, net.parametrization, quantity, low, high, count)
+            folded = _folded(net.schedule, net.parametrization, quantity, low, high, count)
             if not np.all(np.isfinite(folded if guided else folded[:, :4])):
                 bad = np.linspace(low, high, count)[~np.isfinite(folded if guided else folded[:, :4]).all(1)][0]
                 raise ValueError(
@@ -141,15 +138,7 @@ def angle(lam: float) -> float:
     return math.atan2(1.0, math.exp(lam))
 
 
-def _remembered(compute: Callable[..., Array], *settings: Any) -> Array:
-    """Return compute(*settings), once for equal settings: samplers of one model and schedule share their tables."""
-    try:
-        return compute(*settings)
-    except TypeError:  # a schedule of the caller's own that cannot be hashed
-        return compute.__wrapped__(*settings)  # pyright: ignore[reportFunctionMemberAccess]
-
-
-@lru_cache(maxsize=64)
+@remembered
 def _folded(
     schedule: Schedule, parametrization: Parametrization, quantity: str, low: float, high: float, count: int
 ) -> Array:
@@ -170,7 +159,7 @@ def _folded(
     return np.stack([p, q, c_in, c_noise, a, b], 1)
 
 
-@lru_cache(maxsize=64)
+@remembered
 def _length(schedule: Schedule, low: float, high: float, count: int, start: float, end: float) -> Array:
     """Return hypot(alpha, sigma) at the nodes; ``start`` and ``end`` stand for their own lam."""
     nodes = np.linspace(low, high, count)
