@@ -112,7 +112,8 @@ def test_on_a_fixed_grid_the_gradient_is_that_of_the_steps(solver):
 
 @pytest.mark.parametrize(
     ("kind", "probe"),
-    [("fixed", "exact"), ("fixed", "rademacher"), ("adaptive", "exact"),
+    [("adaptive", "exact"), pytest.param("fixed", "exact", marks=pytest.mark.slow),
+     pytest.param("fixed", "rademacher", marks=pytest.mark.slow),
      pytest.param("fixed", "gaussian", marks=pytest.mark.slow),
      pytest.param("adaptive", "rademacher", marks=pytest.mark.slow)],
 )  # fmt: skip

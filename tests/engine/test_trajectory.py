@@ -36,7 +36,10 @@ def ends(path):
     return path.states[last, everyone], times[last, everyone]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+QUICK = ("ddim", "dpmpp-2m", "heun-sde", "edm-churn", "dopri5", "ggf")  # the others with the slow tests
+
+
+@pytest.mark.parametrize("solver", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SOLVERS])
 def test_it_ends_at_the_samples_and_begins_at_the_prior(solver):
     s = sampler(solver)
     path, x = fs.trajectory(s, IDS, SEED), s.run(IDS, SEED)

@@ -182,7 +182,7 @@ def load(loop: Loop, seed: int) -> None:
     loop.load(request.padded(4))
 
 
-@pytest.mark.parametrize("mode", ["step", "loop"])
+@pytest.mark.parametrize("mode", ["loop", pytest.param("step", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_guided_and_masked_rows_are_captured(name, mode):
     loop = loop_of(name)

@@ -50,8 +50,10 @@ def _long(*key: object) -> Sampler:
 def planned(model: object, setting: str, solver: object, knots: np.ndarray, mutate: Mutation = same) -> Sampler:
     """Return a sampler that has not run, whose plan went through ``mutate``."""
     assert model is MODEL or model is GAUSSIAN
-    sampler = copy.copy((_short if model is MODEL else _long)(setting, solver, tuple(map(float, knots))))
-    sampler.bound = copy.copy(sampler.bound)
+    made = (_short if model is MODEL else _long)(setting, solver, tuple(map(float, knots)))
+    sampler = object.__new__(Sampler)  # copy.copy would make it anew
+    vars(sampler).update(vars(made))
+    sampler.bound = copy.copy(made.bound)
     sampler.bound.plan = replace(sampler.plan, rows=mutate(sampler.plan.rows))
     return sampler
 

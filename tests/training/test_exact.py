@@ -129,7 +129,9 @@ def test_the_default_weighting_is_balanced():
     assert raw == {"eps": "simple", "x0": "simple", "v": "simple", "flow": "simple", "score": "sigma2", "edm": "edm"}
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "prediction", [p if p in ("eps", "score") else pytest.param(p, marks=pytest.mark.slow) for p in PREDICTIONS]
+)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_by_default_every_prediction_trains_the_same_network(schedule, prediction):
     """To the bit: what EDM's loss asks of a network of unit scaling does not depend on the prediction."""
