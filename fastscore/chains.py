@@ -30,13 +30,13 @@ from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel, evaluate
+from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
 from fastscore.plan.passes import fold, validate
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import AnnealedLangevin
-from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,13 +8,14 @@ One frozen object, taken by every sampler, written to run.json, and small enough
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+from torch import nn
 
 from fastscore.ops.backend import BACKENDS
-from fastscore.surroundings import modules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -173,3 +174,8 @@ def _device(device: torch.device | str) -> torch.device:
     if place.type == "cuda" and place.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return place
+
+
+def modules(networks: Iterable[object]) -> Iterator[nn.Module]:
+    """Yield the networks that are modules; a plain function has no parameters that anyone could see."""
+    return (net for net in networks if isinstance(net, nn.Module))

@@ -36,6 +36,7 @@ from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Labels
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import prepare
+from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
 from fastscore.process.continuous import EDM
 from fastscore.process.grid import Grid, Span, Times, within
@@ -43,7 +44,6 @@ from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
 from fastscore.solvers.names import named
-from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -29,13 +29,13 @@ from fastscore.errors import NonFiniteError
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
 from fastscore.model.joint import JointModel, Tensors, alone
+from fastscore.network.surroundings import undisturbed
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.grids import default_grid
 from fastscore.solvers.names import DEFAULT, named
-from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

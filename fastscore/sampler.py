@@ -26,12 +26,12 @@ from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.guidance.per_sample import lines_of
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import Numerics, numerics, prepare
+from fastscore.network.surroundings import undisturbed
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.names import DEFAULT, named
-from fastscore.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastscore as fs
 from fastscore.execution import Execution
-from fastscore.surroundings import evaluating
+from fastscore.network.surroundings import evaluating
 
 
 class Net(nn.Module):

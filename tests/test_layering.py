@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fastscore"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor, the lowest first. A room imports from the floors below its own.
 FLOORS = (
-    "_version errors files surroundings testing kernels process data",
+    "_version errors files testing kernels process data",
     "ops plan",
     "solvers model execution output",
     "guidance network report",

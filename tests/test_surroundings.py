@@ -15,7 +15,7 @@ from torch import nn
 
 import fastscore as fs
 from fastscore.guidance.guides import Chain, ClassifierGuidance, EnergyGuidance
-from fastscore.surroundings import behind, evaluating, undisturbed
+from fastscore.network.surroundings import behind, evaluating, undisturbed
 
 D = 4
 

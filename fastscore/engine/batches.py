@@ -16,8 +16,8 @@ from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.network.prepared import Prepared
+from fastscore.network.surroundings import behind
 from fastscore.network.watch import frozen
-from fastscore.surroundings import behind
 
 Callback = Callable[[Step], None]
 

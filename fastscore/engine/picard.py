@@ -31,11 +31,11 @@ from fastscore.errors import NonFiniteError
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
 from fastscore.model.score import evaluate
+from fastscore.network.surroundings import undisturbed
 from fastscore.ops.norms import sum_of_squares
 from fastscore.ops.update import KnownRow
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.schedule import transition
-from fastscore.surroundings import undisturbed
 
 
 @dataclass(frozen=True)

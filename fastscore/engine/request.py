@@ -14,8 +14,8 @@ from fastscore.engine.turn import Turn
 from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
 from fastscore.model.conditions import finite as finite_input
 from fastscore.model.score import Conditioned
+from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
-from fastscore.surroundings import undisturbed
 
 Shape = tuple[int, ...]
 

@@ -28,6 +28,7 @@ from fastscore.files import cache_folder, write_text
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels.cpu import library
 from fastscore.model.score import ScoreModel
+from fastscore.network.surroundings import undisturbed
 from fastscore.ops.backend import REFERENCE, Ops, resolve
 from fastscore.ops.noise import VERSION, NoiseKey
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
@@ -37,7 +38,6 @@ from fastscore.process.continuous import VP
 from fastscore.process.grid import karras
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiffusion
-from fastscore.surroundings import undisturbed
 
 NOISE_SHA256 = "0ea92d63ff47ffbb3325f03547f1e2a7665337d924a8d802fc4701312f8d4c4d"
 

@@ -15,8 +15,8 @@ from fastscore.execution import GRAPHS, Execution
 from fastscore.network.jit import Regional
 from fastscore.network.prepare import SMALL
 from fastscore.network.prepared import Prepared
+from fastscore.network.surroundings import behind, evaluating, undisturbed
 from fastscore.plan import STARTS
-from fastscore.surroundings import behind, evaluating, undisturbed
 
 if TYPE_CHECKING:
     from typing import Concatenate

@@ -21,8 +21,8 @@ from fastscore.network import package
 from fastscore.network.bf16 import Traced, native_bf16
 from fastscore.network.jit import compiled, has_compiler
 from fastscore.network.prepared import Numerics, Origin, Prepared, Say, numerics, warn
+from fastscore.network.surroundings import evaluating, undisturbed
 from fastscore.network.trial import LIMIT, Inexact, Trial, Unfit
-from fastscore.surroundings import evaluating, undisturbed
 
 __all__ = ["LIMIT", "SMALL", "Inexact", "Numerics", "Prepared", "Trial", "Unfit", "numerics", "prepare"]
 

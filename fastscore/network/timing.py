@@ -17,7 +17,7 @@ from fastscore.execution import Execution
 from fastscore.files import cache_folder, write_text
 from fastscore.model.score import ScoreModel
 from fastscore.network import package
-from fastscore.surroundings import evaluating, undisturbed
+from fastscore.network.surroundings import evaluating, undisturbed
 
 SIZES = tuple(1 << k for k in range(4, 13))  # 16 .. 4096
 GAIN = 1.05  # a larger micro-batch must give so many times more samples a second

@@ -22,7 +22,9 @@ class Net(torch.nn.Module):
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 4), (1, 8)])
 def test_samples_are_those_of_the_first_half(shape):
-    draw = lambda net: fs.Sampler(fs.ScoreModel(net, shape, fs.discrete_vp()), steps=4, batch=4).run(range(4))  # noqa: E731
+    def draw(net):
+        return fs.Sampler(fs.ScoreModel(net, shape, fs.discrete_vp()), steps=4, batch=4).run(range(4))
+
     assert torch.equal(draw(FirstHalf(Net(2))), draw(Net(1)))
 
 

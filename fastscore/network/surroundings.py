@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from functools import partial
@@ -26,11 +26,6 @@ _PROCESS = os.getpid()  # a forked one lacks the threads of OpenMP's pool, and w
 
 _lock = threading.Lock()
 _evaluated: dict[nn.Module, int] = {}  # modules that were in training mode, and how many runs keep them in eval mode
-
-
-def modules(networks: Iterable[object]) -> Iterator[nn.Module]:
-    """Yield the networks that are modules; a plain function has no parameters that anyone could see."""
-    return (net for net in networks if isinstance(net, nn.Module))
 
 
 def behind(*networks: object) -> list[nn.Module]:
