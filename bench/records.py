@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench import telemetry
-from fastscore._version import __version__
+from fastscore import __version__
 from fastscore.ops import noise
 
 SCHEMA = 1  # of a record; a reader ignores records of another one

@@ -101,7 +101,8 @@ if TYPE_CHECKING:
     from fastscore.training.train import train
 
 from fastscore import _aliases
-from fastscore._version import __version__
+
+__version__ = "0.1.0"
 
 _HOME = {
     "chains": "Chains",

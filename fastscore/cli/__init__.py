@@ -11,7 +11,7 @@ import warnings
 
 import click
 
-from fastscore._version import __version__
+from fastscore import __version__
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.inpaint import inpaint

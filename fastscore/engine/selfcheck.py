@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fastscore._version import __version__
+from fastscore import __version__
 from fastscore.engine.capture import CudaGraphs, Graphed, Tape
 from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscore._version import __version__
+from fastscore import __version__
 from fastscore.files import write_text
 from fastscore.ops.noise import VERSION, NoiseKey
 from fastscore.ops.quantize import quantize_ref
