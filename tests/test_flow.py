@@ -78,7 +78,8 @@ def mixture(d: int) -> ScoreModel:
     return analytic.score_model(analytic.GaussianMixture(w.double(), means, s.double()))
 
 
-@pytest.mark.parametrize("probe", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_probes_are_right_within_their_standard_error_for_99_percent_of_200_seeds(probe):
     m = mixture(12)
     x = m.net.sample(normals(1, 12), torch.tensor([0.4]))

@@ -79,6 +79,7 @@ def test_against_a_loop_over_the_packed_state():
     np.testing.assert_allclose(packed(ours).numpy(), x, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_coupling_is_sampled():
     """The covariance across parts comes out, inside 5 standard errors and the solver's bias."""
     n = 4000

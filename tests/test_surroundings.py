@@ -269,7 +269,9 @@ def test_gradients_are_the_callers_where_they_are_asked_for():
 # Copies, memory, threads
 
 
-@pytest.mark.parametrize("kind", ["plan", "adaptive", "known", "joint", "flow"])
+@pytest.mark.parametrize(
+    "kind", ["plan", *(pytest.param(k, marks=pytest.mark.slow) for k in ("adaptive", "known", "joint", "flow"))]
+)
 def test_release_frees_the_memory_and_a_pickle_takes_none_of_it(kind):
     model = fs.ScoreModel(Linear(D), (D,), fs.VP())
     x = torch.zeros(2, D)

@@ -51,7 +51,10 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How to step; `fastscore plan` prints what it does.",
         ),
         option(
-            "--steps", Count(1, 1_000_000), "Steps of the solver; as many as there are if a table is shorter.", n.STEPS
+            "--steps",
+            Count(1, 1_000_000),
+            "Steps of the solver; 1000 of score-sde, and as many as there are if a table is shorter.",
+            n.STEPS,
         ),
         option("--rtol", Number(0, 9, open=True), f"Relative tolerance of {', '.join(n.ADAPTIVE)}."),
         option("--atol", Number(0, 9, open=True), "Absolute tolerance of the same, on x."),

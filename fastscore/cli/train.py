@@ -66,7 +66,11 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
     type=click.Choice(["edm", "simple", "sigma2", "likelihood"]),
     help="Weight of the loss over time.  [default: edm; with no scaling sigma2 of a score, else simple]",
 )
-@choice("--times", ["uniform", "lognormal", "importance"], "lognormal", "Distribution of training times.")
+@click.option(
+    "--times",
+    type=click.Choice(["uniform", "lognormal", "importance"]),
+    help="Distribution of training times.  [default: lognormal; for smld uniform]",
+)
 @click.option("--p-mean", type=Number(), help="Mean of ln sigma of lognormal times.  [default: ln(sigma_data) - 0.5]")
 @click.option(
     "--p-std", type=Number(0, open=True), default=1.2, show_default=True, help="Standard deviation of ln sigma."

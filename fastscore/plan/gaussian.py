@@ -10,22 +10,24 @@ deviation. What they differ by from mu and s is the error of solver and grid alo
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastscore.kernels import abi
 from fastscore.plan.passes import Folding, validate
 from fastscore.plan.rows import Plan
 from fastscore.process.parametrization import Parametrization
+from fastscore.process.schedule import Array
 
 
-def gaussian_moments(plan: Plan, mean: float, std: float) -> tuple[float, float]:
-    """Return mean and standard deviation of what a plan makes of data N(mean, std^2), for each element.
+def gaussian_moments(plan: Plan, mean: ArrayLike, std: ArrayLike) -> tuple[Array, Array]:
+    """Return means and standard deviations of what a plan makes of data N(mean, std^2), for each element.
 
     Args:
         plan: of a solver, not folded, started from the prior.
+        mean, std: of the data; of several sets, vectors.
 
     Raises:
         ValueError: a row's step depends on the norm of a score, or a coefficient is singular.
@@ -34,22 +36,23 @@ def gaussian_moments(plan: Plan, mean: float, std: float) -> tuple[float, float]
         raise ValueError("gaussian_moments: a Langevin step that depends on norms has no Gaussian result")
     schedule = plan.schedule
     rows = validate(replace(plan, rows=Folding(plan, schedule, Parametrization("x0", exact=True)).rows())).rows
-    t = np.array([row.t for row in rows])
+    mean, std = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(std, np.float64))
+    t = np.array([row.t for row in rows]).reshape(-1, *(1,) * std.ndim)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    gain = (alpha * std**2 / ((alpha * std) ** 2 + sigma**2)).tolist()
-    first = 2  # x, D, then the history
-    mu, cov = np.zeros(first + abi.SLOTS), np.zeros((first + abi.SLOTS,) * 2)
-    for row, k, at in zip(rows, gain, alpha.tolist(), strict=True):
+    gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
+    size = 2 + abi.SLOTS  # x, D, then the history
+    mu, cov = np.zeros((*std.shape, size)), np.zeros((*std.shape, size, size))
+    for row, k, at in zip(rows, gain, alpha, strict=True):
         if row.evaluate:
-            mu[1] = mean + k * (mu[0] - at * mean)
-            cov[1] = k * cov[0]
-            cov[:, 1] = cov[1]
-            cov[1, 1] = k * k * cov[0, 0]
-        step = np.eye(len(mu))
-        step[0, : first + len(row.w)] = row.a + row.b * row.p, row.b * row.q, *row.w
+            mu[..., 1] = mean + k * (mu[..., 0] - at * mean)
+            cov[..., 1, :] = k[..., None] * cov[..., 0, :]
+            cov[..., :, 1] = cov[..., 1, :]
+            cov[..., 1, 1] = k * k * cov[..., 0, 0]
+        step = np.eye(size)
+        step[0, : 2 + len(row.w)] = row.a + row.b * row.p, row.b * row.q, *row.w
         if row.push is not None:
-            step[first + row.push] = 0.0
-            step[first + row.push, :first] = row.p, row.q
-        mu, cov = step @ mu, step @ cov @ step.T
-        cov[0, 0] += row.c**2
-    return float(mu[0]), math.sqrt(max(float(cov[0, 0]), 0.0))
+            step[2 + row.push] = 0.0
+            step[2 + row.push, :2] = row.p, row.q
+        mu, cov = mu @ step.T, step @ cov @ step.T
+        cov[..., 0, 0] += row.c**2
+    return mu[..., 0], np.sqrt(np.maximum(cov[..., 0, 0], 0.0))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import lru_cache, wraps
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -69,6 +70,28 @@ def lam(schedule: Schedule, t: ArrayLike) -> Array:
         return np.log(schedule.alpha(t)) - np.log(schedule.sigma(t))
 
 
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return the function with its last results kept, but those of arguments that may change, as a caller's own can."""
+    kept = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Result:
+        if not all(_constant(argument) for argument in arguments):
+            return function(*arguments)
+        try:
+            return kept(*arguments)
+        except TypeError:  # a field that cannot be hashed
+            return function(*arguments)
+
+    return call
+
+
+def _constant(argument: Any) -> bool:
+    if is_dataclass(argument):
+        return argument.__dataclass_params__.frozen
+    return argument is None or isinstance(argument, str | bytes | int | float | tuple)
+
+
 def t_of_lam(schedule: Schedule, value: ArrayLike) -> Array:
     """Invert lam: return the time at which ln(alpha/sigma) equals ``value``.
 
@@ -78,6 +101,13 @@ def t_of_lam(schedule: Schedule, value: ArrayLike) -> Array:
         ValueError: a value lies outside lam(T) .. lam(close to the clean end).
     """
     value = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    return _inverted(schedule, value.tobytes()).reshape(value.shape).copy()
+
+
+@remembered
+def _inverted(schedule: Schedule, values: bytes) -> Array:
+    """Return the times of the values that bytes hold, which can be remembered by them."""
+    value = np.frombuffer(values)
     # VE reaches sigma = 0 only at t = -inf: 64 units below T every sigma is below 1e-200.
     low = schedule.t_clean if math.isfinite(schedule.t_clean) else schedule.T - 64.0
     lo, hi = np.full_like(value, low), np.full_like(value, schedule.T)
@@ -88,11 +118,11 @@ def t_of_lam(schedule: Schedule, value: ArrayLike) -> Array:
             f"lam = {float(value.min()):.10g} is noisier than {type(schedule).__name__} gets: its "
             f"lam(T) is {bottom:.10g}; start the grid later or use a schedule with more noise at T"
         )
-    for _ in range(1100):  # enough halvings to cross the whole exponent range of float64
+    for halvings in range(1, 1100):  # enough to cross the whole exponent range of float64
         mid = 0.5 * (lo + hi)
         cleaner = lam(schedule, mid) > value
         lo, hi = np.where(cleaner, mid, lo), np.where(cleaner, hi, mid)
-        if np.all((mid == lo) | (mid == hi)) and np.all(np.nextafter(lo, hi) >= hi):
+        if halvings % 8 == 0 and np.all(np.nextafter(lo, hi) >= hi):  # one halving more than enough changes nothing
             break
     with np.errstate(invalid="ignore"):  # -inf - -inf, where hi is the answer
         near = np.abs(lam(schedule, lo) - value) < np.abs(lam(schedule, hi) - value)
@@ -141,17 +171,3 @@ def ones(t: ArrayLike) -> Array:
 def zeros(t: ArrayLike) -> Array:
     """Return the derivative of ``ones``."""
     return np.zeros_like(np.asarray(t, np.float64))
-
-
-def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Return the function with its last results kept, but those of a schedule that cannot be hashed."""
-    kept = lru_cache(maxsize=256)(function)
-
-    @wraps(function)
-    def call(*arguments: Any) -> Result:
-        try:
-            return kept(*arguments)
-        except TypeError:
-            return function(*arguments)
-
-    return call

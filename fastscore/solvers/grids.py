@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fastscore import solvers as s
 from fastscore.plan.gaussian import gaussian_moments
 from fastscore.plan.passes import make_plan
@@ -24,6 +26,7 @@ Scales = tuple[float, float]
 # What is said: signal in the prior; noise left at the end, in standard deviations of the data (a last step to D then
 # loses 5 %); relative error of a standard deviation; and rows of plans that are looked at.
 SIGNAL, UNRESOLVED, LOSS, LONGEST = 0.2, 0.33, 0.05, 1000
+PUBLISHED = 1000  # steps of score_sde, whose betas are divided by them: 20 are too few on VP
 COARSE, FINE = 10.0, 300.0  # finest standard deviation over the last noise: a last step to D loses 1 / 2 COARSE^2 of it
 
 
@@ -51,7 +54,7 @@ def default_grid(
 
     Args:
         trained: the schedule of the network.
-        steps: 20 if left out, or as many as a shorter table has.
+        steps: 20 if left out, 1000 of ScoreSDE, or as many as a shorter table has.
         spacing: one of process.names.SPACINGS.
         start, end: first and last time of the spacing; the schedule's T, and its t_end or earlier (see ``scales``), if
             left out.
@@ -82,7 +85,8 @@ def default_grid(
     whole = isinstance(schedule, DiscreteVP | DiscreteVE) and schedule == trained
     if steps is None:
         first = schedule.T if start is None else start
-        steps = min(STEPS, int(first - (end or 0.0)) + bool(clean)) if whole else STEPS
+        steps = PUBLISHED if isinstance(solver, s.ScoreSDE) else STEPS
+        steps = min(steps, int(first - (end or 0.0)) + bool(clean)) if whole else steps
     scheme = _scheme(solver)
     shape = (5.0, 2.0) if scheme is None and _noisy_or_first_order(solver) else (7.0, 8.0)
     grid = Grid("arctan", steps, start, end, clean, *shape, whole=whole and spacing is None)
@@ -157,14 +161,16 @@ def spacing_in_time(solver: Solver, schedule: Schedule, grid: Grid) -> Grid:
     for spacing in dict.fromkeys((*preferred, *SPACINGS)):
         if spacing not in INDICES or full:
             grids[spacing] = replace(grid, spacing=spacing, whole=grid.whole and spacing not in INDICES)
+    steps = min(grid.steps, 100)  # more change the errors, but not which one is least
     for spacing, candidate in grids.items():
-        try:  # more steps than 100 change the errors, but not which one is least
-            trial = replace(candidate, steps=min(grid.steps, 100), clean=True)
-            plan = make_plan(solver, schedule, trial(schedule))
-            errors[spacing] = max(spread_error(plan, std) for std in (0.3, 1.0))
+        try:
+            trial = replace(candidate, steps=steps, clean=True)
+            errors[spacing] = max(spread_errors(make_plan(solver, schedule, trial(schedule)), (0.3, 1.0)))
         except ValueError:  # singular there
             continue
-    bound = max(1.0 / min(grid.steps, 100), 1.2 * min(errors.values(), default=0.0))
+        if len(errors) == 1 and errors[spacing] <= 1.0 / steps:  # whatever the best is
+            return candidate
+    bound = max(1.0 / steps, 1.2 * min(errors.values(), default=0.0))
     return grids[next((k for k, error in errors.items() if error <= bound), preferred[0])]
 
 
@@ -211,7 +217,7 @@ def doubts(
         return
     stds = scales or (0.3, 1.0)
     try:
-        loss = [spread_error(plan, std) for std in stds]
+        loss = spread_errors(plan, stds)
         if max(loss) > LOSS and max(loss) > 3.0 * max(default := _losses(solver, schedule, best(), stds)):
             k = loss.index(max(loss))
             yield (
@@ -225,11 +231,11 @@ def doubts(
 
 @remembered
 def _losses(solver: Solver, schedule: Schedule, grid: Grid, stds: Scales) -> list[float]:
-    return [spread_error(make_plan(solver, schedule, grid(schedule)), std) for std in stds]
+    return spread_errors(make_plan(solver, schedule, grid(schedule)), stds)
 
 
-def spread_error(plan: Plan, std: float) -> float:
-    """Return the relative error of the standard deviation that a plan makes of data N(0, std^2), exactly."""
+def spread_errors(plan: Plan, stds: Scales) -> list[float]:
+    """Return the relative errors of the standard deviation that a plan makes of data N(0, std^2), exactly."""
     end = plan.rows[-1].s
-    right = math.hypot(float(plan.schedule.alpha(end)) * std, float(plan.schedule.sigma(end)))
-    return abs(gaussian_moments(plan, 0.0, std)[1] / right - 1.0)
+    right = np.hypot(float(plan.schedule.alpha(end)) * np.array(stds), float(plan.schedule.sigma(end)))
+    return np.abs(gaussian_moments(plan, 0.0, stds)[1] / right - 1.0).tolist()

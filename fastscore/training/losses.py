@@ -18,14 +18,14 @@ Every loss is a mean over the D elements of an example; published code sums some
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.process.discrete import DiscreteVE
 from fastscore.process.parametrization import Parametrization, components, convert
-from fastscore.process.schedule import Array, Schedule, diffuse, g2, lam, t_of_lam
+from fastscore.process.schedule import Array, Schedule, diffuse, g2, lam, remembered, t_of_lam
 
 WEIGHTINGS = ("edm", "simple", "sigma2", "likelihood")
 LOSSES = ("dsm", "implicit", "sliced")
@@ -44,6 +44,15 @@ def default_weighting(parametrization: Parametrization) -> str:
     if parametrization.unit:
         return "edm"
     return "sigma2" if parametrization.prediction == "score" else "simple"
+
+
+def default_times(schedule: Schedule) -> str:
+    """Return the distribution of training times from which the solvers made for a schedule sample well.
+
+    Levels of an SMLD table count alike, as in Song & Ermon 2019: annealed Langevin dynamics spends as many steps at
+    each. Else log-normal around the scale of the data, where most of what a sample will be is decided.
+    """
+    return "uniform" if isinstance(schedule, DiscreteVE) else "lognormal"
 
 
 def weights(weighting: Weighting, schedule: Schedule, parametrization: Parametrization, t: Array) -> Array:
@@ -135,15 +144,12 @@ def sample_times(
         low, high = -lam(schedule, np.array([end, schedule.T]))
         # No normal of 24 bits is beyond 8 standard deviations, and pure noise would be infinitely far.
         low, high = max(low, min(mean - 8.0 * std, high)), min(high, max(mean + 8.0 * std, low))
-        try:
-            log_sigma, knots = _inverse(schedule, low, high)
-        except TypeError:  # a schedule of the caller's own that cannot be hashed
-            log_sigma, knots = _inverse.__wrapped__(schedule, low, high)
+        log_sigma, knots = _inverse(schedule, low, high)
         return np.interp(mean + std * normal, log_sigma, knots)
     raise ValueError(f"times = {times!r} must be one of {', '.join(TIMES)}")
 
 
-@lru_cache(maxsize=16)
+@remembered
 def _inverse(schedule: Schedule, low: float, high: float) -> tuple[Array, Array]:
     """Return values of ln(sigma / alpha) and their times: every inversion is some 60 halvings."""
     log_sigma = np.linspace(low, high, 1025)

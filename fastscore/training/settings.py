@@ -28,8 +28,8 @@ class TrainConfig:
             matching of the noised data, weighted by sigma^2.
         weighting: of the loss over time: one of losses.WEIGHTINGS, or lambda(t), a function of an array of times;
             losses.default_weighting if left out.
-        times: their distribution, see losses.sample_times; mean, std: of ln sigma for lognormal times. A mean left
-            out is ln(sigma_data) - 0.5, EDM's -1.2 at its sigma_data of 0.5.
+        times: their distribution, see losses.sample_times; losses.default_times if left out. mean, std: of ln sigma
+            for lognormal times. A mean left out is ln(sigma_data) - 0.5, EDM's -1.2 at its sigma_data of 0.5.
         t_end: least noisy time that is trained; the schedule's own if left out.
         label_dropout: share of labels replaced by the null class.
         clip: gradient norm bound; 0 is none.
@@ -52,7 +52,7 @@ class TrainConfig:
     ema: float | None = 16.97
     loss: str = "dsm"
     weighting: losses.Weighting | None = None
-    times: str = "lognormal"
+    times: str | None = None
     mean: float | None = None
     std: float = 1.2
     t_end: float | None = None
@@ -84,7 +84,9 @@ class TrainConfig:
             ("dtype", ("bf16", "fp32")),
         ):
             value = getattr(self, name)
-            if value not in choices and not (name == "weighting" and (value is None or callable(value))):
+            if value not in choices and not (
+                (name in ("weighting", "times") and value is None) or (name == "weighting" and callable(value))
+            ):
                 raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
 
     def lr_at(self, seen: int) -> float:

@@ -189,16 +189,20 @@ def _numpy(x: np.ndarray | Tensor) -> np.ndarray:
 
 def _resolved(config: TrainConfig, schedule: Schedule, parametrization: Parametrization) -> TrainConfig:
     """Return the settings with what was left out filled in, checked against the schedule."""
-    end = schedule.t_end if config.t_end is None else config.t_end
+    end, times = (
+        schedule.t_end if config.t_end is None else config.t_end,
+        config.times or losses.default_times(schedule),
+    )
     if not schedule.t_clean < end <= schedule.T or float(schedule.sigma(end)) == 0.0:
         raise ValueError(
             f"t_end = {end} must lie between {type(schedule).__name__}'s T = {schedule.T} and its clean end"
         )
     label_range(schedule, parametrization, end)
-    if config.times == "importance":
+    if times == "importance":
         losses.importance_weight(schedule, np.array([end]), end)  # raises where it is no density
     return replace(
         config,
+        times=times,
         weighting=losses.default_weighting(parametrization) if config.weighting is None else config.weighting,
         mean=math.log(parametrization.sigma_data) - 0.5 if config.mean is None else config.mean,
     )
@@ -254,7 +258,7 @@ def _batch(
     key = NoiseKey.of(config.seed, range(seen, seen + count))
     uniform = key.uniform(_TIME_DRAW, 3).to(torch.float64).numpy()
     first = uniform[:, :2] if config.times == "lognormal" else uniform[:, 0]
-    assert config.mean is not None
+    assert config.mean is not None and config.times is not None
     t = losses.sample_times(schedule, first, config.times, config.mean, config.std, config.t_end)
     x0 = torch.from_numpy(data.network_range(index)).to(device)
     z = key.normal(_NOISE_DRAW, math.prod(data.shape)).reshape(x0.shape).to(device)

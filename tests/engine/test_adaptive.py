@@ -48,7 +48,7 @@ def model(classes: int = 0) -> ScoreModel:
 # --- one sample and the others -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dopri5", "ggf", *(pytest.param(n, marks=SLOW) for n in ("bs32", "dpm12", "dpm23"))])
+@pytest.mark.parametrize("name", ["dopri5", *(pytest.param(n, marks=SLOW) for n in ("bs32", "dpm12", "dpm23", "ggf"))])
 def test_a_sample_does_not_depend_on_the_lanes_around_it(name):
     def run(lanes, ids=range(12), dtype=torch.float32):
         return Sampler(model(), solver=SOLVERS[name], batch=lanes, dtype=dtype).run(ids, seed=5)
@@ -106,6 +106,7 @@ def uneven() -> ScoreModel:
     return analytic.score_model(analytic.GaussianMixture(torch.tensor([0.6, 0.2, 0.2]).double(), means, stds))
 
 
+@SLOW
 def test_refilled_lanes_save_a_quarter_of_the_evaluations():
     s = Sampler(uneven(), schedule=VP(), solver=Dopri5(), batch=32, dtype=torch.float64)
     s.run(range(320))

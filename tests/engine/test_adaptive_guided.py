@@ -47,7 +47,9 @@ def test_weight_one_and_an_empty_interval_are_the_unguided_run_to_the_bit(name):
     assert not torch.equal(draw(FAST[name], guidance=fs.Guidance(1.01)), plain)
 
 
-@pytest.mark.parametrize("schedule", [fs.SubVP(), fs.VE()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", [fs.SubVP(), pytest.param(fs.VE(), marks=pytest.mark.slow)], ids=lambda s: type(s).__name__
+)
 def test_a_mixture_is_that_of_the_rows(schedule):
     """The same ODE, by a fine grid of RK4 and by Dormand-Prince; an edge of the interval costs both some accuracy."""
     ends = {"start": float(schedule.T) * 0.9, "end": float(schedule.t_end)}

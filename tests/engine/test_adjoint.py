@@ -67,6 +67,7 @@ def small(shape: tuple[int, ...] = (3,), classes: int = 0) -> ScoreModel:
     )
 
 
+@pytest.mark.slow
 def test_at_one_on_a_gaussian_of_variance_a_quarter():
     f = flow(analytic.score_model(analytic.gaussian(0.0, 0.5, (1,))))
     one = torch.ones(1, 1, dtype=torch.float64)

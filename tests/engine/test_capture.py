@@ -157,6 +157,7 @@ def test_segments_find_the_repeated_group():
         assert len(found) <= 4, name
 
 
+@pytest.mark.slow
 def test_operators_pass_opcheck():
     ops = torch.ops.fastscore
     x, hist, table = torch.ones(2, 8), torch.zeros(1, 2, 8), torch.zeros(3, 16)

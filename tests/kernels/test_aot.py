@@ -83,7 +83,10 @@ def wide_accesses(case: Case) -> tuple[int, int]:
     return loads // 16, stores // 16
 
 
-@pytest.mark.parametrize(("name", "target"), CUDA)
+# Two in every run: each is a compilation for a card.
+@pytest.mark.parametrize(
+    ("name", "target"), [*CUDA[:2], *(pytest.param(*c.values, id=c.id, marks=pytest.mark.slow) for c in CUDA[2:])]
+)
 def test_machine_code(name, target, capfd):
     for kernel in compiled(name, target, capfd):
         ptx, code = kernel.asm["ptx"], disassemble(kernel.asm["cubin"])

@@ -60,6 +60,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "old", "new", "check"), MUTANTS, ids=[f"{m[0]}-{k}" for k, m in enumerate(MUTANTS)])
 def test_is_caught(module, old, new, check, tmp_path):
     folder = tmp_path / "kernels"
@@ -73,6 +74,7 @@ def test_is_caught(module, old, new, check, tmp_path):
         check(mutant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [row, points, normals, norms, batch, seeds, seeds_of_norms, image, levels])
 def test_the_original_passes(check):
     check(SimpleNamespace(**vars(load("kernels_interpreter")), name="interpreter", device="cpu"))

@@ -50,6 +50,29 @@ def test_lam_decreases_and_inverts(name):
     np.testing.assert_allclose(t_of_lam(schedule, value), t, rtol=1e-9, atol=1e-12)
 
 
+def test_a_schedule_that_may_change_is_inverted_anew():
+    class Mine:
+        t_end, t_clean, T, prior_std, scale = 1e-3, 0.0, 1.0, 1.0, 1.0
+
+        def alpha(self, t):
+            return np.ones_like(np.asarray(t, np.float64))
+
+        def sigma(self, t):
+            return self.scale * np.asarray(t, np.float64)
+
+    mine = Mine()
+    first = t_of_lam(mine, 1.0)
+    mine.scale = 2.0
+    np.testing.assert_allclose(t_of_lam(mine, 1.0), first / 2.0, rtol=1e-12)
+
+
+def test_what_is_remembered_is_nobodys_to_write_to():
+    first = t_of_lam(VP(), [1.0, 2.0])
+    kept = first.copy()
+    first[:] = 0.0
+    np.testing.assert_array_equal(t_of_lam(VP(), [1.0, 2.0]), kept)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_clean_end_is_the_data(name):
     schedule = ALL[name]

@@ -37,6 +37,7 @@ def test_equals_the_textbook_at_the_other_end(name):
     in_each((cell for cell in cells_of(name) if cell not in pairwise_of(name)), check_textbook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_one_step(name):
     in_each(two_of(name), one_step)

@@ -20,7 +20,7 @@ from fastscore.process.names import SCHEDULES, named_schedule
 from fastscore.process.parametrization import PREDICTIONS, Parametrization
 from fastscore.report.plots import plot_loss
 from fastscore.training import recipe
-from fastscore.training.train import TrainConfig, train
+from fastscore.training.train import TrainConfig, _resolved, train
 
 SHORT = TrainConfig(images=64, batch=32, compile=False, dtype="fp32")
 POINTS = np.random.default_rng(0).normal(1.0, 2.0, (50, 2)).astype(np.float32)
@@ -220,6 +220,17 @@ def test_smld_reaches_as_far_as_the_data(tmp_path):
     assert load_model(tmp_path / "a").schedule.sigmas[-1] == pytest.approx(5.0)
     assert run(*common, "--out", tmp_path / "b", "--sigma-max", 2) == 0
     assert load_model(tmp_path / "b").schedule.sigmas[-1] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "times"), [(fs.smld(10), "uniform"), (fs.DiscreteVE((0.1, 1.0)), "uniform"), (fs.VE(), "lognormal"), (fs.discrete_vp(), "lognormal")],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)  # fmt: skip
+def test_times_suit_the_schedule_and_a_choice_stays(schedule, times):
+    p = fs.Parametrization("edm", "tanh", 1.0, "unit")
+    assert _resolved(TrainConfig(), schedule, p).times == times
+    for chosen in ("uniform", "lognormal"):
+        assert _resolved(TrainConfig(times=chosen), schedule, p).times == chosen
 
 
 def test_the_command_has_the_settings(tmp_path):

@@ -39,6 +39,7 @@ def nearest(x, name):
     return float(np.sqrt(square.min(1).mean())), float(np.abs(shares - 1 / len(modes)).max())
 
 
+@pytest.mark.slow
 def test_ddpm_on_four_gaussians_with_a_network_of_ones_own():
     """The tutorial's recipe on a hundred steps, short: label t/T, the network makes the noise, Adam, no average.
 
