@@ -88,7 +88,7 @@ def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
 
 def _constant(argument: Any) -> bool:
     if is_dataclass(argument):
-        return argument.__dataclass_params__.frozen
+        return argument.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     return argument is None or isinstance(argument, str | bytes | int | float | tuple)
 
 

@@ -223,7 +223,9 @@ def test_smld_reaches_as_far_as_the_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "times"), [(fs.smld(10), "uniform"), (fs.DiscreteVE((0.1, 1.0)), "uniform"), (fs.VE(), "lognormal"), (fs.discrete_vp(), "lognormal")],
+    ("schedule", "times"),
+    [(fs.smld(10), "uniform"), (fs.DiscreteVE((0.1, 1.0)), "uniform"), (fs.VE(), "lognormal"),
+     (fs.discrete_vp(), "lognormal")],
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )  # fmt: skip
 def test_times_suit_the_schedule_and_a_choice_stays(schedule, times):
