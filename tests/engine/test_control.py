@@ -21,7 +21,7 @@ from fastscore.process.continuous import EDM
 from fastscore.process.grid import Span
 from fastscore.sampler import Sampler
 from fastscore.solvers import BogackiShampine, Dopri5, DPMAdaptive, GottaGoFast
-from fastscore.solvers.adaptive import K_DIFFUSION, Control
+from fastscore.solvers.adaptive import K_DIFFUSION, PI, Control
 
 D, SEED = 3, 4
 MODEL = analytic.score_model(
@@ -31,13 +31,13 @@ CASES = {
     # Defaults, which the numbers of the oracle fix.
     "dopri5": ("dopri5", Dopri5(), Settings()),
     "bs32": ("bs32", BogackiShampine(), Settings(rtol=1e-3, atol=1e-3, order=3.0)),
-    "dpm23": ("dpm23", DPMAdaptive(), Settings(rtol=0.05, atol=0.0078, order=3.0)),
-    "dpm12": ("dpm12", DPMAdaptive(2), Settings(rtol=0.05, atol=0.0078, order=2.0)),
+    "dpm23": ("dpm23", DPMAdaptive(), Settings(rtol=0.05, atol=0.0078, order=3.0, longest=1.25)),
+    "dpm12": ("dpm12", DPMAdaptive(2), Settings(rtol=0.05, atol=0.0078, order=2.0, longest=1.25)),
     "ggf": ("ggf", GottaGoFast(), Settings(rtol=0.02, atol=0.0078, order=1.0, i=0.5, p=0.0)),
     # Steps that grow and shrink as fast as they may, and every term of the controller.
     "limits": (
         "dpm12",
-        DPMAdaptive(2, 1e-3, 1e-3, first=6.0),
+        DPMAdaptive(2, 1e-3, 1e-3, first=6.0, control=PI),
         Settings(1e-3, 1e-3, 6.0, 2.0),
     ),
     "pid": (
@@ -68,6 +68,7 @@ LIMITS = {
     "low": lambda s: replace(s, low=s.low + 0.05),
     "lower": lambda s: replace(s, low=s.low - 0.05),
     "high": lambda s: replace(s, high=s.high - 0.3),
+    "longest": lambda s: replace(s, longest=s.longest + 0.1),
     "threshold": lambda s: replace(s, accepted_below=1.1),
 }
 
@@ -135,7 +136,8 @@ def test_every_step_is_the_oracles(case):
 
 def test_the_limits_of_a_step_and_the_threshold_are_the_oracles():
     """Where they matter: at a first step far too long, or too short, and where steps are rejected."""
-    for case, changes in {"limits": ("low", "lower", "threshold"), "pid": ("high",)}.items():
+    limits = {"limits": ("low", "lower", "threshold"), "pid": ("high",), "dpm23": ("longest",), "dpm12": ("longest",)}
+    for case, changes in limits.items():
         name, solver, settings = CASES[case]
         engine = found(name, solver)
         for change in changes:

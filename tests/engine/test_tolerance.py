@@ -57,6 +57,19 @@ def test_defaults_are_within_their_tolerance(solver, name, mean, std):
     assert ((found - exact).abs() <= bound).all(), (found - exact) / bound
 
 
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", ["flow", "zero-SNR table"])
+def test_no_sample_leaps_over_what_decides_it(order, name):
+    """From pure noise, where every step is right, some steps grew until two orders agreed by chance on nonsense."""
+    schedule = Flow() if name == "flow" else discrete_vp(zero_snr=True)
+    model = analytic.score_model(analytic.gaussian(0.5, 0.3, (2,)))
+    ours, exact = (
+        Sampler(model, schedule=schedule, solver=solver, batch=64, dtype=torch.float64).run(range(256))
+        for solver in (DPMAdaptive(order), Dopri5())
+    )
+    assert (ours - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 @pytest.mark.parametrize("name", ["vp", "ve", "edm"])
 def test_data_come_out_as_wide_as_they_are_where_the_span_ends_low(name):
     """The denoised end is narrower by (sigma / std)^2 / 2 of itself; what is left then is the prior's own error."""

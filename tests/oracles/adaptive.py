@@ -41,6 +41,7 @@ class Settings:
     low: float = 0.2
     high: float = 5.0
     smooth: bool = False
+    longest: float = math.inf
     together: bool = False
     accepted_below: float = 1.0
     largest: bool = False  # the error of the worst element in place of the root mean square
@@ -191,7 +192,7 @@ def integrate(
         else:
             good = e <= s.accepted_below
             factor = min(max(factor if good else min(factor, s.safety), s.low), s.high)
-        h = size * factor
+        h = min(size * factor, s.longest)
         history = history or older
         if good:
             clock, y, before, history = reach, high, x_low, [new, older[0]]

@@ -177,7 +177,7 @@ class Lanes:
         if rule.knots is None and against is not None:
             error = self._combine(against)
             factor, accepted, low = self._judge(result, error, reach, complete)
-            self.h = torch.where(complete, h.abs() * factor, self.h)
+            self.h = torch.where(complete, (h.abs() * factor).clamp_max(rule.control.longest), self.h)
         accepted = complete if accepted is None else accepted & complete
         self.steps += complete
         self.rejected += complete & ~accepted
