@@ -192,6 +192,11 @@ def doubts(
             f"Langevin with per-sample norms is biased in {size} dimensions (its step depends on |score|); "
             "use AnnealedLangevin"
         )
+    if _extrapolates_noise(plan):
+        yield (
+            "a predictor with a history of x0 extrapolates from estimates of before the corrector's noise, which makes "
+            "samples too wide (DPM++ 2M in 20 steps by 15 %); take one without, as DDIM, Heun or EulerMaruyama"
+        )
     if start != "prior" or langevin:
         return
     schedule, first = plan.schedule, plan.rows[0].t
@@ -227,6 +232,18 @@ def doubts(
             )
     except ValueError:  # singular, which is named where the plan is folded
         return
+
+
+def _extrapolates_noise(plan: Plan) -> bool:
+    """Return whether a row reads an x0 from before fresh noise at its level, a corrector's; eps changes little by it."""
+    current: set[int] = set()
+    for row in plan.rows:
+        if row.m == "x0" and any(w != 0.0 and slot not in current for slot, w in enumerate(row.w)):
+            return True
+        current = set() if row.noisy and row.s == row.t else current
+        if row.push is not None:
+            current.add(row.push)
+    return False
 
 
 @remembered

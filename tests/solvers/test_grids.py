@@ -29,11 +29,14 @@ from fastscore.process.grid import Times, arctan, karras, logsnr, uniform
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import (
+    DDIM,
     DEIS,
     Ancestral,
+    AnnealedLangevin,
     Churn,
     DPMMultistep,
     DPMpp2M,
+    DPMSolver,
     EulerMaruyama,
     Heun,
     Langevin,
@@ -215,6 +218,21 @@ def test_nothing_is_said_where_nothing_is_lost():
     fine = score_model(gaussian(0.5, 1e-3))
     assert not said(schedule=VP(), model=fine, grid=logsnr(60, end=1e-9))
     assert not said(schedule=EDM(), grid=karras(20, start=2.0), start="data")
+
+
+@pytest.mark.parametrize("solver", [DPMpp2M(), UniPC(), DPMMultistep(3, "x0", "exact", 1.0)], ids=repr)
+def test_history_from_before_a_corrector_is_said(solver):
+    wide = score_model(gaussian(MEAN, STD, (64,)))
+    for corrector in (Langevin(), AnnealedLangevin()):
+        (warning,) = said(solver=PredictorCorrector(solver, corrector), model=wide)
+        assert re.search("a history of x0 .* DDIM", warning)
+    for alone in (DDIM(), Heun(), DPMSolver(3), EulerMaruyama(), DEIS()):
+        assert not said(solver=PredictorCorrector(alone, Langevin()), model=wide)
+    spreads = [
+        float(Sampler(wide, schedule=VP(), solver=PredictorCorrector(one, Langevin()), batch=32).run(range(32)).std())
+        for one in (solver, DDIM())
+    ]
+    assert abs(spreads[0] / STD - 1.0) > 2.0 * abs(spreads[1] / STD - 1.0)
 
 
 def test_the_loss_that_is_said_is_the_loss_of_samples():
