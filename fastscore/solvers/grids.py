@@ -235,7 +235,7 @@ def doubts(
 
 
 def _extrapolates_noise(plan: Plan) -> bool:
-    """Return whether a row reads an x0 from before fresh noise at its level, a corrector's; eps changes little by it."""
+    """Return whether a row reads an x0 from before a corrector's noise at its level; eps changes little by it."""
     current: set[int] = set()
     for row in plan.rows:
         if row.m == "x0" and any(w != 0.0 and slot not in current for slot, w in enumerate(row.w)):
