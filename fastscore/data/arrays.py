@@ -112,7 +112,8 @@ def channels_last(
 ) -> NDArray[Any]:
     """Return images [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, H, W, C].
 
-    Of the two readings of four axes the one with 1 to 4 channels is taken, and of two such the one of square images.
+    Of the two readings of four axes the one with 1 to 4 channels is taken, of two such the one with 1 or 3, and of two
+    such the one of square images.
 
     Args:
         shape: [C, H, W] of the model that they are for, which settles it; one image alone may then lack the axis N.
@@ -135,7 +136,7 @@ def channels_last(
     n, a, b, c = x.shape
     if shape in ((a, b, c), (c, a, b)) and not a == b == c:
         return x if shape == (c, a, b) else x.transpose(0, 2, 3, 1)
-    of_last, of_first = (c <= 4, a == b), (a <= 4, b == c)
+    of_last, of_first = ((k <= 4, k in (1, 3), square) for k, square in ((c, a == b), (a, b == c)))
     if of_last == of_first and not last and not a == b == c == 1:
         raise ValueError(
             f"{where}: {x.shape} may be {n} images of {a} x {b} pixels and {c} channels [N, H, W, C], or of {b} x {c} "
@@ -167,7 +168,7 @@ def in_range(x: NDArray[Any], where: str, values: Range | None = None) -> tuple[
     low, high = float(x.min()), float(x.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise ValueError(f"{where}: holds values that are not finite")
-    if values == {"u1": (0.0, 255.0), "u2": (0.0, 65535.0)}.get(x.dtype.str[1:]):
+    if values is not None and values == {"u1": (0.0, 255.0), "u2": (0.0, 65535.0)}.get(x.dtype.str[1:]):
         return x, None
     if values is not None:
         black, white = values
@@ -181,10 +182,7 @@ def in_range(x: NDArray[Any], where: str, values: Range | None = None) -> tuple[
             return (2.0 * x.astype(np.float64) - 1.0).astype(np.float32), (0.0, 1.0)
         if low >= -1.0 - 1e-5 and high <= 1.0 + 1e-5:
             return x.astype(np.float32), (-1.0, 1.0)
-        like = " (0 .. 255, or a brightest pixel of another unit?)" if 0.0 <= low and high <= 255.0 else ""
-        raise ValueError(
-            f"{where}: float images {low:g} .. {high:g} are neither in 0 .. 1 nor in -1 .. 1{like}. {remedy}"
-        )
+        raise ValueError(f"{where}: float images {low:g} .. {high:g} are neither in 0 .. 1 nor in -1 .. 1. {remedy}")
     if low < 0 or high > 65535:
         raise ValueError(f"{where}: {x.dtype} images {low:g} .. {high:g} are in neither 8 nor 16 bits. {remedy}")
     wide = x.dtype == np.uint16 or high > 255

@@ -157,7 +157,7 @@ def load(
             return Dataset(x.astype(np.promote_types(x.dtype, np.float32)), labels, _numbered(labels))
     elif (path.is_dir() and any(path.glob("*-idx[0-9]-*"))) or (path.is_dir() and any(path.glob("*.idx[0-9]-*"))):
         x, labels = idx_folder(path, split)
-        last = False
+        x, last = (x[..., None], True) if x.ndim == 3 else (x, False)
     elif path.is_dir():
         x, labels, names = image_folder(path, split, alpha)
     elif path.suffix.lower() in SUFFIXES and path.exists():

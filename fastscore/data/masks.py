@@ -113,7 +113,7 @@ def _shaped(values: NDArray[Any], images: tuple[int, int, int], path: Path) -> N
         readings.append(values[None, :, :, 0])
     if not readings:
         raise ValueError(f"--mask {path} has shape {values.shape}; expected {h} x {w}, or {n} of them")
-    if any(r.shape != readings[0].shape or (r != readings[0]).any() for r in readings):
+    if any(r.shape != readings[0].shape or (r != readings[0]).any() for r in readings[1:]):
         raise ValueError(
             f"--mask {path} {values.shape} may be one mask of {h} x {w} or one for each of {n} images; save it as "
             f"(1, {h}, {w}), or with as many axes as the images"
