@@ -114,8 +114,9 @@ def train(data: str, out: Path, **options: Any) -> None:
 
     DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set of points (moons, rings, checkerboard,
     grid, three-gaussians, four-gaussians, eight-gaussians, swiss-roll, spirals) or of point sets (circles), a folder
-    of IDX files or of images, an image, or an .npy/.npz file; points in any units. Writes a model folder that `fastscore sample` reads, with loss.csv
-    and loss.png. Stop it at any time: the same command goes on from the last checkpoint.
+    of IDX files or of images, an image, or an .npy/.npz file; points in any units. Writes a model folder that
+    `fastscore sample` reads, with loss.csv and loss.png. Stop it at any time: the same command goes on from the last
+    checkpoint.
     """
     from fastscore.data.load import load
     from fastscore.ops.backend import named_device
