@@ -56,7 +56,8 @@ def likelihood(model: str, data: str, **options: Any) -> None:
 
     MODEL as in `fastscore sample`, DATA as in `fastscore train`. Images are dequantised: uniform noise, a function of
     --seed and the example's number, fills the cell of each level, and bits/dim count what the 256 levels need. Points
-    have a density: nats, and bits/dim that may be negative.
+    and images of floats, or of a --range of their own, have a density in their own units: nats, and bits/dim that may
+    be negative.
     """
     import math
 
@@ -97,15 +98,18 @@ def likelihood(model: str, data: str, **options: Any) -> None:
         labels=_labels(examples, score_model, len(x), options["unconditional"]),
         progress=not options["quiet"],
     )
-    bits = result.bits_per_dim(step or 1.0)
     n, d = len(x), math.prod(score_model.shape)
+    # Of floats and of a range that was said the density is in their own units, as that of points is.
+    black, white = examples.value_range or (-1.0, 1.0)
+    width = 1.0 if step is not None else (white - black) / 2.0
+    nats, bits = result.nats - d * math.log(width), result.bits_per_dim(step or 1.0 / width)
     spread = float(bits.std()) / math.sqrt(n) if n > 1 else None
     probes = float(result.stderr.square().mean().sqrt() / (d * math.log(2.0) * math.sqrt(n)))
     report = {
         "bits_per_dim": round(float(bits.mean()), 6),
         "bits_per_dim_stderr": None if spread is None else round(spread, 6),
         "bits_per_dim_stderr_of_probes": round(probes, 6) if math.isfinite(probes) else None,
-        "nats": round(float(result.nats.mean()), 6),
+        "nats": round(float(nats.mean()), 6),
         "examples": n,
         "dimensions": d,
         "dequantised": step is not None,
@@ -118,7 +122,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     if options["out"] is not None:
         from fastscore.output.images import write_npz
 
-        write_npz(options["out"], nats=result.nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
+        write_npz(options["out"], nats=nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
     click.echo(json.dumps(report, indent=1))
 
 

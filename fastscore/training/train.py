@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastscore.data.load import Dataset
 from fastscore.files import write_text
+from fastscore.model.folder import _fits as check_shape
 from fastscore.model.folder import save_model, save_weights
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
@@ -93,8 +94,9 @@ def train(
     with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
         torch.manual_seed(config.seed)
         if isinstance(net, dict):
-            raw = nn.utils.convert_conv2d_weight_memory_format(build(net).to(where), torch.channels_last)
-            classes = int(net.get("classes", 0))
+            raw, classes = build(net), int(net.get("classes", 0))
+            check_shape(net, data.shape, classes)
+            raw = nn.utils.convert_conv2d_weight_memory_format(raw.to(where), torch.channels_last)
         else:
             raw = net
         if classes and data.labels is None:

@@ -17,6 +17,7 @@ from fastscore.data.affine import Affine
 from fastscore.data.load import Dataset
 from fastscore.model.folder import load_model
 from fastscore.model.nets import build
+from fastscore.solvers.names import named
 from fastscore.training.train import train
 
 MLP = {"name": "MLP", "dim": 2, "width": 32}
@@ -131,6 +132,19 @@ def test_rectangular_images_are_trained_on_and_sampled(tmp_path, size):
     assert record["class_names"] == ["9", "10"] and record["settings"]["label"] == 1
 
 
+def grid_of_three():
+    from fastscore.flow import likelihood_end
+    from fastscore.solvers.grids import default_grid
+
+    return default_grid(named("euler"), fs.EDM(), fs.EDM(), 3, end=likelihood_end(fs.EDM()), clean=False)
+
+
+def test_data_that_do_not_fit_a_described_network_are_named():
+    for x, message in ((np.zeros((9, 28, 28)), r"\[28, 28\]"), (np.zeros((9, 1, 28, 27)), r"\[1, 28, 27\]")):
+        with pytest.raises(ValueError, match=f"shape = {message} but the net makes"):
+            fs.train({"name": "UNet", "channels": 1, "size": 28, "width": 8}, x, config=SHORT)
+
+
 def test_a_camera_of_twelve_bits_goes_round(tmp_path):
     """--range in training is that of inpaint and likelihood, without a word more."""
     values = np.random.default_rng(0).integers(0, 4096, (6, 8, 8), np.uint16)
@@ -143,6 +157,14 @@ def test_a_camera_of_twelve_bits_goes_round(tmp_path):
     assert run("inpaint", tmp_path / "m", tmp_path / "x.npy", "--out", tmp_path / "o", *argv) == 0
     with np.load(tmp_path / "o/samples.npz") as saved:
         np.testing.assert_allclose(saved["samples"][:, 2:, :, 0], values[:2, 2:] * (255 / 4095), atol=0.51)
+    argv = "--solver euler --steps 3 --probe rademacher --quiet --out".split()
+    assert run("likelihood", tmp_path / "m", tmp_path / "x.npy", *argv, tmp_path / "n.npz") == 0
+    x = torch.from_numpy(values[:, None] / 2047.5 - 1.0).float()
+    flow = fs.ProbabilityFlow(load_model(tmp_path / "m"), solver="euler", grid=grid_of_three())
+    nats = flow.log_likelihood(x, probe="rademacher").nats.numpy() - 64 * math.log(2047.5)
+    with np.load(tmp_path / "n.npz") as saved:
+        np.testing.assert_allclose(saved["nats"], nats, rtol=1e-6)
+        np.testing.assert_allclose(saved["bits_per_dim"], -nats / (64 * math.log(2)), rtol=1e-6)
 
 
 def test_sixteen_bits_count_as_such_in_a_likelihood(tmp_path, capsys):
