@@ -186,8 +186,10 @@ def level_score(model: ScoreModel, t: float | None = None, label: int | None = N
 
     def score(x: Tensor) -> Tensor:
         cond = None if label is None else x.new_full((len(x),), label, dtype=torch.int64)
-        F = evaluate(model, row.c_in * x, x.new_full((1,), row.c_noise), cond)
-        return row.p * x + row.q * F.view_as(x)
+        y = x if model.transform is None else model.transform.inverse(x)
+        F = evaluate(model, row.c_in * y, x.new_full((1,), row.c_noise), cond)
+        s = row.p * y + row.q * F.view_as(y)
+        return s if model.transform is None else s / x.new_tensor(model.transform.scale)
 
     return score
 

@@ -32,6 +32,7 @@ from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.adaptive.transport import transport
 from fastscore.engine.request import Request
 from fastscore.engine.turn import Turn, in_turn, made
+from fastscore.engine.units import inside, log_determinant, samples_of
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Labels
 from fastscore.model.score import ScoreModel
@@ -60,7 +61,7 @@ class LogLikelihood:
     Attributes:
         nats: ln p, float64 [n]; the mean over the probes.
         stderr: standard error of ``nats`` over the probes, float64 [n]; 0 if exact, NaN for a single probe.
-        latent: x_T, [n, *shape].
+        latent: x_T, [n, *shape]; of a model with a transform in the units of the data, as every state is.
         cost: what it cost.
     """
 
@@ -213,9 +214,9 @@ class ProbabilityFlow:
         prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
         spread = d * change.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(prior, math.nan)
         return LogLikelihood(
-            prior + d * change.mean(1),
+            prior + d * change.mean(1) - log_determinant(self.model),
             torch.zeros_like(prior) if kind == "exact" else spread,
-            (latent * self.lengths[0]).reshape(-1, *self.model.shape),
+            samples_of(latent * self.lengths[0], self.model),
             cost,
         )
 
@@ -232,7 +233,7 @@ class ProbabilityFlow:
         x, request = self._request(x, None, 0, labels, cond)
         (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
         y, _ = self._solve(x / before, request, progress, up)
-        return (y * after).reshape(-1, *self.model.shape)
+        return samples_of(y * after, self.model)
 
     def _solve(
         self, y: Tensor, request: Request, progress: bool, up: bool, kind: str | None = None, probes: int = 0
@@ -272,7 +273,7 @@ class ProbabilityFlow:
         request = Request.of(self.model, place, range(len(x)) if ids is None else ids, seed, labels=labels, cond=cond)
         if len(request) != len(x):
             raise ValueError(f"ids: {len(request)} ids for {len(x)} samples")
-        return x.to(place, self.execution.dtype).flatten(1), request
+        return inside(x, self.model.transform).to(place, self.execution.dtype).flatten(1), request
 
 
 def dequantize(levels: Tensor, key: NoiseKey, step: float, edge: float) -> Tensor:

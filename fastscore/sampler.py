@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.turn import check_together, keep_up, made
+from fastscore.engine.units import outside, seen
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
@@ -92,6 +94,10 @@ class Sampler:
             "schedule": schedule, "solver": solver, "grid": grid, "steps": steps, "clip": clip, "parallel": parallel,
             "guidance": guidance, "guide": guide, "start": start, "execution": asked,
         }  # fmt: skip
+        if second.transform != model.transform:
+            raise ValueError("guidance: the second model's data are in other units; train both on the same data")
+        if clip is not None and model.transform is not None:
+            raise ValueError(f"clip = {clip}: this model's columns have ranges of their own, which no one bound fits")
         self.model, self.second = model, second
         self.execution, self.net_dtype = asked.around(*self.networks)
         self.ops = trusted(self.execution)
@@ -242,7 +248,8 @@ class Sampler:
         engine, execution = self._engine_of(request), self.execution
         with torch.inference_mode(False):
             out = torch.empty((len(request), *self.model.shape), dtype=execution.dtype, device=execution.place)
-        for at, x in engine.stream(request, callback, progress):
+        transform = self.model.transform
+        for at, x in outside(engine.stream(request, seen(callback, transform), progress), transform):
             out[at] = x
         return out
 
@@ -257,8 +264,9 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) a micro-batch at a time, or of an adaptive solver as they are done; else as ``run``."""
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        batches = self._engine_of(request).stream(request, callback, progress)
-        return ((request.ids[at], x) for at, x in batches)
+        transform = self.model.transform
+        batches = self._engine_of(request).stream(request, seen(callback, transform), progress)
+        return ((request.ids[at], x) for at, x in outside(batches, transform))
 
     @property
     def cost(self) -> Cost:
@@ -275,7 +283,10 @@ class Sampler:
         plan = self.plan
         cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": self.cost.summary()}
         engines = [vars(self)[name] for name in ("engine", "inpainting") if name in vars(self)]
+        transform, names = self.model.transform, self.model.class_names
         return {
+            **({"transform": asdict(transform)} if transform is not None else {}),
+            **({"class_names": list(names)} if names else {}),
             "schedule": repr(self.schedule) if len(repr(self.schedule)) < 500 else type(self.schedule).__name__,
             "solver": repr(self.solver),
             "grid": repr(self.grid),

@@ -34,10 +34,12 @@ def evaluate(samples: Path, data: str, classifier: str, limit: int | None, floor
     file = samples / "samples.npz" if samples.is_dir() else samples
     generated = load(str(file))
     if generated.x.dtype != np.uint8:
-        raise ValueError(f"{file} holds points, not images")
+        raise ValueError(f"{file} holds no images of 8 bits, which is what the classifier judges")
     images = generated.x[:limit]
     net, names = load_classifier(classifier)
     test = load(data, "test").x
+    if test.dtype != np.uint8:
+        raise ValueError(f"{data} holds no images of 8 bits, which is what the classifier judges")
     if images.shape[1:] != test.shape[1:]:
         raise ValueError(f"{file} has images of shape {images.shape[1:]}, {data} of {test.shape[1:]}")
     if np.array_equal(images, test[: len(images)]):

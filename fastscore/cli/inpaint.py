@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.options import load, make_solver
+from fastscore.cli.options import load, make_solver, value_range
 from fastscore.cli.sample import draw_and_tell, drawing_options, make_execution, make_sampler, network_of
 from fastscore.cli.types import Count, Name, Number, shorten
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 METHODS = ("repaint", "replace", "pigdm")
 
@@ -32,7 +36,9 @@ class Box(click.ParamType):
 @click.argument("model")
 @click.argument("images")
 @click.option(
-    "--mask", type=click.Path(path_type=Path), help="Image, .npy or .npz; what is white (non-zero) is filled in."
+    "--mask",
+    type=click.Path(path_type=Path),
+    help="Image, .npy or .npz; what is white (non-zero), or transparent, is filled in.",
 )
 @click.option("--box", type=Box(), help="Rectangle to fill in, in place of --mask.")
 @click.option("-n", "--num", type=Count(1, 10_000), default=4, show_default=True, help="Results for each image.")
@@ -78,10 +84,12 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     import numpy as np
     import torch
 
+    from fastscore.data.masks import known_images
     from fastscore.guidance.guides import PiGDM
     from fastscore.guidance.measurements import Masked
     from fastscore.model.conditions import Known
     from fastscore.ops.backend import named_device
+    from fastscore.ops.quantize import quantize_ref
     from fastscore.output.images import contact_sheet
     from fastscore.solvers import RePaint
     from fastscore.solvers.adaptive import Adaptive
@@ -99,9 +107,19 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
         network = "own" if network == "auto" else network
     device = named_device(options["device"])
     score_model = load(model, device)
-    data = _images(images, score_model.shape, options["limit"])
-    unknown = _unknown(mask, options["box"], data.x.shape)
-    y = torch.from_numpy(data.network_range(np.arange(len(data.x)))).repeat_interleave(num, 0)
+    shape = score_model.shape
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
+    data, clear = known_images(images, shape, value_range(score_model), options["limit"])
+    unknown = _unknown(mask, options["box"], len(data.x), *shape[1:])
+    if clear is not None and (clear & ~unknown).any():
+        raise ValueError(
+            f"{images} is transparent in {(clear & ~unknown).sum()} pixels that the mask leaves: fill those "
+            f"in too (--mask {images} does), or lay the image on a colour first"
+        )
+    y = torch.from_numpy(data.network_range(np.arange(len(data.x))))
+    pictures = quantize_ref(y).numpy()
+    y = y.repeat_interleave(num, 0)
     known = torch.from_numpy(~unknown).permute(0, 3, 1, 2)
     known = known.repeat_interleave(num, 0) if len(known) > 1 else known[0]
     guide, measured = None, {}
@@ -121,84 +139,34 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
 
     def sheet(results: Any) -> Any:
         """Draw one line an image: original, masked in grey, results."""
-        lines = [np.stack([data.x[k], np.where(unknown[k % len(unknown)], 128, data.x[k])]) for k in range(len(data.x))]
+        lines = [np.stack([v, np.where(unknown[k % len(unknown)], 128, v)]) for k, v in enumerate(pictures)]
         panels = [np.concatenate([line, results[k * num : (k + 1) * num][:8]]) for k, line in enumerate(lines[:20])]
         return contact_sheet(np.concatenate(panels).astype(np.uint8), columns=len(panels[0]))
 
     settings = {"model": model, "images": images, "mask": str(mask) if mask else None, "num": num, "network": network}
-    arrays = {"image": np.repeat(np.arange(len(data.x)), num), "originals": data.x, "mask": unknown}
+    arrays = {"image": np.repeat(np.arange(len(data.x)), num), "mask": unknown}
+    arrays["originals"] = data.x if data.x.dtype.kind == "u" else data.x.transpose(0, 2, 3, 1)
     draw_and_tell(sampler, request, options, settings, started, sheet=sheet, extra_arrays=arrays)
 
 
-def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
-    """Return the images as a Dataset, of the model's shape."""
+def _unknown(mask: Path | None, box: tuple[int, ...] | None, n: int, h: int, w: int) -> NDArray[np.bool_]:
+    """Return where to fill in, bool [1 or N, H, W, 1], for N images of H x W."""
     import numpy as np
 
-    from fastscore.data.load import Dataset
-    from fastscore.data.load import load as load_data
+    from fastscore.data.masks import read_mask
 
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
-    path = Path(source)
-    if path.is_file() and path.suffix not in (".npy", ".npz"):
-        dataset = Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
-    else:
-        dataset = load_data(source, "test")
-    x, labels = dataset.x, dataset.labels
-    if x.dtype != np.uint8 or dataset.shape != shape:
-        raise ValueError(f"{source} holds {x.dtype} {dataset.shape}; this model has images of shape {shape}")
-    return Dataset(x[:limit], None if labels is None else labels[:limit], dataset.class_names)
-
-
-def _picture(path: Path, mode: str) -> Any:
-    """Return an image file as uint8 [H, W, C]."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image.convert(mode))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from None
-    return values[:, :, None] if mode == "L" else values
-
-
-def _unknown(mask: Path | None, box: tuple[int, ...] | None, shape: tuple[int, ...]) -> Any:
-    """Return where to fill in, bool [1 or N, H, W, 1], for images of this shape [N, H, W, C]."""
-    import numpy as np
-
-    n, h, w, _ = shape
     if box is not None:
         top, left, height, width = box
-        unknown = np.zeros((1, h, w, 1), bool)
+        unknown = np.zeros((1, h, w), bool)
         unknown[:, top : top + height, left : left + width] = True
         if top + height > h or left + width > w:
             raise ValueError(f"--box {','.join(map(str, box))} leaves the images, which are {h} x {w}")
     else:
         assert mask is not None
-        values = _mask_values(mask)
-        values = values.reshape(1, *values.shape) if values.ndim == 2 else values
-        if values.shape not in ((1, h, w), (n, h, w)):
-            raise ValueError(f"--mask {mask} has shape {values.shape}; expected {h} x {w}, or {n} of them")
-        unknown = values[:, :, :, None] != 0
+        unknown = read_mask(mask, (n, h, w))
     if not unknown.any():
         raise ValueError("the mask is black (zero) everywhere: there is nothing to fill in")
-    return unknown
-
-
-def _mask_values(path: Path) -> Any:
-    import numpy as np
-
-    if not path.is_file():
-        raise ValueError(f"--mask {path}: no such file")
-    if path.suffix not in (".npy", ".npz"):
-        return _picture(path, "L")[:, :, 0] > 127
-    try:
-        values = np.load(path, allow_pickle=False)
-        values = values if isinstance(values, np.ndarray) else values[values.files[0]]
-    except (ValueError, OSError, EOFError, IndexError) as error:
-        raise ValueError(f"--mask {path} is not a readable NumPy file: {error}") from None
-    return values[:, :, :, 0] if values.ndim == 4 else values
+    return unknown[:, :, :, None]
 
 
 def _refuse_unused(method: str) -> None:

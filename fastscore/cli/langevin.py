@@ -110,8 +110,11 @@ def _at_one_level(
     burn_in, step = options["burn_in"] or 0, options["step"] or 0.1 * scale**2
     thin = options["thin"] or max(1, min(THIN, steps - burn_in))
     spread = options["spread"]
-    spread = (1.0 if options["init"] is None else 0.0) if spread is None else spread
+    unit = 1.0 if model.transform is None else min(model.transform.scale)
+    spread = (unit if options["init"] is None else 0.0) if spread is None else spread
     start = _start(options["init"], model.shape)
+    if options["init"] is None and model.transform is not None:
+        start = model.transform(start)
     result = chains.run(
         density,
         start,
@@ -151,14 +154,15 @@ def _smoothed(target: str, sigma: float | None) -> tuple[GaussianMixture, float]
 def _network_score(
     model: ScoreModel, sigma: float | None, label: int | None
 ) -> tuple[Callable[[Tensor], Tensor], float, float]:
-    """Return the score of a network at a noise level, its sigma / alpha, and its time."""
+    """Return the score of a network at a noise level, its sigma / alpha in the narrowest column, and its time."""
     import math
 
     from fastscore import chains
     from fastscore.process.schedule import lam, t_of_lam
 
     t = model.schedule.t_end if sigma is None else float(t_of_lam(model.schedule, -math.log(sigma))[0])
-    return chains.level_score(model, t, label), math.exp(-float(lam(model.schedule, t))), t
+    unit = 1.0 if model.transform is None else min(model.transform.scale)
+    return chains.level_score(model, t, label), unit * math.exp(-float(lam(model.schedule, t))), t
 
 
 def _annealed(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.options import device_option, load, make_schedule, schedule_options
+from fastscore.cli.options import device_option, load, make_schedule, schedule_options, value_range
 from fastscore.cli.types import Count, Name, Number
 from fastscore.process.names import SCHEDULES
 from fastscore.solvers.names import named
@@ -56,7 +56,8 @@ def likelihood(model: str, data: str, **options: Any) -> None:
 
     MODEL as in `fastscore sample`, DATA as in `fastscore train`. Images are dequantised: uniform noise, a function of
     --seed and the example's number, fills the cell of each level, and bits/dim count what the 256 levels need. Points
-    have a density: nats, and bits/dim that may be negative.
+    and images of floats, or of a --range of their own, have a density in their own units: nats, and bits/dim that may
+    be negative.
     """
     import math
 
@@ -69,8 +70,9 @@ def likelihood(model: str, data: str, **options: Any) -> None:
 
     solver: Any = named(options["solver"], rtol=options["rtol"], atol=options["atol"])
     device = named_device(options["device"])
-    examples = load_data(data, options["split"])
     score_model = load(model, device)
+    shape, values = score_model.shape, value_range(score_model)
+    examples = load_data(data, options["split"], shape=shape, value_range=values)
     if examples.shape != score_model.shape:
         raise ValueError(f"{data} holds examples of shape {examples.shape}, {model} makes {score_model.shape}")
     schedule = make_schedule(options, score_model.schedule)
@@ -82,13 +84,12 @@ def likelihood(model: str, data: str, **options: Any) -> None:
         batch=options["batch"],
         device=device,
     )
-    levels = torch.from_numpy(examples.x[: options["limit"]])
-    image = levels.dtype == torch.uint8
-    if image:
-        levels = levels.permute(0, 3, 1, 2).contiguous()
-        x = dequantize(levels, NoiseKey.of(options["seed"], range(len(levels))), 1.0 / 127.5, -1.0 - 0.5 / 127.5)
+    values, step = examples.x[: options["limit"]], examples.step
+    if step is not None:
+        levels = torch.from_numpy(values.astype("int32").transpose(0, 3, 1, 2).copy())
+        x = dequantize(levels, NoiseKey.of(options["seed"], range(len(levels))), step, -1.0 - 0.5 * step)
     else:
-        x = levels
+        x = torch.from_numpy(values)
     result = flow.log_likelihood(
         x,
         probe=options["probe"],
@@ -97,18 +98,21 @@ def likelihood(model: str, data: str, **options: Any) -> None:
         labels=_labels(examples, score_model, len(x), options["unconditional"]),
         progress=not options["quiet"],
     )
-    bits = result.bits_per_dim(1.0 / 127.5 if image else 1.0)
     n, d = len(x), math.prod(score_model.shape)
+    # Of floats and of a range that was said the density is in their own units, as that of points is.
+    black, white = examples.value_range or (-1.0, 1.0)
+    width = 1.0 if step is not None else (white - black) / 2.0
+    nats, bits = result.nats - d * math.log(width), result.bits_per_dim(step or 1.0 / width)
     spread = float(bits.std()) / math.sqrt(n) if n > 1 else None
     probes = float(result.stderr.square().mean().sqrt() / (d * math.log(2.0) * math.sqrt(n)))
     report = {
         "bits_per_dim": round(float(bits.mean()), 6),
         "bits_per_dim_stderr": None if spread is None else round(spread, 6),
         "bits_per_dim_stderr_of_probes": round(probes, 6) if math.isfinite(probes) else None,
-        "nats": round(float(result.nats.mean()), 6),
+        "nats": round(float(nats.mean()), 6),
         "examples": n,
         "dimensions": d,
-        "dequantised": image,
+        "dequantised": step is not None,
         "schedule": type(schedule).__name__,
         "solver": repr(flow.solver),
         "t_end": float(flow.grid(schedule)[-1]),
@@ -118,7 +122,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     if options["out"] is not None:
         from fastscore.output.images import write_npz
 
-        write_npz(options["out"], nats=result.nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
+        write_npz(options["out"], nats=nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
     click.echo(json.dumps(report, indent=1))
 
 

@@ -154,3 +154,9 @@ def load(name: str, device: torch.device) -> ScoreModel:
     from fastscore.model.folder import load_model
 
     return load_model(name, device)
+
+
+def value_range(model: ScoreModel) -> tuple[float, float] | None:
+    """Return (black, white) of the images that a model was trained on, if they were not of 8 bits."""
+    known = model.info.get("value_range")
+    return (float(known[0]), float(known[1])) if known else None

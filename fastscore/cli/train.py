@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
-from fastscore.cli.types import Count, Name, Number
+from fastscore.cli.types import Between, Count, Name, Number
 from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
@@ -42,6 +42,18 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option("--blocks", default="2,1", show_default=True, help="U-Net: residual blocks of each level.")
 @click.option("--patch", type=Count(1, 16), default=2, show_default=True, help="U-Net: space-to-depth factor.")
 @click.option("--ordered/--unordered", default=True, show_default=True, help="Transformer: whether tokens have places.")
+@click.option(
+    "--range",
+    "value_range",
+    type=Between(),
+    help="BLACK,WHITE of image values.  [default: that of their type; of floats 0,1, or -1,1 with negative ones]",
+)
+@choice("--alpha", ["refuse", "keep", "white", "black"], "refuse", "Transparent images: a channel more, or laid on.")
+@click.option(
+    "--standardise/--raw",
+    default=None,
+    help="Whether the network sees columns of points at mean 0 and std 1; the model undoes it.  [default: if needed]",
+)
 @click.option("--conditional/--unconditional", default=True, show_default=True, help="Use the labels of labelled data.")
 @click.option("--schedule", type=Name(SCHEDULES), default="edm", show_default=True, help="Forward SDE.")
 @schedule_options
@@ -102,8 +114,9 @@ def train(data: str, out: Path, **options: Any) -> None:
 
     DATA is fashion-mnist (Debian's package dataset-fashion-mnist), a toy set of points (moons, rings, checkerboard,
     grid, three-gaussians, four-gaussians, eight-gaussians, swiss-roll, spirals) or of point sets (circles), a folder
-    of IDX files or of images, or an .npy/.npz file. Writes a model folder that `fastscore sample` reads, with loss.csv
-    and loss.png. Stop it at any time: the same command goes on from the last checkpoint.
+    of IDX files or of images, an image, or an .npy/.npz file; points in any units. Writes a model folder that
+    `fastscore sample` reads, with loss.csv and loss.png. Stop it at any time: the same command goes on from the last
+    checkpoint.
     """
     from fastscore.data.load import load
     from fastscore.ops.backend import named_device
@@ -132,7 +145,9 @@ def train(data: str, out: Path, **options: Any) -> None:
         seed=options["seed"],
     )
     device = named_device(options["device"])
-    dataset = load(data)
+    kind = {"unet": "images", "scorenet": "images", "transformer": "sequences"}.get(options["net"], "auto")
+    dataset = load(data, kind=kind, value_range=options["value_range"], alpha=options["alpha"])
+    dataset = dataset.standardised(options["standardise"], options["sigma_data"])
     if options["schedule"] == "smld" and options["sigma_max"] is None:
         options["sigma_max"] = recipe.farthest(dataset)
     schedule = make_schedule(options, EDM())
@@ -167,6 +182,7 @@ def train(data: str, out: Path, **options: Any) -> None:
         info={"command": _command(), "data": data, "seed": options["seed"]},
         device=device,
         progress=None if options["quiet"] else _Bar("image"),
+        standardise=False if dataset.transform is None else None,
     )
     click.echo(f"{out}: " + ", ".join(["model.safetensors", "config.json", "loss.csv", *_plot(out)]))
 

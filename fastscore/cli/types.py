@@ -81,6 +81,22 @@ class Interval(click.ParamType):
         return low, high
 
 
+class Between(click.ParamType):
+    """Two finite numbers LO,HI with LO < HI."""
+
+    name = "LO,HI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Parse one pair."""
+        try:
+            low, high = value if isinstance(value, tuple) else map(float, str(value).split(","))
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not -math.inf < low < high < math.inf:
+            self.fail(f"{shorten(value)!r} is not LO,HI with LO < HI (example: 0,4095).", param, ctx)
+        return low, high
+
+
 class Ids(click.ParamType):
     """Sample ids as a list of numbers and ranges: 0-63,100,7."""
 

@@ -1,22 +1,24 @@
-"""Training data: IDX files, image folders, NumPy files and toy sets.
+"""Training data: image files, IDX files, NumPy files and toy sets. What goes in and what comes out: README.md.
 
-Images are uint8 NHWC in the file and in memory; a network sees them in [-1, 1]:
+Images are whole numbers NHWC in memory where they are in the file; a network sees them in [-1, 1]:
 
     x = u / 127.5 - 1,     u = clip(floor(127.5 x + 128), 0, 255)     (the rounding of EDM)
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import zipfile
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscore.data.affine import Affine, standardising
+from fastscore.data.arrays import KINDS, Range, channels_last, examples_and_labels, in_range, is_image, read_numpy
+from fastscore.data.idx import idx_folder
+from fastscore.data.images import ALPHAS, SUFFIXES, image_folder, read_image
 from fastscore.data.toys import CIRCLES, TOYS, circles, toy
 
 FASHION_MNIST = "fashion-mnist"
@@ -31,157 +33,147 @@ class Dataset:
     """Examples and, where there are any, class labels.
 
     Attributes:
-        x: uint8 images [N, H, W, C], or float32 points [N, D], sequences [N, L, C] or arrays
-            [N, C, H, W], used as they are.
+        x: uint8 or uint16 images [N, H, W, C]; or floats: images [N, C, H, W] in -1 .. 1, points [N, D] and sequences
+            [N, L, C].
         labels: int64 [N] or None.
         class_names: one per class; empty if unlabelled.
+        value_range: (black, white) of images whose floats or range it was; None for others.
+        transform: of points and sequences, to the units that ``x`` is in from those that a network sees.
     """
 
-    x: NDArray[np.uint8] | NDArray[np.float32]
+    x: NDArray[Any]
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
+    value_range: Range | None = None
+    transform: Affine | None = None
+
+    @classmethod
+    def of(cls, x: Any) -> Dataset:
+        """Return examples that are given as an array or a tensor [N, ...].
+
+        Raises:
+            ValueError: no example, or numbers that are not finite.
+        """
+        x = x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+        if x.ndim in (2, 3):
+            x = x.astype(np.promote_types(x.dtype, np.float32))  # rounded once they are of unit scale
+        elif x.dtype != np.uint8 or x.ndim != 4:
+            x = x.astype(np.float32)
+        if x.ndim < 2 or not len(x) or not np.isfinite(x).all():
+            raise ValueError(f"data of shape {x.shape} must be at least one example [N, ...] of finite numbers")
+        return cls(x)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one network sample: [C, H, W] of an image, [D] of a point, [L, C] of a sequence or point set."""
-        if self.x.dtype != np.uint8:
+        if self.x.dtype.kind != "u":
             return self.x.shape[1:]
         _, h, w, c = self.x.shape
         return (c, h, w)
 
+    @property
+    def step(self) -> float | None:
+        """The distance of two levels as a network sees them, of images in whole numbers; None for other data."""
+        return {"u1": 1.0 / 127.5, "u2": 1.0 / 32767.5}.get(self.x.dtype.str[1:])
+
     def network_range(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return examples as the network sees them: float32, images as NCHW in [-1, 1]."""
+        """Return examples as the network sees them: float32, images as NCHW in [-1, 1], points in its units."""
         x = self.x[index]
-        if x.dtype != np.uint8:
-            return x.astype(np.float32)
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1.0
+        if self.step is None:
+            return (x if self.transform is None else self.transform.inverse(x)).astype(np.float32)
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32) * np.float32(self.step) - 1.0
+
+    def standardised(self, always: bool | None = None, sigma_data: float | None = None) -> Dataset:
+        """Return it with a transform that gives points and sequences unit scale, if they have another; see affine.py.
+
+        Args:
+            always: transform data of unit scale too; False: nothing.
+            sigma_data: what somebody has said of their spread: where that is it, within a factor of 2, a network is
+                scaled to the data already, and they stay as they are.
+
+        Raises:
+            ValueError: a column whose spread is lost in float32.
+        """
+        if self.x.ndim not in (2, 3) or self.transform is not None or always is False:
+            return self
+        known = sigma_data is not None and 0.5 <= float(self.x.std(dtype=np.float64)) / sigma_data <= 2.0
+        return self if known and not always else replace(self, transform=standardising(self.x, bool(always)))
 
 
-def load(source: str, split: str = "train", toy_size: int = 100_000) -> Dataset:
+def load(
+    source: str,
+    split: str = "train",
+    toy_size: int = 100_000,
+    *,
+    kind: str = "auto",
+    shape: tuple[int, ...] | None = None,
+    value_range: Range | None = None,
+    alpha: str = "refuse",
+) -> Dataset:
     """Load a data set by name or path.
 
     Args:
         source: "fashion-mnist" (the folder of Debian's package ``dataset-fashion-mnist``, or the one
             that the environment variable FASHION_MNIST names); a toy set (see data/toys.py;
             circles, whose samples are sets of 16 points); a folder of IDX files
-            or of images (one subfolder a class); an .npy or .npz file of uint8 images [N, H, W(, C)],
-            float points [N, D] or sequences [N, L, C] (keys ``samples``, ``images``, ``x`` or
-            ``arr_0``; labels under ``labels``, ``y`` or ``arr_1``).
+            or of images (one subfolder a class), or one image; an .npy or .npz file of images [N, H, W], [N, H, W, C]
+            or [N, C, H, W], float points [N, D] or sequences [N, L, C] (keys ``samples``, ``images``, ``x`` or
+            ``arr_0``; labels under ``labels``, ``y`` or ``arr_1``; a split's own as ``x_test`` or ``test_images``).
         split: "train" or "test", where the source has both.
         toy_size: points drawn of a toy set.
+        kind: "images" or "sequences" says what an array [N, A, B] is; "auto" goes by the rule of data/arrays.py.
+        shape: of a sample of the model that the data are for: settles which axis is what, and the class of numbers.
+        value_range: (black, white) of the images, if it is not that of their type.
+        alpha: what becomes of transparency; see data/images.py.
 
     Raises:
-        ValueError: nothing usable there; the message says what was expected.
+        ValueError: nothing usable there, or something with two readings; the message says what was expected.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split = {split!r} must be train or test")
+    for name, value, choices in (("split", split, ("train", "test")), ("kind", kind, KINDS), ("alpha", alpha, ALPHAS)):
+        if value not in choices:
+            raise ValueError(f"{name} = {value!r} must be {', '.join(choices[:-1])} or {choices[-1]}")
+    if value_range is not None and not -np.inf < value_range[0] < value_range[1] < np.inf:
+        raise ValueError(f"value_range = {value_range} must be (black, white), finite and rising")
     if source.replace("_", "-").lower() in TOYS:
         return Dataset(toy(source, toy_size, seed=0 if split == "train" else 1))
     if source == CIRCLES:
         return Dataset(circles(toy_size, seed=0 if split == "train" else 1))
+    names: tuple[str, ...] = ()
+    path = Path(source)
     if source == FASHION_MNIST:
-        folder = Path(os.environ.get("FASHION_MNIST", _FASHION_MNIST_FOLDER))
-        if not folder.is_dir():
+        path, names = Path(os.environ.get("FASHION_MNIST", _FASHION_MNIST_FOLDER)), FASHION_MNIST_CLASSES
+        if not path.is_dir():
             raise ValueError(
-                f"fashion-mnist: no folder {folder}; install Debian's package dataset-fashion-mnist "
+                f"fashion-mnist: no folder {path}; install Debian's package dataset-fashion-mnist "
                 "or set FASHION_MNIST to a folder that holds the four .gz files"
             )
-        return _idx_folder(folder, split, FASHION_MNIST_CLASSES)
-    path = Path(source)
-    if path.is_file() and path.suffix in (".npy", ".npz"):
-        return _numpy_file(path)
-    if path.is_dir():
-        return _idx_folder(path, split, ()) if any(path.glob("*-idx3-ubyte*")) else _image_folder(path)
-    names = ", ".join((FASHION_MNIST, *TOYS, CIRCLES))
-    raise ValueError(f"data {source!r} is neither a known set ({names}) nor a folder, .npy or .npz file")
-
-
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped or not. Source: LeCun's MNIST page.
-
-    Raises:
-        ValueError: not an IDX file of bytes, or truncated.
-    """
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
-    rank = raw[3]
-    shape = tuple(int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(rank))
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
-    if body.size != np.prod(shape):
-        raise ValueError(f"{path} holds {body.size} values but its header says {shape}: truncated?")
-    return body.reshape(shape)
-
-
-def _idx_folder(folder: Path, split: str, class_names: tuple[str, ...]) -> Dataset:
-    prefix = "train" if split == "train" else "t10k"
-    files = {}
-    for kind in ("images-idx3", "labels-idx1"):
-        candidates = [folder / f"{prefix}-{kind}-ubyte{end}" for end in ("", ".gz")]
-        files[kind] = next((p for p in candidates if p.is_file()), None)
-    if files["images-idx3"] is None:
-        raise ValueError(f"{folder} holds no {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz")
-    x = read_idx(files["images-idx3"])[..., None]
-    if files["labels-idx1"] is None:
-        return Dataset(x)
-    labels = read_idx(files["labels-idx1"]).astype(np.int64)
-    if len(labels) != len(x):
-        raise ValueError(f"{folder}: {len(x)} {split} images but {len(labels)} labels")
-    return Dataset(x, labels, class_names or tuple(str(k) for k in range(int(labels.max()) + 1)))
-
-
-def _image_folder(folder: Path) -> Dataset:
-    from PIL import Image
-
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
-    if not files:
-        raise ValueError(f"{folder} holds no images (.png .jpg .jpeg .bmp .webp) and no IDX files")
-    images = []
-    for p in files:
-        with Image.open(p) as image:
-            images.append(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(f"{p} has shape {images[-1].shape}, {files[0]} {images[0].shape}: all must agree")
-    x = np.stack(images)
-    x = x[..., None] if x.ndim == 3 else x
-    names = sorted({p.relative_to(folder).parts[0] for p in files if p.parent != folder})
-    if not names or any(p.parent == folder for p in files):
-        return Dataset(x)
-    labels = [names.index(p.relative_to(folder).parts[0]) for p in files]
-    return Dataset(x, np.asarray(labels, np.int64), tuple(names))
-
-
-def _numpy_file(path: Path) -> Dataset:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
-    if isinstance(loaded, np.ndarray):
-        x, labels = loaded, None
+    key, labels, last = "", None, True
+    if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
+        key, x, labels = examples_and_labels(read_numpy(path), split, path)
+        last = key == "samples" and x.dtype == np.uint8  # a run of samples
+        if not is_image(x, kind, key, shape, source):
+            if not np.isfinite(x).all():
+                raise ValueError(f"{source}: holds values that are not finite")
+            return Dataset(x.astype(np.promote_types(x.dtype, np.float32)), labels, _numbered(labels))
+    elif (path.is_dir() and any(path.glob("*-idx[0-9]-*"))) or (path.is_dir() and any(path.glob("*.idx[0-9]-*"))):
+        x, labels = idx_folder(path, split)
+        x, last = (x[..., None], True) if x.ndim == 3 else (x, False)
+    elif path.is_dir():
+        x, labels, names = image_folder(path, split, alpha)
+    elif path.suffix.lower() in SUFFIXES and path.exists():
+        x = read_image(path, alpha)[None]
     else:
-        try:
-            arrays = {k: loaded[k] for k in loaded.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
-        finally:
-            loaded.close()
-        x = next((arrays[k] for k in ("samples", "images", "x", "arr_0") if k in arrays), None)
-        labels = next((arrays[k] for k in ("labels", "y", "arr_1") if k in arrays), None)
-        if x is None:
-            raise ValueError(f"{path} has keys {list(arrays)}; expected samples, images, x or arr_0")
-    if x.dtype == np.uint8 and x.ndim in (3, 4):
-        x = x[..., None] if x.ndim == 3 else x
-    elif x.dtype.kind == "f" and x.ndim in (2, 3):
-        x = x.astype(np.float32)
-    else:
-        raise ValueError(
-            f"{path}: {x.dtype} {x.shape} is neither uint8 images [N, H, W(, C)] nor float points [N, D] or sequences "
-            "[N, L, C]"
-        )
-    if not len(x) or (x.dtype.kind == "f" and not np.isfinite(x).all()):
-        raise ValueError(f"{path}: empty, or holds values that are not finite")
-    if labels is None:
-        return Dataset(x)
-    if labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ValueError(f"{path}: labels must be {len(x)} non-negative integers, got {labels.dtype} {labels.shape}")
-    return Dataset(x, labels.astype(np.int64), tuple(str(k) for k in range(int(labels.max()) + 1)))
+        known = ", ".join((FASHION_MNIST, *TOYS, CIRCLES))
+        raise ValueError(f"data {source!r} is neither a known set ({known}) nor an image, a folder, .npy or .npz file")
+    if not last or x.ndim == 3:
+        x = channels_last(x, source, shape, "samples" in key)
+    if shape is not None and value_range is None and x.dtype == np.uint8:
+        value_range = (0.0, 255.0)  # a dark image is one
+    x, value_range = in_range(x, source, value_range)
+    x = x if x.dtype.kind == "u" else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    return Dataset(x, labels, names if labels is not None and names else _numbered(labels), value_range)
+
+
+def _numbered(labels: NDArray[np.int64] | None) -> tuple[str, ...]:
+    """Return the names of classes that are known by number only."""
+    return () if labels is None else tuple(str(k) for k in range(int(labels.max()) + 1))

@@ -57,7 +57,8 @@ def fitting(
 
 def scales_of(model: ScoreModel, guide: Guide | None) -> Scales | None:
     """Return the scales of what is sampled: the data's, down to the finest that a guide asks for."""
-    std = finest(guide, model.shape)
+    unit = 1.0 if model.transform is None else max(model.transform.scale)
+    std = finest(guide, model.shape, unit)
     if std is None:
         return model.scales
     low, high = model.scales or (std, max(1.0, std))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.turn import Turn
+from fastscore.engine.units import inside
 from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
 from fastscore.model.conditions import finite as finite_input
 from fastscore.model.score import Conditioned
@@ -86,6 +87,8 @@ class Request:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit or that requires a gradient.
         """
         constant(cond=cond, init=init, known=known, y=y, noise=noise)
+        transform = getattr(model, "transform", None)
+        init, known = inside(init, transform), inside(known, transform)
         shape: Any = model.shape
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
         with undisturbed(place=device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,7 +141,7 @@ class Traced:
         self.trajectory = Trajectory(times, states, torch.empty(len(lengths), 0, *shape) if x0 is None else x0)
 
     def _adaptive(self, engine: AdaptiveBatches, request: Request, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        sampler, n = self.sampler, len(request)
+        sampler, n, transform = self.sampler, len(request), self.sampler.model.transform
         sampler.stream(request)  # refuses a request that does not fit; nothing runs
         trail, samples = Trail(states=True), torch.empty(n, *sampler.model.shape)
         engine.lanes.trail = trail
@@ -149,10 +149,11 @@ class Traced:
             for at, x in engine.stream(request, None, progress):
                 samples = samples.to(x.dtype)
                 samples[at.cpu()] = x.cpu()
-                yield request.ids[at], x
+                yield request.ids[at], x if transform is None else transform(x)
         finally:
             engine.lanes.trail = None
-        self.trajectory = _of_steps(engine, sampler.schedule, sampler.grid, trail, samples)
+        path = _of_steps(engine, sampler.schedule, sampler.grid, trail, samples)
+        self.trajectory = path if transform is None else replace(path, states=transform(path.states))
 
 
 def _of_steps(

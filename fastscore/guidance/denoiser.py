@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastscore.data.affine import Affine
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.score import ScoreModel, evaluate
 
@@ -26,7 +27,7 @@ class Guide(Protocol):
         Args:
             denoise: x -> E[x_0 | x_t = x], any mixture included; differentiable in x.
             x: state x_t = alpha x_0 + sigma z of the sampler's schedule, [N, *shape].
-            alpha, sigma: of each sample, [N, 1, ..].
+            alpha, sigma: of each sample, [N, 1, ..]; sigma of each column, [N, .., D], where the model has a transform.
             y: what the run gave each sample for the guide, [N, ..], or None. Samples must not see each other.
         """
         ...
@@ -88,10 +89,14 @@ class Denoiser:
             ValueError: the guide returned another shape.
         """
         alpha, sigma = (v.expand(len(x)).reshape(-1, *[1] * (x.ndim - 1)) for v in (self.level.alpha, self.level.sigma))
-        D = guide(self, x, alpha, sigma, y)
+        transform, denoise, at = self.model.transform, self, x
+        if transform is not None:
+            units = InUnits(self, alpha * x.new_tensor(transform.shift), x.new_tensor(transform.scale), transform)
+            denoise, at, sigma = units, units.outside(x), sigma * units.scale
+        D = guide(denoise, at, alpha, sigma, y)  # pyright: ignore[reportArgumentType]
         if D.shape != x.shape:
             raise ValueError(f"the guide returned {tuple(D.shape)} for a state of {tuple(x.shape)}")
-        return D.detach().reshape(len(x), -1)
+        return (D if transform is None else transform.inverse(D)).detach().reshape(len(x), -1)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.both(x)[0]
@@ -111,3 +116,28 @@ class Denoiser:
         u2 = (c["c_in2"] * x).to(self.dtype)
         F2 = evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
         return c["p"] * x + c["q"] * F + c["q2"] * F2, first
+
+
+@dataclass(frozen=True)
+class InUnits:
+    """A denoiser in the units of the data, as guides see it: x_t = alpha x_0 + sigma scale z, with x_0 in its units.
+
+    The noise has a standard deviation a column, so ``sigma`` is [N, .., D] there.
+    """
+
+    denoise: Denoiser
+    shift: Tensor
+    scale: Tensor
+    transform: Affine
+
+    def outside(self, y: Tensor) -> Tensor:
+        """Return the state in the units of the data, of one in the network's."""
+        return self.shift + self.scale * y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.both(x)[0]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both estimates, as ``Denoiser.both`` does."""
+        D, first = self.denoise.both((x - self.shift) / self.scale)
+        return self.transform(D), self.transform(first)

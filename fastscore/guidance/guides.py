@@ -234,6 +234,11 @@ class PiGDM:
             raise ValueError(f"PiGDM: noise = {self.noise} must be at least 0, data_std = {self.data_std} positive")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        if sigma.numel() > len(sigma):
+            raise ValueError(
+                "PiGDM takes one noise level for all columns, and this model's have units of their own: use DPS, or "
+                "train on data of unit scale"
+            )
         variance = self.data_std**2
         r2 = variance * sigma**2 / (alpha**2 * variance + sigma**2)
 

@@ -12,15 +12,19 @@ from fastscore.guidance.per_sample import lines_of, of_each
 from fastscore.ops.noise import NoiseKey
 
 
-def finest(guide: Guide | None, shape: tuple[int, ...]) -> float | None:
+def finest(guide: Guide | None, shape: tuple[int, ...], unit: float = 1.0) -> float | None:
     """Return the smallest standard deviation of the posterior that a guide asks for, or None if it names no noise.
 
     A measurement y = A x_0 + noise leaves noise / |A| along the direction that A stretches most; |A| by 16 steps of
     the power method, the largest of those where each sample has an A of its own. Where A has no adjoint it is taken
     for 1.
+
+    Args:
+        guide, shape: of a sampler and of its samples.
+        unit: the largest scale of a model's transform, in which the standard deviation is counted.
     """
     if isinstance(guide, Chain):
-        return min((std for g in guide.guides if (std := finest(g, shape)) is not None), default=None)
+        return min((std for g in guide.guides if (std := finest(g, shape, unit)) is not None), default=None)
     if not isinstance(guide, PiGDM | DPS) or not guide.noise:
         return None
     operator, largest = guide.operator, 1.0
@@ -32,7 +36,7 @@ def finest(guide: Guide | None, shape: tuple[int, ...]) -> float | None:
             x = x / _norms(x).clamp_min(torch.finfo(x.dtype).tiny)
             image = of_each(operator(x), n, "the operator")
             x, largest = operator.adjoint(image).reshape(x.shape).to(x), float(_norms(image).max())  # pyright: ignore
-    return guide.noise / largest if largest > 0.0 else None
+    return guide.noise / (largest * unit) if largest > 0.0 else None
 
 
 def _norms(x: torch.Tensor) -> torch.Tensor:

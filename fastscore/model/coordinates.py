@@ -148,6 +148,7 @@ def whitened(model: ScoreModel, matrix: Invertible, noise: str = "colored") -> S
     Raises:
         ValueError: sizes that disagree, or "white" for another prediction than "eps".
     """
+    _plain(model, "whitened")
     size = 1
     for k in model.shape:
         size *= k
@@ -268,6 +269,7 @@ def in_basis(model: ScoreModel, M: Tensor) -> ScoreModel:
     Raises:
         ValueError: the samples are no images, or M is not orthonormal [C, C].
     """
+    _plain(model, "in_basis")
     c = model.shape[0]
     if len(model.shape) != 3 or M.shape != (c, c):
         raise ValueError(f"in_basis: M has shape {tuple(M.shape)}, samples {model.shape}; expected [C, C] and images")
@@ -275,6 +277,12 @@ def in_basis(model: ScoreModel, M: Tensor) -> ScoreModel:
         raise ValueError("in_basis: M must be orthonormal")
     net = model.net if isinstance(model.net, nn.Module) else _Function(model.net)
     return replace(model, net=_Turned(net, M))
+
+
+def _plain(model: ScoreModel, what: str) -> None:
+    """Raise ValueError for a model with units of its own: a second change of coordinates would go around them."""
+    if model.transform is not None:
+        raise ValueError(f"{what}: this model has a transform already; put its shift and scale into your own change")
 
 
 class _Function(nn.Module):

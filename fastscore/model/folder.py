@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from fastscore.data.affine import Affine
 from fastscore.files import atomic, write_text
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
@@ -98,6 +99,8 @@ def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreMod
         "class_names": list(model.class_names),
         "info": model.info,
     }
+    if model.transform is not None:
+        config["transform"] = asdict(model.transform)
     save_weights(path / "model.safetensors", net, dtype)
     write_text(path / "config.json", json.dumps(config, indent=1) + "\n")
 
@@ -120,11 +123,13 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
         _fits(spec, shape, classes)
         net = build(spec)
         parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
+        transform = Affine(**config["transform"]) if config.get("transform") is not None else None
         null = config.get("null", classes or None)  # folders that do not say it were trained with label dropout
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
     net = load_weights(folder / "model.safetensors", net).to(device).eval()
-    return ScoreModel(net, shape, schedule, parametrization, classes, names, config.get("info", {}), null=null)
+    info = config.get("info", {})
+    return ScoreModel(net, shape, schedule, parametrization, classes, names, info, null=null, transform=transform)
 
 
 def _folder(path: Path | str) -> Path:
@@ -140,8 +145,9 @@ def _fits(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
     """Raise ValueError unless a network of this description makes samples of this shape and these classes."""
     if int(spec.get("classes", 0)) != classes or classes < 0:
         raise ValueError(f"classes = {classes} but the net has {spec.get('classes', 0)}")
+    size: Any = spec.get("size")
     expected = {
-        "UNet": (spec.get("channels"), spec.get("size"), spec.get("size")),
+        "UNet": (spec.get("channels"), *(size if isinstance(size, list) else (size, size))),
         "ScoreNet": (spec.get("channels", 1), 28, 28),
         "MLP": (spec.get("dim"),),
         "Transformer": (spec.get("tokens"), spec.get("dim")),

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fastscore.data.affine import Affine
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
@@ -55,6 +56,8 @@ class ScoreModel:
             trained with one, so that every run must say its condition.
         modules: what a function runs, if ``net`` is one: in eval mode for the length of a run, and on its device. Those
             that the function closes over, belongs to or names as globals are found without it.
+        transform: from what the network is trained on, y, to the units of the data, x = shift + scale y along the last
+            axis. The network alone sees y; samples, states, ``init``, known data, guides and likelihoods are in x.
 
     Raises:
         ValueError: a shape, a number of classes or a null condition that cannot be.
@@ -71,12 +74,15 @@ class ScoreModel:
     scales: tuple[float, float] | None = None
     null: int | Tensor | None = None
     modules: tuple[nn.Module, ...] = ()
+    transform: Affine | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", sizes("shape", self.shape))
         check_condition(self)
         if self.scales is not None and not 0.0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales = {self.scales} must be two standard deviations, positive and rising")
+        if self.transform is not None and len(self.transform.shift) != self.shape[-1]:
+            raise ValueError(f"transform: {len(self.transform.shift)} columns for samples of shape {self.shape}")
         if not callable(self.net):
             raise ValueError(f"net is a {type(self.net).__name__}; it must be a network, net(u, c_noise, cond) -> F")
         modules = (self.modules,) if isinstance(self.modules, nn.Module) else tuple(self.modules)

@@ -113,9 +113,10 @@ def resume(out: Path, state: State, settings: dict[str, Any]) -> int:
 
 
 def fingerprint(data: Dataset) -> str:
-    """Return a digest of the examples and labels, by which a checkpoint knows its data."""
+    """Return a digest of examples, labels and their transform, by which a checkpoint knows its data."""
     digest = hashlib.sha256(np.ascontiguousarray(data.x).tobytes())
     digest.update(b"" if data.labels is None else data.labels.tobytes())
+    digest.update(b"" if data.transform is None else repr(data.transform).encode())
     return digest.hexdigest()
 
 

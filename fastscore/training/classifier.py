@@ -38,8 +38,8 @@ def train_classifier(
     Raises:
         ValueError: data without labels, or points instead of images.
     """
-    if train.labels is None or test.labels is None or train.x.ndim != 4:
-        raise ValueError("a classifier needs labelled images")
+    if train.labels is None or test.labels is None or not train.x.dtype == test.x.dtype == np.uint8:
+        raise ValueError("a classifier needs labelled images of 8 bits")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     spec = {"name": "Classifier", "channels": train.shape[0], "classes": int(train.labels.max()) + 1, "width": width}

@@ -86,10 +86,8 @@ def describe(
         return {"name": "Transformer", **sizes, "ordered": ordered, "classes": classes, **time}
     if net == "mlp":
         return {"name": "MLP", "dim": shape[0], "width": width or 128, "classes": classes, **time}
-    if shape[1] != shape[2]:
-        raise ValueError(f"images must be square; these are {shape[1]}x{shape[2]}")
     if net == "scorenet":
-        if shape[1] != 28:
+        if shape[1:] != (28, 28):
             raise ValueError(f"--net scorenet is made for 28x28 images; these are {shape[1]}x{shape[2]}")
         own = divides(parametrization.prediction, schedule) and parametrization.scaling == "none"
         time["scale"] = 30.0 * scale if embedding == "fourier" else scale
@@ -97,7 +95,7 @@ def describe(
     return {
         "name": "UNet",
         "channels": shape[0],
-        "size": shape[1],
+        "size": shape[1] if shape[1] == shape[2] else list(shape[1:]),
         "width": width or 64,
         "mult": list(mult),
         "blocks": list(blocks),

@@ -6,6 +6,7 @@ that is stopped and started again sees the same images, times and noise as one t
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.data.load import Dataset
+from fastscore.files import write_text
+from fastscore.model.folder import _fits as check_shape
 from fastscore.model.folder import save_model, save_weights
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
@@ -48,31 +51,39 @@ def train(
     info: dict[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    standardise: bool | None = None,
 ) -> ScoreModel:
     """Train a score network; return the model with the average of its weights.
 
     Args:
         net: a module with the call convention of ScoreModel, which is trained in place, where it is; or the
             description of one for model.nets.build.
-        data: the training set, or its examples as an array: float [N, ...], as the network sees them, or uint8
-            images [N, H, W, C]. A data set's labels are used if the network has classes.
+        data: the training set, or its examples as an array: float points [N, D] or sequences [N, L, C] in any units,
+            other floats as the network sees them, or uint8 images [N, H, W, C]. A data set's labels are used if the
+            network has classes.
         schedule: the forward SDE; EDM if left out.
         parametrization: how the network is called and what it predicts; if left out, input and output are of unit
             variance, as EDM's. Parametrization("eps", "t/T") is the tutorials' own: F is the noise estimate.
         config: settings of the run.
         out: folder that receives model.safetensors (the average, float16), loss.csv and checkpoint.safetensors,
             from which the same call goes on; and config.json, if ``net`` is a description, so that load_model reads
-            the folder. Nothing is written if it is left out.
+            the folder, or transform.json of a module, if there is a transform: ScoreModel(transform=Affine(**..)).
+            Nothing is written if it is left out.
         classes: labels that a module takes; a description says it itself.
         info: kept in the model and its config.json.
         device: where a described network is trained; "cpu" if left out.
         progress: called as progress(seen, images, {"loss": ..., "images/s": ...}) after each step.
+        standardise: whether the network sees points and sequences with each column or channel at mean 0 and standard
+            deviation 1. The model keeps that as ``transform``, and all that it makes is in the units of the data. Left
+            out: where their scale asks for it, see data/affine.py. Data of unit scale are trained on as they are, and
+            so are those whose standard deviation the parametrization's sigma_data is, within a factor of 2.
 
     Raises:
         ValueError: ``out`` holds a run of other settings, or is given with a schedule that cannot be saved; labels
             or times that the schedule makes infinite; data that do not fit; or the loss is no longer finite.
     """
-    data = data if isinstance(data, Dataset) else Dataset(_numpy(data))
+    data = data if isinstance(data, Dataset) else Dataset.of(data)
+    data = data.standardised(standardise, parametrization.sigma_data if parametrization else None)
     config, schedule = config or TrainConfig(), schedule or EDM()
     if config.loss == "implicit" and math.prod(data.shape) > 64:
         raise ValueError(f"loss = 'implicit' takes a backward pass a dimension; {math.prod(data.shape)} is above 64")
@@ -83,15 +94,19 @@ def train(
     with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
         torch.manual_seed(config.seed)
         if isinstance(net, dict):
-            raw = nn.utils.convert_conv2d_weight_memory_format(build(net).to(where), torch.channels_last)
-            classes = int(net.get("classes", 0))
+            raw, classes = build(net), int(net.get("classes", 0))
+            check_shape(net, data.shape, classes)
+            raw = nn.utils.convert_conv2d_weight_memory_format(raw.to(where), torch.channels_last)
         else:
             raw = net
         if classes and data.labels is None:
             raise ValueError(f"the network takes {classes} classes, and the data have no labels")
         names = data.class_names if len(data.class_names) == classes else ()
         null = classes if classes and config.label_dropout else None
-        model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info or {}, null=null)
+        info = {**(info or {}), **({"value_range": list(data.value_range)} if data.value_range else {})}
+        model = ScoreModel(
+            raw, data.shape, schedule, parametrization, classes, names, info, null=null, transform=data.transform
+        )
         run = _Run(model, raw, data, config, where)
         modes = [(module, module.training) for module in raw.modules()]
         try:
@@ -154,6 +169,8 @@ def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: P
             state.save(out / CHECKPOINT, {"seen": seen, "settings": settings})
             if spec is None:
                 save_weights(out / "model.safetensors", state.averaged(), torch.float16)
+                if run.data.transform is not None:
+                    write_text(out / "transform.json", json.dumps(asdict(run.data.transform)) + "\n")
             else:
                 model = replace(run.model, info={**run.model.info, "images": seen})
                 save_model(out, state.averaged(), spec, model, torch.float16)
@@ -175,16 +192,6 @@ def step_loss(net: Callable[..., Any], run: _Run, seen: int) -> Tensor:
     if config.times == "importance":
         loss = loss * loss.new_tensor(losses.importance_weight(model.schedule, t, config.t_end))
     return loss
-
-
-def _numpy(x: np.ndarray | Tensor) -> np.ndarray:
-    """Return examples as Dataset keeps them."""
-    x = x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
-    if x.dtype != np.uint8 or x.ndim != 4:
-        x = x.astype(np.float32)
-    if x.ndim < 2 or not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"data of shape {x.shape} must be at least one example [N, ...] of finite numbers")
-    return x
 
 
 def _resolved(config: TrainConfig, schedule: Schedule, parametrization: Parametrization) -> TrainConfig:

@@ -79,6 +79,49 @@ def test_an_image_file_a_box_and_a_class(run, tmp_path, images):
     assert not np.array_equal(guided[:, 4:9, 10:], plain[:, 4:9, 10:])
 
 
+def test_masks_and_pictures_as_people_have_them(run, tmp_path, images):
+    """A picture with a hole in it and no other mask, a mask of 0 and 1, one more axis: the same 144 pixels."""
+    folder, x = images
+    hole = np.zeros((28, 28), bool)
+    hole[5:17, 9:21] = True
+    picture = Image.fromarray(x[0, :, :, 0])
+    picture.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+    picture.save(tmp_path / "holed.png")
+    picture.convert("RGBA").save(tmp_path / "colour.png")
+    Image.fromarray(hole.astype(np.uint8)).save(tmp_path / "01.png")
+    np.save(tmp_path / "axes.npy", hole[:, :, None])
+    np.save(tmp_path / "each.npy", np.stack([hole] * 2)[:, None])
+    results = []
+    for image, mask in (
+        ("holed.png", "holed.png"),
+        ("colour.png", "colour.png"),
+        (folder / "one.png", "01.png"),
+        (folder / "one.png", "axes.npy"),
+        (folder / "two.npz", "each.npy"),
+    ):
+        out = tmp_path / f"out{len(results)}"
+        argv = f"--mask {tmp_path / mask} -n 1 --method replace --unconditional --limit 2 {QUICK}".split()
+        assert run("inpaint", "fashion", tmp_path / image, *argv, "--out", out)[0] == 0
+        with np.load(out / "samples.npz") as saved:
+            assert (saved["mask"].sum((1, 2, 3)) == 144).all()
+            results.append(saved["samples"][0])
+            assert np.array_equal(results[-1][~hole], x[0][~hole])
+    assert all(np.array_equal(result, results[0]) for result in results)
+    argv = f"--box 0,0,2,2 {QUICK} --out {tmp_path / 'o'}".split()
+    code, _, error = run("inpaint", "fashion", tmp_path / "holed.png", *argv)
+    assert code == 2 and "transparent in 144 pixels that the mask leaves" in error
+
+
+def test_a_picture_of_sixteen_bits_is_not_clipped(run, tmp_path):
+    values = (np.arange(784).reshape(28, 28) * 83).astype(np.uint16)  # 0 .. 64,989
+    Image.fromarray(values).save(tmp_path / "a.png")
+    argv = f"--box 0,0,1,28 -n 1 --method replace --unconditional {QUICK}".split()
+    assert run("inpaint", "fashion", tmp_path / "a.png", *argv, "--out", tmp_path / "o")[0] == 0
+    with np.load(tmp_path / "o/samples.npz") as saved:
+        np.testing.assert_allclose(saved["samples"][0, 1:, :, 0], values[1:] / 257, atol=0.51)
+        assert np.array_equal(saved["originals"][0, :, :, 0], values)
+
+
 def test_guided_samples(run, tmp_path):
     base = "sample fashion -n 2 --class 3 --batch 2 --steps 2 --network own --quiet".split()
     found = {}

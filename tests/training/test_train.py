@@ -219,7 +219,8 @@ def test_scorenet_has_the_tutorials_size_and_scale():
 
 def test_bad_networks_are_named():
     for spec, message in (
-        ({"name": "UNet", "channels": 1, "size": 30, "mult": [1, 2, 2], "blocks": [1, 1, 1]}, "multiple of"),
+        ({"name": "UNet", "channels": 1, "size": 0}, "number of pixels"),
+        ({"name": "UNet", "channels": 1, "size": [28, "wide"]}, "height and width"),
         ({"name": "UNet", "channels": 1, "size": 28, "mult": [1], "blocks": [1, 1]}, "one entry a level"),
         ({"name": "UNet", "channels": 1, "size": 28, "embedding": "linear"}, "embedding = 'linear'"),
         ({"name": "MLP"}, "net MLP"),

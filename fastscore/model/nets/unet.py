@@ -93,8 +93,9 @@ class UNet(nn.Module):
 
     Args:
         channels: of the image.
-        size: height and width of the image, in pixels; must divide by ``patch`` times a power of
-            two for each level after the first.
+        size: of the image in pixels: one number, or height and width. Any will do: what is no multiple of ``patch``
+            times a power of two for each level after the first is padded with zeros below and at the right, as every
+            convolution pads, and cut off again.
         width: channels of the first level.
         mult: factor on ``width`` of each level; each level after the first halves the resolution.
         blocks: residual blocks of each level, on the way down and again on the way up.
@@ -112,7 +113,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | tuple[int, int],
         width: int = 64,
         mult: tuple[int, ...] = (1, 2),
         blocks: tuple[int, ...] = (2, 1),
@@ -126,11 +127,10 @@ class UNet(nn.Module):
         super().__init__()
         if len(mult) != len(blocks):
             raise ValueError(f"UNet: mult = {mult} and blocks = {blocks} must have one entry a level each")
-        step = patch * 2 ** (len(mult) - 1)
-        if size % step:
-            raise ValueError(f"UNet: size = {size} must be a multiple of patch * 2^(levels-1) = {step}")
+        if not all(isinstance(k, int) and k > 0 for k in (size if isinstance(size, tuple) else (size,))):
+            raise ValueError(f"UNet: size = {size} must be a number of pixels, or height and width")
         emb = 4 * width
-        self.patch, self.classes = patch, classes
+        self.patch, self.classes, self.step = patch, classes, patch * 2 ** (len(mult) - 1)
         self.features = time_features(embedding, emb // 2, scale)
         self.embed = nn.Sequential(nn.Linear(emb // 2, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = nn.Embedding(classes + 1, emb) if classes else None
@@ -166,6 +166,10 @@ class UNet(nn.Module):
             label = torch.full_like(c_noise, self.classes, dtype=torch.int64) if cond is None else cond
             emb = emb + self.label(label)
         emb = F.silu(emb)
+        h, w = u.shape[2:]
+        right, below = -w % self.step, -h % self.step
+        if right or below:
+            u = F.pad(u, (0, right, 0, below))
         x = self.stem(F.pixel_unshuffle(u, self.patch) if self.patch > 1 else u)
         skips: list[Tensor] = []
         for down in self.down:
@@ -174,7 +178,8 @@ class UNet(nn.Module):
         for up in self.up:
             x = up(x, emb, skips)
         x = self.head(F.silu(self.norm(x)))
-        return (F.pixel_shuffle(x, self.patch) if self.patch > 1 else x).to(u.dtype)
+        x = (F.pixel_shuffle(x, self.patch) if self.patch > 1 else x).to(u.dtype)
+        return x[:, :, :h, :w] if right or below else x
 
 
 def _groups(channels: int) -> int:
