@@ -250,6 +250,7 @@ def _keep(stage: Stage, error: BaseException) -> None:
     os.rename(stage.work, place)
     shutil.rmtree(place / "new", ignore_errors=True)  # what these took is free for the rest
     (place / "reserve").unlink(missing_ok=True)
+    place.chmod(stage.folder.stat().st_mode & 0o777)
     text = f"everything was sampled and is kept: {stage._rescue(place)}"
     if isinstance(error, OSError):
         raised = OSError(f"{error}; {text}")
