@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from fastscore.data.load import Dataset
 from fastscore.files import write_text
-from fastscore.model.folder import BUNDLED, FORMAT, load_weights, read_config, save_weights
-from fastscore.model.nets import build
+from fastscore.model.folder import BUNDLED, FORMAT, check_weights, load_weights, read_config, save_weights
+from fastscore.model.nets import build, outline
 from fastscore.model.nets.classifier import Classifier
 from fastscore.report.metrics import features
 
@@ -84,8 +84,10 @@ def load_classifier(path: Path | str) -> tuple[Classifier, list[str]]:
     """
     folder = BUNDLED / str(path) if (BUNDLED / str(path) / "config.json").is_file() else Path(path)
     config = read_config(folder)
-    net = build(config.get("net", {}))
-    if not isinstance(net, Classifier):
-        raise ValueError(f"{folder} holds a {type(net).__name__}, not a Classifier")
-    load_weights(folder / "model.safetensors", net)
+    spec = config.get("net", {})
+    if not isinstance(outlined := outline(spec), Classifier):
+        raise ValueError(f"{folder} holds a {type(outlined).__name__}, not a Classifier")
+    check_weights(folder / "model.safetensors", outlined)
+    net = load_weights(folder / "model.safetensors", build(spec, outlined=outlined))
+    assert isinstance(net, Classifier)
     return net.eval(), [str(k) for k in config.get("class_names", [])]
