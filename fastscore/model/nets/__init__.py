@@ -66,10 +66,13 @@ def outline(spec: dict[str, Any]) -> nn.Module:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Draw no normals: for the device "meta" torch would load its compiler first, two seconds of imports."""
+    """Initialise nothing: for normals on the device "meta" torch would load its compiler, two seconds of imports."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is Tensor.normal_ or getattr(func, "__module__", "") == "torch.nn.init":
+            return (*args, *kwargs.values())[0]
+        return func(*args, **kwargs)
 
 
 def _made(spec: dict[str, Any]) -> nn.Module:
