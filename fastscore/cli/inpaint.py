@@ -140,7 +140,7 @@ def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
     path = Path(source)
-    if path.is_file() and path.suffix not in (".npy", ".npz"):
+    if path.exists() and not path.is_dir() and path.suffix not in (".npy", ".npz"):
         dataset = Dataset(_picture(path, "L" if shape[0] == 1 else "RGB")[None])
     else:
         dataset = load_data(source, "test")
@@ -153,13 +153,11 @@ def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
 def _picture(path: Path, mode: str) -> Any:
     """Return an image file as uint8 [H, W, C]."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image.convert(mode))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from None
+    from fastscore.data.limits import image_file
+
+    with image_file(path) as image:
+        values = np.asarray(image.convert(mode))
     return values[:, :, None] if mode == "L" else values
 
 
@@ -187,17 +185,13 @@ def _unknown(mask: Path | None, box: tuple[int, ...] | None, shape: tuple[int, .
 
 
 def _mask_values(path: Path) -> Any:
-    import numpy as np
+    from fastscore.data.limits import numpy_arrays
 
-    if not path.is_file():
-        raise ValueError(f"--mask {path}: no such file")
     if path.suffix not in (".npy", ".npz"):
         return _picture(path, "L")[:, :, 0] > 127
-    try:
-        values = np.load(path, allow_pickle=False)
-        values = values if isinstance(values, np.ndarray) else values[values.files[0]]
-    except (ValueError, OSError, EOFError, IndexError) as error:
-        raise ValueError(f"--mask {path} is not a readable NumPy file: {error}") from None
+    values = next(iter(numpy_arrays(path, lambda names: names[:1]).values()), None)
+    if values is None:
+        raise ValueError(f"--mask {path} holds no array")
     return values[:, :, :, 0] if values.ndim == 4 else values
 
 

@@ -35,7 +35,7 @@ def regular_file(path: Path) -> Path:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path} cannot be read: {str(error.strerror).lower()}") from None
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
         kind = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
@@ -124,6 +124,8 @@ def numpy_arrays(path: Path, wanted: Callable[[list[str]], Sequence[str]]) -> di
         ValueError: no NumPy file; a header that promises what the file does not hold, or Python objects; or more than
             fits in memory.
     """
+    if not path.exists():
+        raise ValueError(f"{path} is not a readable NumPy file: no such file")
     with regular_file(path).open("rb") as file:
         try:
             if file.read(4) == b"PK\x03\x04":
@@ -159,7 +161,7 @@ def _array(what: object, file: IO[bytes], size: int, stored: int) -> NDArray[Any
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{what} is not a readable NumPy file: {error}") from None
     if dtype.hasobject or min(shape, default=0) < 0:
-        raise ValueError(f"{what} holds Python objects, which are never read; save numbers")
+        raise ValueError(f"{what} is not a readable NumPy file: it holds Python objects, never read here; save numbers")
     promised, there = math.prod(shape) * dtype.itemsize, size - 8 - wide - length
     if promised != there or (dtype.itemsize == 0 and math.prod(shape)):
         raise ValueError(

@@ -7,22 +7,21 @@ Images are uint8 NHWC in the file and in memory; a network sees them in [-1, 1]:
 
 from __future__ import annotations
 
-import gzip
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscore.data.limits import check_labels, fits_memory, idx_bytes, image_file, numpy_arrays
 from fastscore.data.toys import CIRCLES, TOYS, circles, toy
 
 FASHION_MNIST = "fashion-mnist"
 FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+_EXAMPLES = ("samples", "images", "x", "arr_0")
 _FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
@@ -102,15 +101,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises:
         ValueError: not an IDX file of bytes, or truncated.
     """
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
-    rank = raw[3]
-    shape = tuple(int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(rank))
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
-    if body.size != np.prod(shape):
-        raise ValueError(f"{path} holds {body.size} values but its header says {shape}: truncated?")
-    return body.reshape(shape)
+    shape, values = idx_bytes(path)
+    return values.reshape(shape)
 
 
 def _idx_folder(folder: Path, split: str, class_names: tuple[str, ...]) -> Dataset:
@@ -131,15 +123,17 @@ def _idx_folder(folder: Path, split: str, class_names: tuple[str, ...]) -> Datas
 
 
 def _image_folder(folder: Path) -> Dataset:
-    from PIL import Image
-
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
     if not files:
         raise ValueError(f"{folder} holds no images (.png .jpg .jpeg .bmp .webp) and no IDX files")
     images = []
     for p in files:
-        with Image.open(p) as image:
+        with image_file(p) as image:
             images.append(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
+        if len(images) == 1:
+            fits_memory(
+                2 * len(files) * images[0].nbytes, f"{folder}, {len(files)} images,", "scale them down, or split"
+            )
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{p} has shape {images[-1].shape}, {files[0]} {images[0].shape}: all must agree")
     x = np.stack(images)
@@ -152,23 +146,16 @@ def _image_folder(folder: Path) -> Dataset:
 
 
 def _numpy_file(path: Path) -> Dataset:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
-    if isinstance(loaded, np.ndarray):
-        x, labels = loaded, None
-    else:
-        try:
-            arrays = {k: loaded[k] for k in loaded.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
-        finally:
-            loaded.close()
-        x = next((arrays[k] for k in ("samples", "images", "x", "arr_0") if k in arrays), None)
-        labels = next((arrays[k] for k in ("labels", "y", "arr_1") if k in arrays), None)
-        if x is None:
-            raise ValueError(f"{path} has keys {list(arrays)}; expected samples, images, x or arr_0")
+    keys: list[str] = []
+
+    def wanted(names: list[str]) -> list[str]:
+        if names != [""] and not set(names) & set(_EXAMPLES):
+            raise ValueError(f"{path} has keys {names}; expected samples, images, x or arr_0")
+        keys.extend(next(([k] for k in _EXAMPLES if k in names), [""]))
+        return keys + next(([k] for k in ("labels", "y", "arr_1") if k in names), [])
+
+    arrays = numpy_arrays(path, wanted)
+    x, labels = arrays.pop(keys[0]), next(iter(arrays.values()), None)
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         x = x[..., None] if x.ndim == 3 else x
     elif x.dtype.kind == "f" and x.ndim in (2, 3):
@@ -178,10 +165,11 @@ def _numpy_file(path: Path) -> Dataset:
             f"{path}: {x.dtype} {x.shape} is neither uint8 images [N, H, W(, C)] nor float points [N, D] or sequences "
             "[N, L, C]"
         )
-    if not len(x) or (x.dtype.kind == "f" and not np.isfinite(x).all()):
+    if not x.size or (x.dtype.kind == "f" and not np.isfinite(x).all()):
         raise ValueError(f"{path}: empty, or holds values that are not finite")
     if labels is None:
         return Dataset(x)
-    if labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
         raise ValueError(f"{path}: labels must be {len(x)} non-negative integers, got {labels.dtype} {labels.shape}")
+    check_labels(path, labels)
     return Dataset(x, labels.astype(np.int64), tuple(str(k) for k in range(int(labels.max()) + 1)))

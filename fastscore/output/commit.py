@@ -13,7 +13,6 @@ ones are swept. Nothing goes through symbolic links, and nothing is deleted that
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from typing import Any
 from fastscore.files import atomic, sync
 from fastscore.output.disk import Reserve
 from fastscore.output.lock import alive, locked, refuse_if_locked
+from fastscore.output.places import checked, refuse, refuse_odd, refuse_others
 from fastscore.output.record import PNG, RECORD, Written, plausible, written
 
 LOCK, COMMITTED = ".run-lock", ".run-committed"
@@ -72,7 +72,7 @@ class Stage:
         """
         old = self._earlier.found(self.folder)
         names = _files(self.new)
-        _refuse_others(self.folder, names, old)
+        refuse_others(self.folder, names, old)
         order = {"record": record, "remove": [name for name in old if name not in set(names)]}
         (self.work / "order.json").write_text(json.dumps(order))
         for folder, _, files in os.walk(self.work, topdown=False):
@@ -160,39 +160,20 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Callable[..., Any]
         raise ValueError(f"{str(path)!r} names no file; give one")
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder, to write {path.name} in; make it first")
-    _refuse_odd(path)
+    refuse_odd(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is already there; choose another name, or overwrite to replace it")
     with locked(path.with_name(f".{path.name}.lock"), path):
         _sweep(path.parent, (path.name,), stages=False)
 
         def write(save: Callable[..., Any], *args: Any, **arrays: Any) -> None:
-            _refuse_odd(path)
+            refuse_odd(path)
             if path.exists() and not overwrite:
                 raise ValueError(f"{path} has been written by somebody else meanwhile; choose another name")
             with atomic(path) as file:
                 save(file, *args, **arrays)
 
         yield write
-
-
-def checked(folder: Path | str) -> Path:
-    """Return a folder's path; raises ValueError if it is none: no name, a file, a symbolic link, too long."""
-    if not str(folder) or (isinstance(folder, str) and not folder.strip()):
-        raise ValueError("the folder to write to has no name; give one ('.' is the one you are in)")
-    out = Path(folder)
-    try:
-        if out.is_symlink():
-            raise ValueError(f"{out} is a symbolic link; write to the folder itself: {os.path.realpath(out)}")
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file and no folder; choose another folder")
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise ValueError(
-            f"{str(out)[:40]}... is too long a path ({len(str(out))} characters); choose another"
-        ) from None
-    return out
 
 
 def refuse_early(folder: Path | str, overwrite: bool, planned: Written) -> None:
@@ -205,40 +186,6 @@ def refuse_early(folder: Path | str, overwrite: bool, planned: Written) -> None:
             pass
     refuse_if_locked(out / LOCK, out)
     refuse(out, overwrite, written(out), planned)
-
-
-def refuse(out: Path, overwrite: bool, earlier: Written, planned: Written) -> None:
-    """Raise ValueError for an earlier run that is not to be replaced, and for what is in the way and is not its."""
-    for name in (*planned.files, *earlier.files, PNG):
-        if (out / name).is_symlink() and (name != PNG or len(planned.first) or len(earlier.first)):
-            raise ValueError(f"{out / name} is a symbolic link, and no run goes through one; remove it")
-    old = earlier.found(out)
-    if old and not overwrite:
-        raise ValueError(f"{out} already holds {old[0]}; choose another folder, or overwrite to replace it")
-    _refuse_others(out, planned.found(out), old)
-
-
-def _refuse_others(out: Path, names: Collection[str], old: Collection[str]) -> None:
-    """Raise ValueError if one of the places is taken by what no run wrote, or is reached through a link."""
-    known = set(old)
-    for name in (*names, *old):
-        for above in Path(name).parents[:-1]:
-            if (out / above).is_symlink() or ((out / above).exists() and not (out / above).is_dir()):
-                raise ValueError(f"{out / above} is in the way of {name}; move it away, or choose another folder")
-        _refuse_odd(out / name)
-    for name in names:
-        if name not in known and os.path.lexists(out / name):
-            raise ValueError(
-                f"{out} already holds {name}, which its {RECORD} does not list, so it may be yours; move it away, or "
-                "choose another folder"
-            )
-
-
-def _refuse_odd(path: Path) -> None:
-    """Raise ValueError for a path that is there and is no regular file."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise ValueError(f"{path} is no regular file, and nothing is written in its place; choose another name")
 
 
 def _keep(stage: Stage, error: BaseException) -> None:
@@ -274,7 +221,7 @@ def _finish(out: Path) -> None:
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{done} is not what a run leaves there; move it away") from None
-    _refuse_others(out, (), [*names, *remove])
+    refuse_others(out, (), [*names, *remove])
     if record in names:
         (out / record).unlink(missing_ok=True)
     for name in remove:

@@ -10,8 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,6 @@ from torch import Tensor
 from fastscore import __version__
 from fastscore.files import write_text
 from fastscore.ops.noise import VERSION, NoiseKey
-from fastscore.ops.quantize import quantize_ref
 from fastscore.output.commit import Stage, begin, refuse_early
 from fastscore.output.images import contact_sheet, density_sheet, npz_bytes, png_bytes, write_npz, write_png
 from fastscore.output.record import FILES, PNG, RECORD, Written
@@ -173,66 +171,17 @@ def draw(
             for part, x in sampler.stream(request, progress=progress):
                 first = first or time.perf_counter() - begun
                 writer.put(part, x)
-            stage.keep(lambda place: _rescued(place, arrays, record(time.perf_counter() - begun)))
+            stage.keep(lambda place: rescued(place, arrays, record(time.perf_counter() - begun)))
             writer.finish()
             seconds = time.perf_counter() - begun
-            picture = (sheet or _contact_or_density)(writer.samples) if len(ids) else None
+            picture = (sheet or contact_or_density)(writer.samples) if len(ids) else None
             stage.spend(file + further_bytes)
             if further is not None:
                 further(stage.new)
-            return _finish(stage, {"samples": writer.samples, **arrays}, picture, record(seconds), planned)
+            return finish(stage, {"samples": writer.samples, **arrays}, picture, record(seconds), planned)
 
 
-def chains_stage(folder: Path | str, overwrite: bool, num: int, kept: int, shape: Sequence[int]) -> Any:
-    """Return the stage of chains, as a context; the disk that they need is taken.
-
-    Args:
-        folder, overwrite: as for ``draw``.
-        num, kept, shape: n chains of ``kept`` states each, and the shape of one.
-
-    Raises:
-        ValueError, OSError: as for ``draw``.
-    """
-
-    @contextmanager
-    def held() -> Iterator[Stage]:
-        with begin(folder, overwrite=overwrite, planned=Written(FILES)) as stage:
-            state = num * math.prod(shape) * 4
-            stage.reserve(last_states=state, states=state * kept, rest=16 * num + 2 * SPARE)
-            yield stage
-
-    return held()
-
-
-def write_chains(
-    stage: Stage, x: Tensor, states: Tensor, ids: Sequence[int], run: Mapping[str, Any], **arrays: Any
-) -> None:
-    """Write Langevin chains to a folder, as ``draw`` writes samples, and put them in place.
-
-        samples.npz  samples: the last states, as ``draw`` has samples; states: float32 [n, kept, *shape]; ids: int64
-                     [n]; the further arrays
-        grid.png     the last states of 100 chains as images, or the density of all kept points, of the last ones if
-                     none were kept
-        run.json     what ``run`` holds, versions, threads
-
-    Args:
-        stage: what ``chains_stage`` gave.
-        x: last state of each chain, [n, *shape].
-        states: kept states of each chain in order, [n, kept, *shape].
-        ids: of the chains.
-        run: settings, as plain values.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    samples, kept = (quantize_ref(x) if x.ndim == 4 else x.float()).cpu().numpy(), states.float().cpu().numpy()
-    shown = samples if x.ndim == 4 or not kept.size else kept.reshape(-1, *x.shape[1:])
-    arrays = {"samples": samples, "states": kept, "ids": np.asarray(ids, np.int64), **arrays}
-    stage.spend(1 << 62)
-    _finish(stage, arrays, _contact_or_density(shown), run, Written(FILES))
-
-
-def _finish(
+def finish(
     stage: Stage,
     arrays: Mapping[str, Any],
     picture: NDArray[np.uint8] | None,
@@ -251,14 +200,16 @@ def _finish(
     return run
 
 
-def _rescued(place: Path, arrays: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def rescued(place: Path, arrays: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """Write what belongs to samples that could not be put in place beside them, if there is room; say what is where."""
+    kept = [str(place / "samples.npy")] if (place / "samples.npy").exists() else []
     try:
         write_npz(place / "others.npz", **arrays)
         write_text(place / RECORD, json.dumps(run, indent=1) + "\n")
+        kept.append(str(place / "others.npz"))
     except OSError:
-        return f"{place / 'samples.npy'}, in the order of the ids that were asked for; np.load reads it"
-    return f"{place / 'samples.npy'}, ids and all else in {place / 'others.npz'}; np.load reads both"
+        pass
+    return f"{' and '.join(kept) or 'nowhere: there is no room'}; np.load reads it, and the order is that of the ids"
 
 
 def refuse_earlier_run(folder: Path | str, overwrite: bool = False) -> None:
@@ -309,5 +260,6 @@ def _seed(request: RequestLike) -> int | str:
     return int(seed) & 0xFFFFFFFFFFFFFFFF if len(seed) == 1 else "one a sample"
 
 
-def _contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
+def contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return grid.png of samples: of images a contact sheet, of points their density."""
     return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))
