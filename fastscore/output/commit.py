@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -235,7 +236,9 @@ def _finish(out: Path) -> None:
             sync(folder)
             folder.rmdir()  # if it is empty
     sync(out)
-    shutil.rmtree(done)
+    emptied = out / f".run-{secrets.token_hex(4)}"  # by one rename no longer a commit, however much of it is deleted
+    os.rename(done, emptied)
+    shutil.rmtree(emptied)
 
 
 def _sweep(folder: Path, names: Collection[str], stages: bool) -> None:
