@@ -159,7 +159,8 @@ def _array(what: object, file: IO[bytes], size: int, stored: int) -> NDArray[Any
     try:
         shape, _, dtype = read(file)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{what} is not a readable NumPy file: {error}") from None
+        reason = f"{error}".split("\n")[0]
+        raise ValueError(f"{what} is not a readable NumPy file: {reason}") from None
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError(f"{what} is not a readable NumPy file: it holds Python objects, never read here; save numbers")
     promised, there = math.prod(shape) * dtype.itemsize, size - 8 - wide - length
