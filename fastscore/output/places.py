@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from fastscore.output.record import PNG, RECORD, Written
+from fastscore.output.record import PNG, Written
 
 
 def checked(folder: Path | str) -> Path:
@@ -53,7 +53,7 @@ def refuse_others(out: Path, names: Collection[str], old: Collection[str]) -> No
     for name in names:
         if name not in known and os.path.lexists(out / name):
             raise ValueError(
-                f"{out} already holds {name}, which its {RECORD} does not list, so it may be yours; move it away, or "
+                f"{out} already holds {name}, which no run here is known to have written; move it away, or "
                 "choose another folder"
             )
 

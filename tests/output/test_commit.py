@@ -125,14 +125,14 @@ def test_only_what_the_record_lists_is_replaced(tmp_path):
     write_run(tmp_path, 0, [5])
     for name in ("png/000007.png", "png/holiday.png", "trajectory.csv"):
         (tmp_path / name).write_text("mine")
-    with pytest.raises(ValueError, match=r"already holds png/000007.png, which its run.json does not list"):
+    with pytest.raises(ValueError, match=r"already holds png/000007.png, which no run here is known to have written"):
         write_run(tmp_path, 1, [7], overwrite=True)
     write_run(tmp_path, 1, [6], overwrite=True)
     assert sorted(contents(tmp_path)) == sorted(
         [*FILES, "png/000006.png", "png/000007.png", "png/holiday.png", "trajectory.csv"]
     )
     (tmp_path / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"already holds samples\.npz, which its run.json does not list"):
+    with pytest.raises(ValueError, match=r"already holds samples\.npz, which no run here is known to have written"):
         write_run(tmp_path, 2, [6], overwrite=True)
 
 
@@ -141,7 +141,7 @@ def test_what_appears_during_a_run_is_not_replaced(tmp_path):
         (tmp_path / "grid.png").write_text("mine")
         stage.commit()
 
-    with pytest.raises(ValueError, match=r"already holds grid.png, which its run.json does not list"):
+    with pytest.raises(ValueError, match=r"already holds grid.png, which no run here is known to have written"):
         write_run(tmp_path, 0, [], end=end)
     assert contents(tmp_path) == {"grid.png": b"mine"}
 
@@ -163,7 +163,7 @@ def test_a_record_cannot_name_what_no_run_writes(tmp_path, wrote):
     (out / "notes.txt").write_text("mine")
     (out / "run.json").write_text(json.dumps({"wrote": wrote}))
     assert set(written(out).found(out)) <= {"samples.npz"}
-    with pytest.raises(ValueError, match="does not list"):
+    with pytest.raises(ValueError, match="no run here is known"):
         write_run(out, 1, [], overwrite=True)
     assert (tmp_path / "mine.txt").exists() and (out / "notes.txt").exists()
 
