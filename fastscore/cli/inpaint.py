@@ -78,6 +78,7 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     import numpy as np
     import torch
 
+    from fastscore.data.limits import fits_memory
     from fastscore.guidance.guides import PiGDM
     from fastscore.guidance.measurements import Masked
     from fastscore.model.conditions import Known
@@ -100,6 +101,8 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     device = named_device(options["device"])
     score_model = load(model, device)
     data = _images(images, score_model.shape, options["limit"])
+    total = len(data.x) * num
+    fits_memory(8 * total * data.x[0].size, f"{total:,} results", "take fewer images (--limit) or results (-n)")
     unknown = _unknown(mask, options["box"], data.x.shape)
     y = torch.from_numpy(data.network_range(np.arange(len(data.x)))).repeat_interleave(num, 0)
     known = torch.from_numpy(~unknown).permute(0, 3, 1, 2)

@@ -190,6 +190,9 @@ def _annealed(
     from fastscore.sampler import Sampler
     from fastscore.solvers.presets import ncsn
 
+    count = (options["levels"] or 10) * (options["steps"] or LEVEL_STEPS)
+    if count > 1 << 23:
+        raise ValueError(f"--levels times --steps is {count:,}; at most {1 << 23:,} are taken: take fewer of either")
     given = {k: options[k] for k in ("levels", "sigma_max", "sigma_min")} | {"epsilon": options["step"]}
     preset: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     preset["steps"] = options["steps"] or LEVEL_STEPS

@@ -76,11 +76,12 @@ class Stage:
         refuse_others(self.folder, names, old)
         order = {"record": record, "remove": [name for name in old if name not in set(names)]}
         (self.work / "order.json").write_text(json.dumps(order))
-        for folder, _, files in os.walk(self.work, topdown=False):
+        for folder, _, files in os.walk(self.new, topdown=False):
             for file in files:
-                if not file.endswith(".png"):  # those were synced when they were written
-                    sync(Path(folder, file))
+                sync(Path(folder, file))  # of what is on the disk already it asks nothing
             sync(Path(folder))
+        sync(self.work / "order.json")
+        sync(self.work)
         os.rename(self.work, self.folder / COMMITTED)
         sync(self.folder)
         _finish(self.folder)
@@ -182,11 +183,16 @@ def refuse_early(folder: Path | str, overwrite: bool, planned: Written) -> None:
     out = checked(folder)
     if not out.is_dir():
         return
-    if os.path.lexists(out / COMMITTED):
-        with claim(out, ()):
-            pass
+    settle(out)
     refuse_if_locked(out / LOCK, out)
     refuse(out, overwrite, written(out), planned)
+
+
+def settle(folder: Path) -> None:
+    """Put in place what a killed process had committed to a folder that is to be read."""
+    if os.path.lexists(folder / COMMITTED):
+        with claim(folder, ()):
+            pass
 
 
 def _keep(stage: Stage, error: BaseException) -> None:
@@ -238,7 +244,7 @@ def _finish(out: Path) -> None:
     sync(out)
     emptied = out / f".run-{secrets.token_hex(4)}"  # by one rename no longer a commit, however much of it is deleted
     os.rename(done, emptied)
-    shutil.rmtree(emptied)
+    shutil.rmtree(emptied, ignore_errors=True)
 
 
 def _sweep(folder: Path, names: Collection[str], stages: bool) -> None:

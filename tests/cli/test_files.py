@@ -67,7 +67,9 @@ def test_an_empty_path_is_no_path(run, tmp_path, monkeypatch, command):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("argv", [POINTS, CHAINS, TRAIN], ids=lambda argv: argv[0])
+@pytest.mark.parametrize(
+    "argv", [POINTS, CHAINS, pytest.param(TRAIN, marks=pytest.mark.slow)], ids=lambda argv: argv[0]
+)
 def test_folders_are_held_and_never_reached_through_links(run, tmp_path, argv):
     out = tmp_path / "out"
     assert run(*argv, "--out", out)[0] == 0
@@ -244,3 +246,30 @@ def test_a_classifier_takes_the_place_of_a_classifier_only(run, tmp_path, monkey
     assert contents(out) == before
     assert run(*argv, out, "--overwrite", "--seed", "1")[0] == 0
     assert sorted(contents(out)) == sorted(before) and contents(out) != before
+
+
+def test_sizes_on_the_command_line_are_bounded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastscore.data.limits.available_memory", lambda: 20_000_000_000)
+    image = tmp_path / "x.npy"
+    np.save(image, np.zeros((1000, 28, 28), np.uint8))
+    code, _, error = run("inpaint", "fashion", image, "--box", "1,1,2,2", "-n", "10k", "--out", tmp_path / "out")
+    assert code == 2 and "10,000,000 results takes 62.7 GB of memory" in error and "--limit" in error
+    argv = ("langevin", "analytic:gaussian", "--method", "annealed", "--levels", "10k", "--steps", "8M")
+    code, _, error = run(*argv, "--out", tmp_path / "out")
+    assert code == 2 and "--levels times --steps is 80,000,000,000; at most 8,388,608 are taken" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_evaluated_is_first_put_in_place(run, tmp_path):
+    """What a kill between commit and the last rename leaves is the new run for whoever reads it."""
+    from fastscore.output.commit import COMMITTED
+
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert run(*IMAGES, "--out", out)[0] == run(*IMAGES, "--seed", "1", "--out", other)[0] == 0
+    (out / "run.json").unlink()
+    new = out / COMMITTED / "new"
+    shutil.copytree(other, new)
+    (out / COMMITTED / "order.json").write_text(json.dumps({"record": "run.json", "remove": ["trajectory.npz"]}))
+    code, _, error = run("evaluate", out, "--data", tmp_path / "none")
+    assert code == 2 and "neither a known set" in error
+    assert contents(out) == contents(other)

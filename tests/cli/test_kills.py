@@ -159,8 +159,8 @@ def test_pipes_and_bombs_end_at_once(tmp_path):
         zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("x.npy", "w") as file,
     ):
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (1 << 29, 1, 1)})
-        for _ in range(32):
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (17 << 24, 1, 1)})
+        for _ in range(17):
             file.write(bytes(1 << 24))
     out = ("--out", str(tmp_path / "out"))
     cases = [
