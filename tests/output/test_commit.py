@@ -106,9 +106,10 @@ def test_files_are_on_the_disk_before_they_are_renamed_and_names_afterwards(tmp_
     def fsync(handle):
         calls.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
 
-    rename = os.rename
+    rename, replace = os.rename, os.replace
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", lambda a, b: (calls.append(("rename", str(b))), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("move", str(b))), replace(a, b)))
     out = tmp_path / "out"
     write_run(out, 0, [], files=("samples.npz", "run.json"), end=lambda s: (place.update(work=str(s.work)), s.commit()))
     moved = calls.index(("rename", str(out / COMMITTED)))
@@ -117,6 +118,7 @@ def test_files_are_on_the_disk_before_they_are_renamed_and_names_afterwards(tmp_
     files = ("/order.json", "/new/samples.npz", "/new/run.json", "/new", "")
     assert before >= {work + name for name in files}
     assert calls[moved + 1] == ("sync", str(out))  # the decision, before anything is done
+    assert calls[moved + 2 : moved + 4] == [("move", str(out / "samples.npz")), ("move", str(out / "run.json"))]
     ended = next(k for k, (what, name) in enumerate(calls) if k > moved and what == "rename")
     assert calls[ended - 1] == ("sync", str(out))  # and the result, before the decision is forgotten
 
