@@ -28,9 +28,12 @@ def evaluate(samples: Path, data: str, classifier: str, limit: int | None, floor
     import numpy as np
 
     from fastscore.data.load import load
+    from fastscore.output.commit import settle
     from fastscore.report.metrics import features, frechet_distance
     from fastscore.training.classifier import load_classifier
 
+    if samples.is_dir():
+        settle(samples)
     file = samples / "samples.npz" if samples.is_dir() else samples
     generated = load(str(file))
     if generated.x.dtype != np.uint8:

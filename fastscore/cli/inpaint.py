@@ -84,6 +84,7 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     import numpy as np
     import torch
 
+    from fastscore.data.limits import fits_memory
     from fastscore.data.masks import known_images
     from fastscore.guidance.guides import PiGDM
     from fastscore.guidance.measurements import Masked
@@ -111,6 +112,8 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
     data, clear = known_images(images, shape, value_range(score_model), options["limit"])
+    total = len(data.x) * num
+    fits_memory(8 * total * data.x[0].size, f"{total:,} results", "take fewer images (--limit) or results (-n)")
     unknown = _unknown(mask, options["box"], len(data.x), *shape[1:])
     if clear is not None and (clear & ~unknown).any():
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.options import device_option, load, option
-from fastscore.cli.types import Count, Name, Number, shorten
+from fastscore.cli.types import Count, Name, Number, Out, shorten
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ STEPS, LEVEL_STEPS, THIN, TOY_SIGMA = 1000, 100, 10, 0.1
 @click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Seed of all noise.")
 @click.option("--batch", type=Count(1, 1 << 20), default=1024, show_default=True, help="Chains that run together.")
 @device_option
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
+@click.option("--out", type=Out(), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar, no summary.")
 def langevin(target: str, num: int, **options: Any) -> None:
@@ -60,7 +60,10 @@ def langevin(target: str, num: int, **options: Any) -> None:
     grid.png and run.json. A chain is a function of the settings, --seed and its id. In Python: fastscore.chains.
     """
     from fastscore.ops.backend import named_device
-    from fastscore.output.run import files, refuse_earlier_run, write_chains
+    from fastscore.output.chains import reserve_chains, write_chains
+    from fastscore.output.commit import begin
+    from fastscore.output.record import FILES, Written
+    from fastscore.output.run import files, refuse_earlier_run
 
     annealed = options["method"] == "annealed"
     _refuse_unused(options, annealed)
@@ -69,13 +72,18 @@ def langevin(target: str, num: int, **options: Any) -> None:
     model = load(target, device)
     if options["label"] is not None and options["label"] >= model.classes:
         raise ValueError(f"--class {options['label']} must be below {model.classes}, the number of the model's classes")
-    run = _annealed if annealed else _at_one_level
-    chains, settings = run(target, model, num, options, device)
-    settings = {"target": target, "num": num, "seed": options["seed"], **settings}
-    command = shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000)
-    arrays = {} if annealed else {"acceptance": chains.acceptance.cpu().numpy()}
-    record = {"command": command, "settings": settings}
-    write_chains(options["out"], chains.x, chains.states, range(num), record, overwrite=options["overwrite"], **arrays)
+    with begin(options["out"], overwrite=options["overwrite"], planned=Written(FILES)) as stage:
+
+        def reserve(kept: int) -> None:
+            reserve_chains(stage, num, kept, model.shape)
+
+        run = _annealed if annealed else _at_one_level
+        chains, settings = run(target, model, num, options, device, reserve)
+        settings = {"target": target, "num": num, "seed": options["seed"], **settings}
+        command = shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000)
+        arrays = {} if annealed else {"acceptance": chains.acceptance.cpu().numpy()}
+        record = {"command": command, "settings": settings}
+        write_chains(stage, chains.x, chains.states, range(num), record, **arrays)
     if not options["quiet"]:
         taken = "" if annealed else f", {float(chains.acceptance.mean()):.3f} of the proposals taken"
         kept = f"{chains.states.shape[1]} states of each kept"
@@ -92,9 +100,14 @@ def _refuse_unused(options: dict[str, Any], annealed: bool) -> None:
 
 
 def _at_one_level(
-    target: str, model: ScoreModel, num: int, options: dict[str, Any], device: torch.device
+    target: str,
+    model: ScoreModel,
+    num: int,
+    options: dict[str, Any],
+    device: torch.device,
+    reserve: Callable[[int], None],
 ) -> tuple[Chains, dict[str, Any]]:
-    """Return chains of ULA or MALA, and their settings."""
+    """Return chains of ULA or MALA, and their settings; room for the states of each is reserved first."""
     from fastscore import chains
 
     sigma, density, score, t = options["sigma"], None, None, None
@@ -109,6 +122,7 @@ def _at_one_level(
     steps = options["steps"] or STEPS
     burn_in, step = options["burn_in"] or 0, options["step"] or 0.1 * scale**2
     thin = options["thin"] or max(1, min(THIN, steps - burn_in))
+    reserve(max(0, steps - burn_in) // thin)
     spread = options["spread"]
     unit = 1.0 if model.transform is None else min(model.transform.scale)
     spread = (unit if options["init"] is None else 0.0) if spread is None else spread
@@ -166,22 +180,32 @@ def _network_score(
 
 
 def _annealed(
-    target: str, model: ScoreModel, num: int, options: dict[str, Any], device: torch.device
+    target: str,
+    model: ScoreModel,
+    num: int,
+    options: dict[str, Any],
+    device: torch.device,
+    reserve: Callable[[int], None],
 ) -> tuple[Chains, dict[str, Any]]:
-    """Return NCSN's annealed chains, and their settings."""
+    """Return NCSN's annealed chains, and their settings; room for the states of each is reserved first."""
     import torch
 
     from fastscore.chains import Chains
     from fastscore.sampler import Sampler
     from fastscore.solvers.presets import ncsn
 
+    count = (options["levels"] or 10) * (options["steps"] or LEVEL_STEPS)
+    if count > 1 << 23:
+        raise ValueError(f"--levels times --steps is {count:,}; at most {1 << 23:,} are taken: take fewer of either")
     given = {k: options[k] for k in ("levels", "sigma_max", "sigma_min")} | {"epsilon": options["step"]}
     preset: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     preset["steps"] = options["steps"] or LEVEL_STEPS
     sampler = Sampler(model, **ncsn(**preset), batch=min(options["batch"], num), device=device)
     assert sampler.plan is not None
     thin = options["thin"] or THIN
-    states = torch.empty(num, (len(sampler.plan.rows) - 1) // thin, *model.shape)
+    kept = (len(sampler.plan.rows) - 1) // thin
+    reserve(kept)
+    states = torch.empty(num, kept, *model.shape)
 
     def keep(step: Step) -> None:
         number, rest = divmod(step.row, thin)
@@ -199,13 +223,14 @@ def _start(init: Path | None, shape: tuple[int, ...]) -> Tensor:
     import numpy as np
     import torch
 
+    from fastscore.data.limits import numpy_arrays
+
     if init is None:
         return torch.zeros(1, *shape)
-    try:
-        values = np.load(init, allow_pickle=False)
-        values = values if isinstance(values, np.ndarray) else values["samples"]
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise ValueError(f"--init {init} is not a readable NumPy file: {error}") from None
+    arrays = numpy_arrays(init, lambda names: [k for k in names if k in ("", "samples")])
+    if not arrays:
+        raise ValueError(f"--init {init} holds no array named samples")
+    (values,) = arrays.values()
     if values.shape[1:] != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
         expected = ", ".join(map(str, shape))
         raise ValueError(

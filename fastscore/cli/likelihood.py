@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastscore.cli.options import device_option, load, make_schedule, schedule_options, value_range
-from fastscore.cli.types import Count, Name, Number
+from fastscore.cli.types import Count, Name, Number, Out
 from fastscore.process.names import SCHEDULES
 from fastscore.solvers.names import named
 
@@ -49,7 +48,8 @@ ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 @click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model.")
 @click.option("--batch", type=Count(1, 1 << 15), default=64, show_default=True, help="Examples at once.")
 @device_option
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write every example's nats to an .npz.")
+@click.option("--out", type=Out(), help="Write every example's nats to an .npz.")
+@click.option("--overwrite", is_flag=True, help="Replace the file --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def likelihood(model: str, data: str, **options: Any) -> None:
     """Print the log-likelihood of DATA under MODEL as JSON.
@@ -61,13 +61,17 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     """
     import math
 
+    import numpy as np
     import torch
 
     from fastscore.data.load import load as load_data
     from fastscore.flow import ProbabilityFlow, dequantize
     from fastscore.ops.backend import named_device
     from fastscore.ops.noise import NoiseKey
+    from fastscore.output.commit import new_file
 
+    out = options["out"]
+    write = click.get_current_context().with_resource(new_file(out, options["overwrite"])) if out is not None else None
     solver: Any = named(options["solver"], rtol=options["rtol"], atol=options["atol"])
     device = named_device(options["device"])
     score_model = load(model, device)
@@ -119,10 +123,8 @@ def likelihood(model: str, data: str, **options: Any) -> None:
         "seed": options["seed"],
         **result.cost.summary(),
     }
-    if options["out"] is not None:
-        from fastscore.output.images import write_npz
-
-        write_npz(options["out"], nats=nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
+    if write is not None:
+        write(np.savez, nats=nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
     click.echo(json.dumps(report, indent=1))
 
 

@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +21,7 @@ from fastscore.cli.options import (
     make_solver,
     solver_options,
 )
-from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, shorten
+from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, Out, shorten
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +42,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--out",
             "--outdir",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=Out(),
             required=True,
             help="Folder to write.",
         ),
@@ -123,6 +122,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -
     --trajectory fastscore.trajectory.
     """
     from fastscore.ops.backend import named_device
+    from fastscore.output.record import ranges
     from fastscore.output.run import refuse_earlier_run
 
     started = time.perf_counter()
@@ -138,7 +138,7 @@ def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -
     if labels is None and score_model.classes and not options["unconditional"]:
         labels = "random"
     settings = {"model": model, "seed": options["seed"], "num": len(chosen), "network": network}
-    settings |= {"ids": _ranges(list(chosen))} if ids is not None else {}
+    settings |= {"ids": ranges(list(chosen))} if ids is not None else {}
     request = sampler.request(chosen, options["seed"], labels=labels)
     draw_and_tell(sampler, request, options, settings, started)
 
@@ -235,7 +235,7 @@ def draw_and_tell(
         from fastscore.engine.trajectory import Traced
 
         source = Traced(sampler)
-        arguments["further"] = source.write
+        arguments |= {"further": source.write, "further_bytes": source.bytes(request)}
     elsewhere = ("out", "overwrite", "quiet", "old_dtype", "old_compile")
     run = draw(
         source,
@@ -255,13 +255,3 @@ def draw_and_tell(
         rate = run["timings"]["samples_per_s"]
         speed = f", {rate:.1f} samples/s on {sampler.execution.place}" if rate else ""
         click.echo(f"{len(request)} samples, {evaluations}{speed}: {out}/{', '.join(files(out))}")
-
-
-def _ranges(ids: list[int]) -> str:
-    """Write ids the way --ids reads them."""
-    parts, start = [], 0
-    for k in range(1, len(ids) + 1):
-        if k == len(ids) or ids[k] != ids[k - 1] + 1:
-            parts.append(f"{ids[start]}" if k - start == 1 else f"{ids[start]}-{ids[k - 1]}")
-            start = k
-    return ",".join(parts)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
-from fastscore.cli.types import Between, Count, Name, Number
+from fastscore.cli.types import Between, Count, Name, Number, Out
 from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
@@ -26,7 +26,7 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.argument("data")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Out(),
     required=True,
     help="Model folder to write; a half-done run there is resumed.",
 )
@@ -189,12 +189,13 @@ def train(data: str, out: Path, **options: Any) -> None:
 
 @click.command("train-classifier")
 @click.argument("data")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
+@click.option("--out", type=Out(), required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the classifier in --out.")
 @click.option("--epochs", type=Count(1, 1000), default=6, show_default=True, help="Passes over the data.")
 @click.option("--width", type=Count(8, 512), default=32, show_default=True, help="Channels of the first layer.")
 @click.option("--seed", type=Count(0, 2**63 - 1), default=0, show_default=True, help="Seed of weights and order.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, quiet: bool) -> None:
+def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, quiet: bool, overwrite: bool) -> None:
     """Train the small classifier that `fastscore evaluate` judges samples with."""
     from fastscore.data.load import load
     from fastscore.training.classifier import train_classifier as run
@@ -202,6 +203,7 @@ def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, q
     accuracy = run(
         out, load(data), load(data, "test"), epochs, width,
         seed=seed, info={"command": _command(), "data": data}, progress=None if quiet else _Bar("step"),
+        overwrite=overwrite,
     )  # fmt: skip
     click.echo(f"{out}: test accuracy {accuracy:.4f}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import click
@@ -95,6 +96,18 @@ class Between(click.ParamType):
         if not -math.inf < low < high < math.inf:
             self.fail(f"{shorten(value)!r} is not LO,HI with LO < HI (example: 0,4095).", param, ctx)
         return low, high
+
+
+class Out(click.ParamType):
+    """The path of a file or folder to write."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Parse one path; what may be there the command decides, see output.commit."""
+        if not str(value).strip():
+            self.fail("the path to write to is empty; name one ('.' is the folder you are in).", param, ctx)
+        return Path(value)
 
 
 class Ids(click.ParamType):

@@ -5,65 +5,52 @@ A rule decides where people's files leave no doubt; elsewhere both readings are 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscore.data.limits import check_labels, numpy_arrays
+
 KINDS = ("auto", "images", "sequences")
 IMAGES, LABELS = ("samples", "images", "x", "arr_0"), ("labels", "y", "arr_1")
-MOST_LABELS = 65_536
 Range = tuple[float, float]
 
 
-def read_numpy(path: Path) -> dict[str, NDArray[Any]]:
-    """Read an .npz file by key, or an .npy file under the key ""; nothing in them is executed.
+def examples_and_labels(path: Path, split: str) -> tuple[str, NDArray[Any], NDArray[np.int64] | None]:
+    """Read from an .npy or .npz file the key of the examples, the examples, and their labels or None.
+
+    Keys of a split (``x_test``, ``test_images``, and their labels) go before those of the whole; other arrays of the
+    file are not touched.
 
     Raises:
-        ValueError: no readable NumPy file.
+        ValueError: no key that is known, or labels that are not one small integer an example; see limits.numpy_arrays.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {k: loaded[k] for k in loaded.files}
-    except (
-        ValueError, OSError, EOFError, KeyError, MemoryError, NotImplementedError, SyntaxError, zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # fmt: skip
-        raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
+    chosen: list[str] = []
 
+    def of_split(keys: tuple[str, ...]) -> list[str]:
+        return [key for k in keys for key in (f"{k}_{split}", f"{split}_{k}")]
 
-def examples_and_labels(
-    arrays: dict[str, NDArray[Any]], split: str, path: Path
-) -> tuple[str, NDArray[Any], NDArray[np.int64] | None]:
-    """Return what the arrays of a file are: the key of the examples, the examples, and their labels or None.
+    def wanted(names: list[str]) -> list[str]:
+        key = next((k for k in (*of_split(IMAGES), *IMAGES, "") if k in names), None)
+        if key is None:
+            raise ValueError(f"{path} has keys {', '.join(names)}; expected {', '.join(IMAGES)}, or x_{split}")
+        labels = of_split(LABELS) if key in of_split(IMAGES) else LABELS
+        chosen.extend([key, *[k for k in labels if k in names][:1]])
+        return chosen
 
-    Keys of a split (``x_test``, ``test_images``, and their labels) go before those of the whole.
-
-    Raises:
-        ValueError: no key that is known, or labels that are not one small integer an example.
-    """
-    keys = [f(k) for k in IMAGES for f in (lambda k: f"{k}_{split}", lambda k: f"{split}_{k}")]
-    key = next((k for k in (*keys, *IMAGES, "") if k in arrays), None)
-    if key is None:
-        raise ValueError(f"{path} has keys {', '.join(arrays)}; expected {', '.join(IMAGES)}, or x_{split}")
-    names = [f(k) for k in LABELS for f in (lambda k: f"{k}_{split}", lambda k: f"{split}_{k}")]
-    labels = next((arrays[k] for k in (names if key in keys else LABELS) if k in arrays), None)
-    x = arrays[key]
+    arrays = numpy_arrays(path, wanted)
+    key, x = chosen[0], arrays[chosen[0]]
     if x.ndim == 0 or not x.size:
         raise ValueError(f"{path}: {key} {x.shape} is empty")
-    if labels is None:
+    if len(chosen) == 1:
         return key, x, None
+    labels = arrays[chosen[1]]
     labels = labels[:, 0] if labels.shape == (len(x), 1) else labels
-    if labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
         raise ValueError(f"{path}: labels must be {len(x)} non-negative integers, got {labels.dtype} {labels.shape}")
-    if labels.max() >= MOST_LABELS:
-        raise ValueError(f"{path}: label {labels.max()} is above {MOST_LABELS - 1}; number the classes from 0")
+    check_labels(path, labels)
     return key, x, labels.astype(np.int64)
 
 

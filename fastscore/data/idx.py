@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscore.data.limits import check_labels, check_packed, fits_memory, regular_file
+
 # The third byte of a file, by the table of LeCun's MNIST page.
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
@@ -24,6 +26,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     Raises:
         ValueError: not an IDX file, truncated, damaged, or with something after its end.
     """
+    stored = regular_file(path).stat().st_size
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4)
@@ -31,7 +34,13 @@ def read_idx(path: Path) -> NDArray[Any]:
                 raise ValueError(f"{path} is not an IDX file")
             kind, sizes = np.dtype(TYPES[head[2]]), file.read(4 * head[3])
             shape = tuple(int.from_bytes(sizes[k : k + 4], "big") for k in range(0, len(sizes), 4))
-            body = file.read(math.prod(shape) * kind.itemsize + 1) if len(sizes) == 4 * head[3] else b""
+            promised = math.prod(shape) * kind.itemsize if len(sizes) == 4 * head[3] else 0
+            if path.suffix == ".gz":
+                check_packed(path, promised, stored)
+            elif promised > stored:
+                raise ValueError(f"{path} holds {stored:,} bytes but its header says {shape}: truncated?")
+            fits_memory(promised, path, "split the file")
+            body = file.read(promised + 1)
     except (OSError, EOFError, zlib.error, MemoryError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable IDX file: {error}") from None
     whole = len(body) // kind.itemsize
@@ -78,6 +87,7 @@ def idx_folder(folder: Path, split: str) -> tuple[NDArray[Any], NDArray[np.int64
     y = read_idx(labels)
     if y.shape != (len(x),):
         raise ValueError(f"{folder}: {len(x)} {split} images but {len(y)} labels {y.shape}")
-    if y.dtype.kind not in "iu" or not 0 <= int(y.min()) <= int(y.max()) < 65_536:
-        raise ValueError(f"{labels}: labels must be integers 0 .. 65535, got {y.dtype} {y.min()} .. {y.max()}")
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"{labels}: labels must be integers, got {y.dtype}")
+    check_labels(labels, y)
     return x, y.astype(np.int64)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from fastscore.data.limits import fits_memory, image_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 ALPHAS = ("refuse", "keep", "white", "black")
@@ -57,20 +58,11 @@ def read_layers(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
     Raises:
         ValueError: as ``read_image``.
     """
-    if not path.exists():
-        raise ValueError(f"{path}: no such file")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                frames, values, opacity = int(getattr(image, "n_frames", 1)), None, None
-                if frames == 1:
-                    values, opacity = _layers(ImageOps.exif_transpose(image))
-    except Exception as error:  # a decoder raises anything: SyntaxError, struct.error, DecompressionBombError
-        raise ValueError(f"{path} is not a readable image: {type(error).__name__}, {error}") from None
+    values = opacity = None
+    with image_file(path) as image:
+        frames = int(getattr(image, "n_frames", 1))
+        if frames == 1:
+            values, opacity = _layers(ImageOps.exif_transpose(image))
     if values is None:
         raise ValueError(f"{path} holds {frames} frames; save the one that is meant as an image of its own")
     return values, None if opacity is None or (opacity == 255).all() else opacity
@@ -131,7 +123,10 @@ def image_folder(
         return image_folder(folder / meant[0], split, alpha)
     if not files:
         raise ValueError(f"{folder} holds no images ({' '.join(SUFFIXES)}) and no IDX files")
-    images = [read_image(p, alpha) for p in files]
+    images = [read_image(files[0], alpha)]
+    count = 2 * len(files) * images[0].nbytes  # each by itself and all in one
+    fits_memory(count, f"{folder}, {len(files):,} images,", "scale them down, or split the folder")
+    images += [read_image(p, alpha) for p in files[1:]]
     for p, image in zip(files, images, strict=True):
         if image.shape[:2] != images[0].shape[:2]:
             size, first = ("{1} x {0}".format(*v.shape) for v in (image, images[0]))  # as image viewers say it

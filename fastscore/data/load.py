@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscore.data.affine import Affine, standardising
-from fastscore.data.arrays import KINDS, Range, channels_last, examples_and_labels, in_range, is_image, read_numpy
+from fastscore.data.arrays import KINDS, Range, channels_last, examples_and_labels, in_range, is_image
 from fastscore.data.idx import idx_folder
 from fastscore.data.images import ALPHAS, SUFFIXES, image_folder, read_image
 from fastscore.data.toys import CIRCLES, TOYS, circles, toy
@@ -149,7 +149,7 @@ def load(
             )
     key, labels, last = "", None, True
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
-        key, x, labels = examples_and_labels(read_numpy(path), split, path)
+        key, x, labels = examples_and_labels(path, split)
         last = key == "samples" and x.dtype == np.uint8  # a run of samples
         if not is_image(x, kind, key, shape, source):
             if not np.isfinite(x).all():

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastscore.data.arrays import Range, in_range, read_numpy
+from fastscore.data.arrays import Range, in_range
 from fastscore.data.images import read_layers
+from fastscore.data.limits import numpy_arrays
 from fastscore.data.load import Dataset, load
 
 KEYS = ("mask", "masks", "")
@@ -86,13 +87,13 @@ def read_mask(path: Path, images: tuple[int, int, int]) -> NDArray[np.bool_]:
 
 
 def _array(path: Path) -> NDArray[Any]:
-    if not path.is_file():
-        raise ValueError(f"--mask {path}: no such file")
-    arrays = read_numpy(path)
-    key = next((k for k in KEYS if k in arrays), None)
-    if key is None and len(arrays) != 1:
-        raise ValueError(f"--mask {path} has the keys {', '.join(arrays) or 'none'}; expected mask, or a single one")
-    return arrays[key] if key is not None else next(iter(arrays.values()))
+    def wanted(names: list[str]) -> list[str]:
+        key = next((k for k in KEYS if k in names), None)
+        if key is None and len(names) != 1:
+            raise ValueError(f"--mask {path} has the keys {', '.join(names) or 'none'}; expected mask, or a single one")
+        return [names[0] if key is None else key]
+
+    return next(iter(numpy_arrays(path, wanted).values()))
 
 
 def _shaped(values: NDArray[Any], images: tuple[int, int, int], path: Path) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.data.limits import fits_memory
 from fastscore.engine.adaptive.adjoint import Trail
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.loop import Step
@@ -105,9 +106,16 @@ class Traced:
         arrays = {"times": self.trajectory.times, "states": self.trajectory.states, "x0": self.trajectory.x0}
         write_npz(folder / FILE, **{k: v.numpy() for k, v in arrays.items() if v is not None})
 
+    def bytes(self, request: Request) -> int:
+        """Return the most bytes of trajectory.npz; of an adaptive solver, whose steps nobody knows, of none."""
+        plan, n = self.sampler.plan, len(request)
+        states = 0 if plan is None else (2 * len(plan.rows) - 1) * n * math.prod(self.sampler.model.shape)
+        return 4 * states + (1 << 16)
+
     def _planned(self, request: Request, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
         sampler, plan = self.sampler, self.sampler.plan
         assert plan is not None and not isinstance(sampler.grid, Span)
+        fits_memory(self.bytes(request), f"the trajectory of {len(request)} samples", "draw fewer, or in fewer steps")
         solver: Solver = sampler.solver
         with np.errstate(divide="ignore", invalid="ignore"):  # as where the plan was made
             groups = solver.steps(sampler.schedule, sampler.grid(sampler.schedule))

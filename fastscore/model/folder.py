@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
+from fastscore.data.limits import MAX_CLASSES, regular_file
 from fastscore.files import atomic, write_text
-from fastscore.model.nets import build
+from fastscore.model.nets import build, outline
 from fastscore.model.score import ScoreModel
 from fastscore.process.config import schedule_from_dict, schedule_to_dict
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
 FORMAT = 1
-
+MAX_CONFIG = 1 << 26  # bytes of a config.json, which may hold a table of a million levels, or of a header of weights
+MAX_NUMBERS = 1 << 26  # of one sample
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 BUNDLED = Path(__file__).parents[1] / "models"
 
@@ -39,14 +43,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: absent, not JSON, or of another format version.
     """
     file = folder / "config.json"
+    if not os.path.lexists(file):
+        names = ", ".join(bundled()) or "none"
+        raise ValueError(f"model {str(folder)!r} is neither a bundled model ({names}) nor a folder with a config.json")
+    size = regular_file(file).stat().st_size
+    if size > MAX_CONFIG:
+        raise ValueError(
+            f"{file} has {size:,} bytes; at most {MAX_CONFIG:,} are read, and a model's has a few thousand"
+        )
     try:
         config = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        names = ", ".join(bundled()) or "none"
-        raise ValueError(
-            f"model {str(folder)!r} is neither a bundled model ({names}) nor a folder with a config.json"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f'{file}: expected an object with "format": {FORMAT}, written by fastscore')
@@ -65,22 +72,57 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         file.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
 
 
+def check_weights(path: Path, net: nn.Module) -> None:
+    """Raise ValueError unless a safetensors file holds the state of a network, by its header; nothing else is read.
+
+    Args:
+        net: the network, or its outline.
+    """
+    expected = {k: (tuple(v.shape), v.dtype.is_floating_point) for k, v in net.state_dict().items()}
+    actual = tensor_shapes(path)
+    for name in sorted(expected.keys() | actual.keys()):
+        wanted, floating = expected.get(name, (None, True))
+        shape, dtype = actual.get(name, (None, "F32"))
+        if wanted != shape:
+            raise ValueError(f"{path}: {name} has shape {shape} but the network wants {wanted}")
+        if floating != (dtype in FLOATS):
+            raise ValueError(f"{path}: {name} is of {dtype}; the network wants {' '.join(FLOATS)}")
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and type of each tensor of a safetensors file.
+
+    Raises:
+        ValueError: no file, or no safetensors file; or a header that is too long or lies about what follows.
+    """
+    size = regular_file(path).stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 8 <= length + 8 <= min(size, MAX_CONFIG):
+        bound = max(0, min(size - 8, MAX_CONFIG))
+        raise ValueError(
+            f"{path}: not a readable safetensors file (a header of {length:,} bytes; at most {bound:,} can be)"
+        )
+    try:
+        with safe_open(path, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
 def load_weights(path: Path, net: nn.Module) -> nn.Module:
     """Fill a network from a safetensors file, in the network's own dtype.
 
     Raises:
         ValueError: the file is unreadable, or its names, shapes or values do not fit the network.
     """
+    check_weights(path, net)
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    actual = {k: tuple(v.shape) for k, v in state.items()}
-    for name in sorted(expected.keys() | actual.keys()):
-        if expected.get(name) != actual.get(name):
-            raise ValueError(f"{path}: {name} has shape {actual.get(name)} but the network wants {expected.get(name)}")
-    if not all(math.isfinite(float(v.double().abs().sum())) for v in state.values()):
+    if not all(bool(v.isfinite().all()) for v in state.values()):
         raise ValueError(f"{path}: holds NaN or Inf")
     net.load_state_dict(state)
     return net
@@ -121,13 +163,14 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
             raise ValueError(f"{type(schedule).__name__} is no schedule")
         shape, classes = tuple(int(k) for k in config["shape"]), int(config["classes"])
         _fits(spec, shape, classes)
-        net = build(spec)
+        outlined = outline(spec)
         parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
         transform = Affine(**config["transform"]) if config.get("transform") is not None else None
         null = config.get("null", classes or None)  # folders that do not say it were trained with label dropout
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
-    net = load_weights(folder / "model.safetensors", net).to(device).eval()
+    check_weights(folder / "model.safetensors", outlined)
+    net = load_weights(folder / "model.safetensors", build(spec, outlined=outlined)).to(device).eval()
     info = config.get("info", {})
     return ScoreModel(net, shape, schedule, parametrization, classes, names, info, null=null, transform=transform)
 
@@ -143,8 +186,8 @@ def _folder(path: Path | str) -> Path:
 
 def _fits(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
     """Raise ValueError unless a network of this description makes samples of this shape and these classes."""
-    if int(spec.get("classes", 0)) != classes or classes < 0:
-        raise ValueError(f"classes = {classes} but the net has {spec.get('classes', 0)}")
+    if int(spec.get("classes", 0)) != classes or not 0 <= classes <= MAX_CLASSES:
+        raise ValueError(f"classes = {classes} but the net has {spec.get('classes', 0)}, of at most {MAX_CLASSES}")
     size: Any = spec.get("size")
     expected = {
         "UNet": (spec.get("channels"), *(size if isinstance(size, list) else (size, size))),
@@ -154,3 +197,5 @@ def _fits(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
     }.get(str(spec.get("name")), shape)
     if shape != expected or not all(1 <= k <= 65536 for k in shape):
         raise ValueError(f"shape = {list(shape)} but the net makes {list(expected)}")
+    if math.prod(shape) > MAX_NUMBERS:
+        raise ValueError(f"shape = {list(shape)} is of {math.prod(shape):,} numbers; at most {MAX_NUMBERS:,} are taken")

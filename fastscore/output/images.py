@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,32 @@ def write_npz(path: Path, **arrays: Any) -> None:
         np.savez(file, **arrays)
 
 
+def npz_bytes(*sizes: int) -> int:
+    """Return the most bytes of an .npz file of arrays of these bytes."""
+    return sum(sizes) + 1024 * len(sizes) + 1024
+
+
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write one uint8 image [H, W, C], grey or RGB.
 
     Raises:
         ValueError: neither 1 nor 3 channels.
     """
+    with atomic(path) as file:
+        save_png(file, image)
+
+
+def save_png(file: BinaryIO, image: NDArray[np.uint8]) -> None:
+    """Write one image to an open file, as ``write_png`` does."""
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"a PNG needs 1 or 3 channels; the sample has shape {image.shape}")
-    with atomic(path) as file:
-        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
+
+
+def png_bytes(height: int, width: int, channels: int) -> int:
+    """Return the most bytes of a PNG file on disk, whose blocks are of 4 kB: deflate's bound, and the chunks' heads."""
+    raw = height * (width * channels + 1)
+    return -(-(raw + raw // 1000 + 1024) // 4096) * 4096
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int = 0, scale: int = 0, gap: int = 2) -> NDArray[np.uint8]:

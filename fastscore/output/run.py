@@ -7,12 +7,12 @@ with it.
 from __future__ import annotations
 
 import json
-import os
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +23,13 @@ from torch import Tensor
 from fastscore import __version__
 from fastscore.files import write_text
 from fastscore.ops.noise import VERSION, NoiseKey
-from fastscore.ops.quantize import quantize_ref
-from fastscore.output.images import contact_sheet, density_sheet, write_npz, write_png
+from fastscore.output.commit import Stage, begin, refuse_early
+from fastscore.output.images import contact_sheet, density_sheet, npz_bytes, png_bytes, write_npz, write_png
+from fastscore.output.record import FILES, PNG, RECORD, Written
 from fastscore.output.writer import Writer
 
-FILES = ("samples.npz", "trajectory.npz", "grid.png", "run.json", "png")
+SAMPLES, SHEET = "samples.npz", "grid.png"
+SPARE = 1 << 20  # bytes for what is small: run.json, the picture of points
 
 
 class Shaped(Protocol):
@@ -83,6 +85,7 @@ def draw(
     sheet: Callable[[NDArray[Any]], NDArray[np.uint8]] | None = None,
     extra_arrays: Mapping[str, Any] | None = None,
     further: Callable[[Path], None] | None = None,
+    further_bytes: int = 0,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
     started: float | None = None,
@@ -101,7 +104,9 @@ def draw(
         run.json     settings, command, all of ``sampler.record()``, timings in seconds, versions, threads
         png/         with ``png``: an image a sample, named by its id
 
-    Samples go to disk as they come, so that memory does not grow with their number.
+    Samples go to disk as they come, so that memory does not grow with their number. The disk that all of it needs is
+    taken before the network runs. The folder is replaced when everything is there, in one step, and what it holds
+    beside an earlier run stays; see output/README.md.
 
     Args:
         sampler: a Sampler.
@@ -114,122 +119,107 @@ def draw(
         extra_arrays: more arrays for samples.npz, by name.
         further: writes more files of the run into the folder that it is given, once all is drawn: the trajectory of a
             ``Traced`` sampler.
+        further_bytes: the most that those take on disk.
         settings: what was asked for, as plain values; seed and num are added if they are not there.
         command: the command line, if there was one.
         started: time.perf_counter() when the work began; ``setup_s`` counts from there, or from now if left out.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds a run, or PNG files of what is no image.
-        OSError: the folder cannot be written.
+        ValueError: the folder holds a run, or files that are not its run's, or another process writes there; or PNG
+            files of what is no image.
+        OSError: the folder cannot be written, or the disk has no room: the message says how much is needed. If that
+            happens in spite of the room taken, everything sampled is kept, and the message says where.
         NonFiniteError: a sample became NaN or Inf. Whatever is raised, an earlier run stays as it is.
     """
-    out, started = Path(folder), time.perf_counter() if started is None else started
-    refuse_earlier_run(out, overwrite)
+    started = time.perf_counter() if started is None else started
     shape = sampler.model.shape
     image = len(shape) == 3
     _check_png(shape, png, subdirs)
-    _ = sampler.prepared
     ids = request.key.ids.cpu().numpy()
+    planned = Written.of(FILES, ids if png else ids[:0], subdirs)
+    refuse_early(folder, overwrite, planned)
+    _ = sampler.prepared
     arrays = {"ids": ids, **(extra_arrays or {}), **_conditions(request)}
     entry, kind = ((*shape[1:], shape[0]), np.uint8) if image else (shape, np.float32)
-    out.mkdir(parents=True, exist_ok=True)
-    begin, first = time.perf_counter(), None
-    with TemporaryDirectory(prefix=".run-", dir=out) as name:
-        stage = Path(name)
-        with Writer(stage, ids.tolist(), entry, kind, sampler.ops.quantize if image else None, png, subdirs) as writer:
+    with begin(folder, overwrite=overwrite, planned=planned) as stage:
+        count = len(ids) * math.prod(entry) * kind().itemsize
+        file = npz_bytes(count, *(np.asarray(v).nbytes for v in arrays.values()))
+        pictures = len(ids) * png_bytes(*entry) if png else 0
+        sheets = png_bytes(12 * max(64, entry[0]), 12 * max(64, entry[1]), entry[2]) if image else 0
+        stage.reserve(
+            samples=count, samples_as_a_file=file, images=pictures, trajectory=further_bytes, rest=sheets + SPARE
+        )
+        stage.spend(count)
+        begun, first = time.perf_counter(), None
+
+        def record(seconds: float) -> dict[str, Any]:
+            return {
+                **({} if command is None else {"command": command}),
+                "settings": {"seed": _seed(request), "num": len(ids), **(settings or {})},
+                **sampler.record(),
+                "timings": {
+                    "setup_s": round(begun - started, 3),
+                    "first_batch_s": round(first, 3) if first else None,
+                    "sampling_s": round(seconds, 3),
+                    "samples_per_s": round(len(ids) / seconds, 3) if len(ids) else None,
+                },
+            }
+
+        quantize, held = sampler.ops.quantize if image else None, stage.work / "samples.npy"
+        with Writer(stage.new, ids, entry, kind, quantize, png, subdirs, array=held, spend=stage.spend) as writer:
             for part, x in sampler.stream(request, progress=progress):
-                first = first or time.perf_counter() - begin
+                first = first or time.perf_counter() - begun
                 writer.put(part, x)
+            stage.keep(lambda place: rescued(place, arrays, record(time.perf_counter() - begun)))
             writer.finish()
-            seconds = time.perf_counter() - begin
-            arrays = {"samples": writer.samples, **arrays}
-            picture = (sheet or _contact_or_density)(writer.samples) if len(ids) else None
+            seconds = time.perf_counter() - begun
+            picture = (sheet or contact_or_density)(writer.samples) if len(ids) else None
+            stage.spend(file + further_bytes)
             if further is not None:
-                further(stage)
-        run = {
-            **({} if command is None else {"command": command}),
-            "settings": {"seed": _seed(request), "num": len(ids), **(settings or {})},
-            **sampler.record(),
-            "timings": {
-                "setup_s": round(begin - started, 3),
-                "first_batch_s": round(first, 3) if first else None,
-                "sampling_s": round(seconds, 3),
-                "samples_per_s": round(len(ids) / seconds, 3) if len(ids) else None,
-            },
-            "versions": versions(),
-            "threads": torch.get_num_threads(),
-        }
-        _finish(out, stage, arrays, picture, run)
-    return run
+                further(stage.new)
+            return finish(stage, {"samples": writer.samples, **arrays}, picture, record(seconds), planned)
 
 
-def write_chains(
-    folder: Path | str,
-    x: Tensor,
-    states: Tensor,
-    ids: Sequence[int],
-    run: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    **arrays: Any,
-) -> None:
-    """Write Langevin chains to a folder, as ``draw`` writes samples.
-
-        samples.npz  samples: the last states, as ``draw`` has samples; states: float32 [n, kept, *shape]; ids: int64
-                     [n]; the further arrays
-        grid.png     the last states of 100 chains as images, or the density of all kept points, of the last ones if
-                     none were kept
-        run.json     what ``run`` holds, versions, threads
-
-    Args:
-        folder: made if it is not there.
-        x: last state of each chain, [n, *shape].
-        states: kept states of each chain in order, [n, kept, *shape].
-        ids: of the chains.
-        run: settings, as plain values.
-        overwrite: replace the run that the folder holds.
-
-    Raises:
-        ValueError: the folder holds a run.
-        OSError: the folder cannot be written.
-    """
-    out = Path(folder)
-    refuse_earlier_run(out, overwrite)
-    samples, kept = (quantize_ref(x) if x.ndim == 4 else x.float()).cpu().numpy(), states.float().cpu().numpy()
-    shown = samples if x.ndim == 4 or not kept.size else kept.reshape(-1, *x.shape[1:])
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".run-", dir=out) as name:
-        arrays = {"samples": samples, "states": kept, "ids": np.asarray(ids, np.int64), **arrays}
-        run = {**run, "versions": versions(), "threads": torch.get_num_threads()}
-        _finish(out, Path(name), arrays, _contact_or_density(shown), run)
-
-
-def _finish(
-    out: Path,
-    stage: Path,
+def finish(
+    stage: Stage,
     arrays: Mapping[str, Any],
     picture: NDArray[np.uint8] | None,
     run: Mapping[str, Any],
-) -> None:
-    """Write what a run made to the folder ``stage``, and then move it to its place."""
-    write_npz(stage / "samples.npz", **arrays)
+    planned: Written,
+) -> dict[str, Any]:
+    """Write what a run made, put it in place, and return what run.json holds."""
+    write_npz(stage.new / SAMPLES, **arrays)
     if picture is not None and picture.shape[2] in (1, 3):
-        write_png(stage / "grid.png", picture)
-    write_text(stage / "run.json", json.dumps(run, indent=1) + "\n")
-    _replace(out, stage)
+        write_png(stage.new / SHEET, picture)
+    files = [name for name in FILES if name == RECORD or (stage.new / name).exists()]
+    wrote = replace(planned, files=tuple(files)).entry()
+    run = {**run, "versions": versions(), "threads": torch.get_num_threads(), "wrote": wrote}
+    write_text(stage.new / RECORD, json.dumps(run, indent=1) + "\n")
+    stage.commit()
+    return run
 
 
-def refuse_earlier_run(folder: Path, overwrite: bool = False) -> None:
-    """Raise ValueError if the folder holds a run and it is not to be replaced."""
-    existing = files(folder)
-    if existing and not overwrite:
-        raise ValueError(f"{folder} already holds {existing[0]}; choose another folder, or overwrite to replace it")
+def rescued(place: Path, arrays: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Write what belongs to samples that could not be put in place beside them, if there is room; say what is where."""
+    kept = [str(place / "samples.npy")] if (place / "samples.npy").exists() else []
+    try:
+        write_npz(place / "others.npz", **arrays)
+        write_text(place / RECORD, json.dumps(run, indent=1) + "\n")
+        kept.append(str(place / "others.npz"))
+    except OSError:
+        pass
+    return f"{' and '.join(kept) or 'nowhere: there is no room'}; np.load reads it, and the order is that of the ids"
+
+
+def refuse_earlier_run(folder: Path | str, overwrite: bool = False) -> None:
+    """Raise ValueError if the folder holds a run and it is not to be replaced, or what no run replaces."""
+    refuse_early(folder, overwrite, Written(FILES))
 
 
 def files(folder: Path) -> list[str]:
-    """Return which of FILES a folder holds."""
-    return [name for name in FILES if (folder / name).exists()]
+    """Return which files of a run a folder holds, and ``png``."""
+    return [name for name in (*FILES, PNG) if (folder / name).exists()]
 
 
 def versions() -> dict[str, str]:
@@ -270,19 +260,6 @@ def _seed(request: RequestLike) -> int | str:
     return int(seed) & 0xFFFFFFFFFFFFFFFF if len(seed) == 1 else "one a sample"
 
 
-def _replace(out: Path, stage: Path) -> None:
-    """Remove what an earlier run left, and nothing else; then move what this one made to its place."""
-    for name in FILES[:-1]:
-        (out / name).unlink(missing_ok=True)
-    for image in (out / FILES[-1]).rglob("*.png"):
-        if image.stem.isdecimal() and len(image.stem) >= 6:
-            image.unlink()
-    for file in sorted(stage.rglob("*")):
-        if file.is_file():
-            target = out / file.relative_to(stage)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-
-
-def _contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
+def contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return grid.png of samples: of images a contact sheet, of points their density."""
     return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -16,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastscore.output.images import write_png
+from fastscore.output.disk import allocate
+from fastscore.output.images import save_png
+from fastscore.output.record import image_name
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -25,7 +28,8 @@ class Writer:
     """Turns samples into files in worker threads, while the next ones are computed.
 
     Samples gather in one array on disk, so that memory does not grow with their number; at most two
-    micro-batches a thread wait. An error of a worker is raised by the next ``put``, or at the end.
+    micro-batches a thread wait. An error of a worker is raised by the next ``put``, or at the end; an image that the
+    disk has no room for at the end only, since the samples themselves have theirs.
 
         with Writer(folder, ids, (28, 28, 1), np.uint8, quantize_ref, png=True) as writer:
             for part, x in sampler.stream(ids):
@@ -34,34 +38,45 @@ class Writer:
             write_npz(folder / "samples.npz", samples=writer.samples)
 
     Args:
-        out: folder of the files; the array lies there too, without a name, so that a kill leaves nothing.
+        out: folder of the images.
         ids: all ids that will come, each once, in the order of the array.
         shape, dtype: of one entry of the array.
         convert: what a worker does to a micro-batch first (quantize images), or None.
         png: whether each sample is also written to ``png/<id>.png``.
         subdirs: one folder for each 1000 ids.
+        array: the .npy file of the array; one without a name in ``out`` if left out.
+        spend: told the bytes of each image before it is written.
     """
 
     def __init__(
         self,
         out: Path,
-        ids: Sequence[int],
+        ids: Sequence[int] | NDArray[np.int64],
         shape: tuple[int, ...],
         dtype: type[np.generic],
         convert: Callable[[Tensor], Tensor] | None = None,
         png: bool = False,
         subdirs: bool = False,
+        *,
+        array: Path | None = None,
+        spend: Callable[[int], None] | None = None,
     ) -> None:
         self.out, self.convert, self.png, self.subdirs = out, convert, png, subdirs
         self._ids = np.asarray(ids, np.int64)
         self._order = np.argsort(self._ids)
         full = (len(self._ids), *shape)
+        self._spend, self._failed = spend, None
         self.samples: NDArray[Any] = np.empty(full, dtype)
         if self.samples.nbytes:  # an empty array cannot be mapped
-            with TemporaryFile(dir=out) as file:
-                if hasattr(os, "posix_fallocate"):  # a full disk is an error now and not a bus error later
-                    os.posix_fallocate(file.fileno(), 0, self.samples.nbytes)
-                self.samples = np.memmap(file, dtype, "w+", shape=full)
+            with TemporaryFile(dir=out) if array is None else array.open("wb+") as file:
+                np.lib.format.write_array_header_1_0(
+                    file,
+                    {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": full},
+                )
+                file.flush()
+                start = file.tell()
+                allocate(file.fileno(), start + self.samples.nbytes, out, {"samples": self.samples.nbytes})
+                self.samples = np.memmap(file, dtype, "r+", offset=start, shape=full)
         self._pool, self._waiting = ThreadPoolExecutor(THREADS, "fastscore-writer"), deque[Future[None]]()
 
     def __enter__(self) -> Writer:
@@ -87,6 +102,8 @@ class Writer:
         """Wait until all is written."""
         while self._waiting:
             self._waiting.popleft().result()
+        if self._failed is not None:
+            raise self._failed
 
     def _write(self, ids: NDArray[np.int64], x: Tensor, copied: torch.Event | None) -> None:
         if copied is not None:
@@ -96,6 +113,19 @@ class Writer:
         values = x.numpy()
         self.samples[self._order[np.searchsorted(self._ids, ids, sorter=self._order)]] = values
         for k, image in zip(ids.tolist(), values, strict=True) if self.png else ():
-            folder = self.out / "png" / (f"{k // 1000 * 1000:06d}" if self.subdirs else "")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_png(folder / f"{k:06d}.png", image)
+            if self._failed is None:
+                try:
+                    self._write_png(k, image)
+                except OSError as error:
+                    self._failed = error
+
+    def _write_png(self, k: int, image: NDArray[np.uint8]) -> None:
+        path, file = self.out / image_name(k, self.subdirs), BytesIO()
+        save_png(file, image)
+        if self._spend is not None:
+            self._spend(-(-len(file.getvalue()) // 4096) * 4096)  # in whole blocks
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as opened:
+            opened.write(file.getvalue())
+            opened.flush()
+            os.fsync(opened.fileno())

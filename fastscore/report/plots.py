@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastscore.files import atomic
+
 
 def plot_loss(csv: Path, picture: Path) -> None:
     """Draw the loss of training over the images seen, from loss.csv.
@@ -27,5 +29,6 @@ def plot_loss(csv: Path, picture: Path) -> None:
         axes.set_yscale("symlog", linthresh=float(np.median(np.abs(curve["loss"]))) or 1.0)
     axes.set(xlabel="training images", ylabel="loss (mean of 50 steps)")
     axes.grid(True, which="both", alpha=0.3)
-    figure.savefig(picture, dpi=100)
+    with atomic(picture) as file:
+        figure.savefig(file, dpi=100, format="png")
     plt.close(figure)

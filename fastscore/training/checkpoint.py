@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from fastscore.data.limits import regular_file
 from fastscore.data.load import Dataset
 from fastscore.files import write_text
 from fastscore.model.folder import write_tensors
+from fastscore.output.record import MODEL
 from fastscore.training.settings import TrainConfig
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, FILES = "checkpoint.safetensors", ("loss.csv", "loss.png")
 
 
 class State:
@@ -80,17 +83,24 @@ class State:
 
 
 def resume(out: Path, state: State, settings: dict[str, Any]) -> int:
-    """Restore the run that ``out`` holds, if there is one; return how many images it has seen.
+    """Restore the run that ``out`` holds, or begin one by its first checkpoint; return how many images it has seen.
 
     Rows of loss.csv that were written after the checkpoint go, since their images are seen again.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or belongs to a run of other settings.
+        ValueError: the checkpoint cannot be read, or belongs to a run of other settings; or there is none and yet a
+            model or a loss.csv, which no run here wrote.
     """
     file = out / CHECKPOINT
-    if not file.exists():
-        (out / "loss.csv").unlink(missing_ok=True)
+    for name in (CHECKPOINT, *MODEL, *FILES):
+        if (out / name).is_symlink():
+            raise ValueError(f"{out / name} is a symbolic link, and training goes through none; choose another --out")
+    if not os.path.lexists(file):
+        if other := [name for name in (*MODEL, *FILES) if os.path.lexists(out / name)]:
+            raise ValueError(f"{out} holds {other[0]} and no {CHECKPOINT} of a run to go on with; choose another --out")
+        state.save(file, {"seen": 0, "settings": settings})  # so that what is written from now on is known as a run's
         return 0
+    regular_file(file)
     try:
         with safe_open(file, "pt") as opened:
             saved = json.loads((opened.metadata() or {})["progress"])
@@ -107,7 +117,10 @@ def resume(out: Path, state: State, settings: dict[str, Any]) -> int:
         raise ValueError(
             f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out or delete it"
         )
-    state.load(file)
+    try:
+        state.load(file)
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{file} does not hold the state of this run ({error}); choose another --out") from None
     _cut(out / "loss.csv", int(saved["seen"]))
     return int(saved["seen"])
 

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import has_compiler
 from fastscore.ops.noise import NoiseKey
+from fastscore.output.commit import claim
+from fastscore.output.record import MODEL
 from fastscore.process.config import schedule_to_dict
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, diffuse
 from fastscore.training import losses
-from fastscore.training.checkpoint import CHECKPOINT, State, append_loss, fingerprint, resume
+from fastscore.training.checkpoint import CHECKPOINT, FILES, State, append_loss, fingerprint, resume
 from fastscore.training.recipe import label_range, measured_std
 from fastscore.training.settings import TrainConfig
 
@@ -79,7 +82,8 @@ def train(
             so are those whose standard deviation the parametrization's sigma_data is, within a factor of 2.
 
     Raises:
-        ValueError: ``out`` holds a run of other settings, or is given with a schedule that cannot be saved; labels
+        ValueError: ``out`` holds a run of other settings, or files of no run, or another process is training there; or
+            it is given with a schedule that cannot be saved; labels
             or times that the schedule makes infinite; data that do not fit; or the loss is no longer finite.
     """
     data = data if isinstance(data, Dataset) else Dataset.of(data)
@@ -94,7 +98,7 @@ def train(
     with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
         torch.manual_seed(config.seed)
         if isinstance(net, dict):
-            raw, classes = build(net), int(net.get("classes", 0))
+            raw, classes = build(net, copies=5), int(net.get("classes", 0))
             check_shape(net, data.shape, classes)
             raw = nn.utils.convert_conv2d_weight_memory_format(raw.to(where), torch.channels_last)
         else:
@@ -111,7 +115,8 @@ def train(
         modes = [(module, module.training) for module in raw.modules()]
         try:
             raw.train()
-            state = _steps(run, spec, None if out is None else Path(out), progress)
+            with nullcontext() if out is None else claim(out, (CHECKPOINT, *MODEL, *FILES)) as folder:
+                state = _steps(run, spec, folder, progress)
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -136,7 +141,6 @@ def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: P
     settings: dict[str, Any] = {}
     if out is not None:
         settings = _settings(run, spec)
-        out.mkdir(parents=True, exist_ok=True)
         seen = resume(out, state, settings)
     net = torch.compile(run.net) if config.compile and has_compiler(run.device.type) else run.net
     window: list[Tensor] = []

@@ -40,7 +40,7 @@ class SinusoidalFeatures(nn.Module):
     def __init__(self, features: int, scale: float = 1.0) -> None:
         super().__init__()
         half = features // 2
-        freqs = scale * torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
+        freqs = scale * torch.exp(-math.log(1e4) * torch.arange(half, device="cpu") / max(half - 1, 1))
         self.register_buffer("freqs", freqs, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SinusoidalFeatures:
