@@ -82,9 +82,8 @@ def train(
             so are those whose standard deviation the parametrization's sigma_data is, within a factor of 2.
 
     Raises:
-        ValueError: ``out`` holds a run of other settings, or files of no run, or another process is training there; or
-            it is given with a schedule that cannot be saved; labels
-            or times that the schedule makes infinite; data that do not fit; or the loss is no longer finite.
+        ValueError: ``out`` holds a run of other settings or files of no run, or another process trains there; a schedule
+            that cannot be saved in it; infinite labels or times; data that do not fit; a loss that is not finite.
     """
     data = data if isinstance(data, Dataset) else Dataset.of(data)
     data = data.standardised(standardise, parametrization.sigma_data if parametrization else None)
