@@ -25,7 +25,7 @@ from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.turn import Turn
-from fastscore.errors import NonFiniteError
+from fastscore.errors import NonFiniteError, typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.conditions import constant
@@ -60,6 +60,7 @@ class Chains:
     states: Tensor
 
 
+@typed
 def run(
     log_density: Callable[[Tensor], Tensor] | None,
     start: Tensor,
@@ -162,6 +163,7 @@ def run(
     return Chains(x, acceptance, states)
 
 
+@typed
 def level_score(model: ScoreModel, t: float | None = None, label: int | None = None) -> Callable[[Tensor], Tensor]:
     """Return grad ln p_t of a network at one noise level: a score for ``run``, which then needs method="ula".
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import nn
 
+from fastscore.errors import typed
 from fastscore.ops.backend import BACKENDS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ExecutionFields(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+@typed
 class Execution:
     """The settings of how a run is computed.
 

@@ -237,7 +237,11 @@ def _known(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> tuple[Tensor
     data, masks, n = [], [], len(key.ids)
     by_part = _by_part("known", values, shapes)
     for part, shape in shapes.items():
-        known = by_part.get(part) or Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        known = by_part.get(part)
+        if known is None:
+            known = Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        if not isinstance(known, Known):
+            raise ValueError(f"known{_at(part)} is a {type(known).__name__}; it must be Known(y, mask)")
         y, mask = known.per_sample(shape, key)
         data.append(y.reshape(n, -1))
         masks.append(mask.reshape(n, -1))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscore.errors import typed
 from fastscore.model.score import Conditioned
 from fastscore.ops.noise import LABEL_DRAW, NoiseKey
 
@@ -16,6 +17,7 @@ Labels = int | str | Sequence[int] | Tensor | None
 
 
 @dataclass(frozen=True)
+@typed
 class Known:
     """The known part of the data, for inpainting: after every row it is alpha y + sigma z at the row's noise level.
 

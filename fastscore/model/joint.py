@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from fastscore.errors import typed
 from fastscore.model.score import ScoreModel, apart, check_condition, checked, sizes
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
@@ -18,6 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+@typed
 class Part:
     """One tensor of a coupled state.
 
@@ -36,6 +38,7 @@ class Part:
 
 
 @dataclass(frozen=True)
+@typed
 class JointModel:
     """A network of several tensors.
 

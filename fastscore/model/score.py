@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fastscore.errors import typed
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
@@ -31,6 +32,7 @@ class Conditioned(Protocol):
 
 
 @dataclass(frozen=True)
+@typed
 class ScoreModel:
     """Any score network, with what a sampler must know of it.
 

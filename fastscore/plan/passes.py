@@ -143,7 +143,10 @@ def clip(plan: Plan, bound: float) -> Plan:
             continue
         if row.m != "x0":
             if row.push is not None:
-                raise ValueError(f"clip: this solver keeps a history of {row.m!r}, not of x0; use DDIM or DPMpp2M")
+                raise ValueError(
+                    f"clip: this solver keeps a history of {row.m!r}, not of x0; use DDIM or DPMpp2M, or in place of "
+                    "clip guide=DynamicThreshold() or guide=StaticThreshold(bound), which go with every solver"
+                )
             t = np.float64(row.t)
             x0 = components("x0", plan.schedule, t)
             p, q = convert(components(row.m, plan.schedule, t), x0, plan.schedule.alpha(t), plan.schedule.sigma(t))

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastscore.errors import typed
 from fastscore.process.schedule import Array
 
 
@@ -21,6 +22,7 @@ class Beta(Protocol):
 
 
 @dataclass(frozen=True)
+@typed
 class LinearBeta:
     """beta(t) = beta_min + t (beta_max - beta_min). Source: Song et al. 2021, eq. 33."""
 
@@ -39,6 +41,7 @@ class LinearBeta:
 
 
 @dataclass(frozen=True)
+@typed
 class ExponentialBeta:
     """beta(t) = beta_min (beta_max / beta_min)^t."""
 
@@ -57,6 +60,7 @@ class ExponentialBeta:
 
 
 @dataclass(frozen=True)
+@typed
 class CosineBeta:
     r"""alpha(t) = cos(pi/2 (t + o)/(1 + o)) / cos(pi/2 o/(1 + o)). Source: Nichol & Dhariwal 2021.
 
@@ -76,6 +80,7 @@ class CosineBeta:
 
 
 @dataclass(frozen=True)
+@typed
 class FunctionBeta:
     """Any positive smooth beta(t) on [0, 1]; integrated by 64-point Gauss-Legendre quadrature."""
 

@@ -9,11 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastscore.errors import typed
 from fastscore.process.beta import CosineBeta
 from fastscore.process.schedule import Array, ones, zeros
 
 
 @dataclass(frozen=True)
+@typed
 class DiscreteVP:
     """DDPM table: abar_i = prod_{j<=i} (1 - beta_j), ln alpha linear between the indices.
 
@@ -81,6 +83,7 @@ class DiscreteVP:
 
 
 @dataclass(frozen=True)
+@typed
 class DiscreteVE:
     """SMLD table of increasing sigma_i: alpha = 1, ln sigma linear between the indices.
 
@@ -136,6 +139,7 @@ def _slope(slopes: Array, t: ArrayLike) -> Array:
     return 0.5 * (slopes[below] + slopes[above])
 
 
+@typed
 def discrete_vp(
     kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, zero_snr: bool = False
 ) -> DiscreteVP:
@@ -171,6 +175,7 @@ def discrete_vp(
     return DiscreteVP(tuple(betas))
 
 
+@typed
 def smld(n: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> DiscreteVE:
     """Return ``n`` geometric noise levels from sigma_min to sigma_max. Source: Song & Ermon 2019."""
     if n < 1:

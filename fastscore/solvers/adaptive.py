@@ -19,11 +19,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from fastscore.errors import typed
+
 NORMS = ("sample", "batch")
 Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
+@typed
 class Control:
     r"""The controller: when a step is accepted, and the size of the next one.
 
@@ -130,6 +133,7 @@ BOGACKI_SHAMPINE = Tableau(
 
 
 @dataclass(frozen=True)
+@typed
 class Dopri5:
     """Dormand-Prince 5(4) on the probability-flow ODE: 6 evaluations a step.
 
@@ -150,6 +154,7 @@ class Dopri5:
 
 
 @dataclass(frozen=True)
+@typed
 class BogackiShampine:
     """Bogacki-Shampine 3(2) on the probability-flow ODE: 3 evaluations a step, shared as by Dopri5.
 
@@ -170,6 +175,7 @@ class BogackiShampine:
 
 
 @dataclass(frozen=True)
+@typed
 class DPMAdaptive:
     """DPM-Solver-12 (order 2) or -23 (order 3): single-step DPM-Solver with the order below as its error.
 
@@ -193,6 +199,7 @@ class DPMAdaptive:
 
 
 @dataclass(frozen=True)
+@typed
 class GottaGoFast:
     r"""The adaptive solver of the reverse SDE, in lam: 2 evaluations a step, 1 after a rejection.
 

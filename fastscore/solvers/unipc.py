@@ -16,6 +16,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
@@ -40,6 +41,7 @@ Step = tuple[float, list[float], list[float], float]  # a, prediction, what the 
 
 
 @dataclass(frozen=True)
+@typed
 class UniPC:
     r"""UniPC-p: UniP-p, of order p, and UniC-p, which makes it p + 1.
 
@@ -102,6 +104,7 @@ class UniPC:
 
 
 @dataclass(frozen=True)
+@typed
 class TauWindow:
     """SA-Solver's noise in a window of times: ``tau`` for steps that start (or end) at low .. high, else 0.
 
@@ -134,6 +137,7 @@ class TauWindow:
 
 
 @dataclass(frozen=True)
+@typed
 class SASolver:
     r"""SA-Solver: stochastic Adams-Bashforth predictor and Adams-Moulton corrector in lam.
 
