@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from numbers import Integral, Real
@@ -63,26 +63,15 @@ def _typed_class(cls: type) -> type:
     own: Callable[[Any], None] | None = getattr(cls, "__post_init__", None)
 
     def check(self: Any) -> None:
-        wrong: ValueError | None = None
         for field in fields(self):
+            if field.type in ("Solver", "Solver | None"):
+                continue  # composition says it itself, with a remedy: see solvers/compose.py
             value = getattr(self, field.name)
-            try:
-                new = checked(cls.__name__, field.name, value, field.type, cls.__module__, field.default)
-            except ValueError as error:
-                wrong = wrong or error
-                continue
+            new = checked(cls.__name__, field.name, value, field.type, cls.__module__, field.default)
             if new is not value:
                 object.__setattr__(self, field.name, new)
         if own is not None:
-            try:
-                own(self)  # what a class says itself, with a remedy, comes first
-            except ValueError:
-                raise
-            except Exception:
-                if wrong is None:
-                    raise
-        if wrong is not None:
-            raise wrong from None
+            own(self)
 
     setattr(cls, "__post_init__", check)  # noqa: B010
     return cls
@@ -111,7 +100,7 @@ def checked(owner: str, name: str, value: Any, annotation: Any, module: str, def
         what += f"; make one, {value.__name__}(..)"
     elif getattr(value, "ndim", 0) and ("number" in must or "False" in must):
         what += ", one for all samples: draw those with another value by a sampler of their own"
-    raise ValueError(f"{owner}: {name} = {_short(value)} must be {must}, not {what}")
+    raise ValueError(f"{owner}: {name} = {short(value)} must be {must}, not {what}")
 
 
 def _alternatives(annotation: str) -> list[str]:
@@ -139,19 +128,36 @@ def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:
         fits = isinstance(value, Integral) and not is_bool
         return fits, int(value) if fits else value, "whole number"
     if kind == "float":
-        fits = isinstance(value, Real) and not is_bool
-        plain = type(value) in (int, float)
+        fits = isinstance(value, Real) and not is_bool and _in_range(value)
+        plain = type(value) is float or (type(value) is int and abs(value) <= 1 << 53)
         return fits, float(value) if fits and not plain else value, "number"
+    if kind == "tuple[float, float]":
+        fits = isinstance(value, tuple | list) and len(value) == 2 and all(_as("float", v, module)[0] for v in value)
+        fits = fits and not any(_is_nan(float(v)) for v in value)
+        return fits, tuple(_as("float", v, module)[1] for v in value) if fits else value, "pair of numbers"
     if kind.startswith("Callable"):
         return callable(value), value, "function"
-    meant = getattr(sys.modules[module], kind, None) if kind.isidentifier() else None
+    if kind.startswith(("dict[", "Mapping[")):
+        return isinstance(value, Mapping), value, "dict"
+    meant: Any = sys.modules[module]
+    for name in kind.split("."):
+        meant = getattr(meant, name, None) if name.isidentifier() else None
     if not isinstance(meant, type) or meant is Any:
         return True, value, kind  # not ours to judge
     if getattr(meant, "_is_protocol", False):
-        members = [k for k in vars(meant) if not k.startswith("_") or k == "__call__"]
+        members = {k: v for k, v in vars(meant).items() if not k.startswith("_") or k == "__call__"}
         fits = not isinstance(value, type) and all(hasattr(value, k) for k in members)
+        fits = fits and all(callable(getattr(value, k)) for k, v in members.items() if inspect.isfunction(v))
         return fits, value, meant.__name__
     return isinstance(value, meant), value, meant.__name__
+
+
+def _in_range(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+    return True
 
 
 def _is_nan(value: Any) -> bool:
@@ -163,6 +169,10 @@ def _article(word: str) -> str:
     return word if plain else f"an {word}" if word[0] in "AEIOUaeiou" else f"a {word}"
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    text = " ".join(repr(value).split())
+def short(value: Any, limit: int = 60) -> str:
+    """Return a value in one short line, for a message."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."

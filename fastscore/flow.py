@@ -32,7 +32,7 @@ from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.adaptive.transport import transport
 from fastscore.engine.request import Request
 from fastscore.engine.turn import Turn, in_turn, made
-from fastscore.errors import typed
+from fastscore.errors import short, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Labels, finite
 from fastscore.model.score import ScoreModel
@@ -134,7 +134,7 @@ class ProbabilityFlow:
         self.schedule = schedule if schedule is not None else model.schedule
         chosen = named(solver) if isinstance(solver, str) else solver if solver is not None else Dopri5()
         if not isinstance(chosen, FlowSolver):
-            raise ValueError(f"solver = {chosen} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
+            raise ValueError(f"solver = {short(chosen)} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
         self.solver, adaptive = chosen, isinstance(chosen, Dopri5 | BogackiShampine)
         grid = grid if grid is not None else Span(end=likelihood_end(self.schedule))
         if isinstance(grid, Span) != adaptive:

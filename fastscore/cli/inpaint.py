@@ -153,12 +153,12 @@ def _images(source: str, shape: tuple[int, ...], limit: int | None) -> Any:
 def _picture(path: Path, mode: str) -> Any:
     """Return an image file as uint8 [H, W, C]."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             values = np.asarray(image.convert(mode))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except Exception as error:  # a decoder raises anything
         raise ValueError(f"{path} is not a readable image: {error}") from None
     return values[:, :, None] if mode == "L" else values
 
@@ -196,7 +196,7 @@ def _mask_values(path: Path) -> Any:
     try:
         values = np.load(path, allow_pickle=False)
         values = values if isinstance(values, np.ndarray) else values[values.files[0]]
-    except (ValueError, OSError, EOFError, IndexError) as error:
+    except Exception as error:
         raise ValueError(f"--mask {path} is not a readable NumPy file: {error}") from None
     return values[:, :, :, 0] if values.ndim == 4 else values
 

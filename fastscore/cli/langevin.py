@@ -200,7 +200,7 @@ def _start(init: Path | None, shape: tuple[int, ...]) -> Tensor:
     try:
         values = np.load(init, allow_pickle=False)
         values = values if isinstance(values, np.ndarray) else values["samples"]
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except Exception as error:  # readers of NumPy files raise anything
         raise ValueError(f"--init {init} is not a readable NumPy file: {error}") from None
     if values.shape[1:] != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
         expected = ", ".join(map(str, shape))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises:
         ValueError: not an IDX file of bytes, or truncated.
     """
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes")
     rank = raw[3]
@@ -138,8 +140,11 @@ def _image_folder(folder: Path) -> Dataset:
         raise ValueError(f"{folder} holds no images (.png .jpg .jpeg .bmp .webp) and no IDX files")
     images = []
     for p in files:
-        with Image.open(p) as image:
-            images.append(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
+        try:
+            with Image.open(p) as image:
+                images.append(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
+        except Exception as error:  # a decoder raises anything
+            raise ValueError(f"{p} is not a readable image: {error}") from None
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{p} has shape {images[-1].shape}, {files[0]} {images[0].shape}: all must agree")
     x = np.stack(images)
@@ -154,14 +159,14 @@ def _image_folder(folder: Path) -> Dataset:
 def _numpy_file(path: Path) -> Dataset:
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # readers of NumPy files raise anything: TokenError, NotImplementedError
         raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
     if isinstance(loaded, np.ndarray):
         x, labels = loaded, None
     else:
         try:
             arrays = {k: loaded[k] for k in loaded.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:
             raise ValueError(f"{path} is not a readable NumPy file: {error}") from None
         finally:
             loaded.close()

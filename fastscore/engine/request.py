@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.turn import Turn
+from fastscore.errors import short
 from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
 from fastscore.model.conditions import finite as finite_input
 from fastscore.model.score import Conditioned
@@ -90,7 +91,7 @@ class Request:
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
         with undisturbed(place=device):
             key = NoiseKey.of(seed, ids, device)
-            y = None if y is None else torch.as_tensor(y, device=device)
+            y = _tensor("y", y, device)
             if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
                 raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
             data, mask = _known(known, shapes, key)
@@ -207,6 +208,13 @@ def bad_samples(x: Tensor, ids: Tensor) -> str:
     """Return how many of the samples are NaN or Inf, and the first of their ids, in words."""
     bad = ~torch.isfinite(x.flatten(1)).all(1)
     return f"{int(bad.sum())} of {len(x)} samples are NaN or Inf, first id {int(ids[: len(x)][bad][0])}"
+
+
+def _tensor(name: str, values: Any, device: torch.device) -> Tensor | None:
+    try:
+        return None if values is None else torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} = {short(values)} must be a tensor of numbers, one line an id") from None
 
 
 def _by_part(name: str, values: Any, shapes: dict[str, Shape]) -> dict[str, Any]:

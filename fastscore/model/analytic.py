@@ -149,6 +149,8 @@ def score_model(target: GaussianMixture | Empirical) -> ScoreModel:
 def gaussian(mean: float = 0.5, std: float = 0.5, shape: tuple[int, ...] = (2,)) -> GaussianMixture:
     """Return the isotropic Gaussian N(mean, std^2 I)."""
     shape = sizes("gaussian: shape", shape)
+    if math.prod(shape) > 1 << 28:
+        raise ValueError(f"gaussian: shape = {shape} has more than {1 << 28} numbers")
     one = torch.ones(1, dtype=torch.float64)
     return GaussianMixture(one, torch.full((1, *shape), mean, dtype=torch.float64), one * std)
 
@@ -156,8 +158,8 @@ def gaussian(mean: float = 0.5, std: float = 0.5, shape: tuple[int, ...] = (2,))
 @typed
 def mixture(components: int = 8, radius: float = 1.0, std: float = 0.1) -> GaussianMixture:
     """Return equal Gaussians on a circle in the plane."""
-    if components < 1:
-        raise ValueError(f"mixture: components = {components} must be at least 1")
+    if not 1 <= components <= 1 << 20:
+        raise ValueError(f"mixture: components = {components} must be at least 1 and at most {1 << 20}")
     angle = 2.0 * math.pi * torch.arange(components, dtype=torch.float64) / components
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     weights = torch.full((components,), 1.0 / components, dtype=torch.float64)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from fastscore.errors import typed
 from fastscore.files import atomic, write_text
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
@@ -102,6 +103,7 @@ def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreMod
     write_text(path / "config.json", json.dumps(config, indent=1) + "\n")
 
 
+@typed
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreModel:
     """Load a model directory, or a bundled model by its name.
 
@@ -112,6 +114,10 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
     folder = _folder(path)
     config = read_config(folder)
     try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device = {str(device)!r} must be cpu, or a CUDA device that is here") from None
+    try:
         spec = config["net"]
         schedule = schedule_from_dict(config["schedule"])
         if not isinstance(schedule, Schedule):
@@ -121,7 +127,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
         net = build(spec)
         parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
         null = config.get("null", classes or None)  # folders that do not say it were trained with label dropout
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
     net = load_weights(folder / "model.safetensors", net).to(device).eval()
     return ScoreModel(net, shape, schedule, parametrization, classes, names, config.get("info", {}), null=null)

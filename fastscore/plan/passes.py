@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fastscore.errors import short
 from fastscore.kernels import abi
 from fastscore.plan.rows import NORMS, Plan, Row, Solver
 from fastscore.process.parametrization import Parametrization, components, convert, network_time
@@ -39,7 +40,10 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     }[start]
     prior = Row(first, first, a=a, b=0.0, c=c, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
-        groups = solver.steps(schedule, t)
+        try:
+            groups = solver.steps(schedule, t)
+        except OverflowError as error:
+            raise ValueError(f"{short(solver)} overflows ({error}); use smaller numbers") from None
     rows = _number(row for group in groups for row in group)
     return Plan(schedule, (replace(prior, draw=0 if c else -1), *rows))
 

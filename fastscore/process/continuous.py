@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastscore.errors import typed
-from fastscore.process.beta import Beta, CosineBeta, LinearBeta, ordered
+from fastscore.process.beta import Beta, CosineBeta, LinearBeta, ordered, vectorised
 from fastscore.process.schedule import Array, ones, zeros
 
 
@@ -247,6 +247,10 @@ class Pair:
     t_end: float = 1e-3
     t_clean: float = 0.0
     std: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, function in (("alpha_fn", self.alpha_fn), ("sigma_fn", self.sigma_fn)):
+            vectorised(f"Pair: {name}", function, self.t_end, self.T)
 
     @property
     def prior_std(self) -> float:

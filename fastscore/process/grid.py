@@ -13,7 +13,7 @@ import numpy as np
 
 from fastscore.errors import typed
 from fastscore.process.names import INDICES, SPACINGS
-from fastscore.process.schedule import Array, Schedule, at_ends, lam, t_of_lam
+from fastscore.process.schedule import Array, Schedule, at_ends, lam, t_of_lam, table
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,8 @@ class Times:
 
     def __call__(self, schedule: Schedule) -> Array:
         """Return the knots, checked against the schedule."""
-        try:
-            knots = np.asarray(self.t, np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(f"times = {str(self.t)[:60]} must be numbers") from None
-        if knots.ndim != 1 or len(knots) < 2 or np.any(np.isnan(knots)) or not np.all(np.diff(knots) < 0.0):
+        knots = table("times", self.t)
+        if len(knots) < 2 or np.any(np.isnan(knots)) or not np.all(np.diff(knots) < 0.0):
             raise ValueError("times must be at least two decreasing numbers")
         knots = at_ends(schedule, knots)
         if knots[0] > schedule.T or knots[-1] < schedule.t_clean:
@@ -271,8 +268,8 @@ def shifted(grid: Grid, shift: float) -> Grid:
 @typed
 def dynamic_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> float:
     """Return the shift e^mu of an image of so many tokens, at least 1; mu is linear between two (tokens, mu)."""
-    if tokens < 1:
-        raise ValueError(f"tokens = {tokens} must be at least 1")
+    if not 1 <= tokens <= 1 << 40:
+        raise ValueError(f"tokens = {tokens} must be at least 1 and at most {1 << 40}")
     return math.exp(base[1] + (top[1] - base[1]) * (tokens - base[0]) / (top[0] - base[0]))
 
 

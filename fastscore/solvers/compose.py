@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastscore.errors import typed
+from fastscore.errors import short, typed
 from fastscore.plan.rows import Row, Solver
 from fastscore.process.schedule import Array, Schedule, t_of_lam
 from fastscore.solvers.correctors import Corrector
@@ -213,10 +213,12 @@ class Hybrid:
 
 def planned(name: str, solver: object) -> None:
     """Raise ValueError unless a solver has steps on a grid, which is what composition is about."""
+    if isinstance(solver, type):
+        raise ValueError(f"{name} takes solvers; {solver.__name__} is a class of them: make one, {solver.__name__}()")
     if not callable(getattr(solver, "steps", None)):
         raise ValueError(
-            f"{name} takes solvers with a grid, and {solver!r} has none; use one with steps (Heun(), RK4(), DPMpp2M(), "
-            "..), or a second sampler with start='state' and grid=Span(start=..) for an adaptive solver"
+            f"{name} takes solvers with a grid, and {short(solver)} has none; use one with steps (Heun(), RK4(), "
+            "DPMpp2M(), ..), or a second sampler with start='state' and grid=Span(start=..) for an adaptive solver"
         )
 
 

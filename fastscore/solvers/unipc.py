@@ -16,7 +16,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from fastscore.errors import typed
+from fastscore.errors import short, typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
@@ -75,8 +75,9 @@ class UniPC:
         checked_prediction("UniPC", self.prediction)
         if self.variant not in VARIANTS:
             raise ValueError(f"UniPC: variant = {self.variant!r} must be one of {', '.join(VARIANTS)}")
-        if any(k < 0 for k in self.disable_corrector):
-            raise ValueError(f"UniPC: disable_corrector = {self.disable_corrector} must be numbers of steps, from 0 on")
+        steps = self.disable_corrector
+        if not isinstance(steps, tuple | list) or not all(isinstance(k, int) and k >= 0 for k in steps):
+            raise ValueError(f"UniPC: disable_corrector = {short(steps)} must be numbers of steps, from 0 on")
 
     @property
     def order(self) -> int:

@@ -84,8 +84,11 @@ def load_classifier(path: Path | str) -> tuple[Classifier, list[str]]:
     """
     folder = BUNDLED / str(path) if (BUNDLED / str(path) / "config.json").is_file() else Path(path)
     config = read_config(folder)
-    net = build(config.get("net", {}))
+    try:
+        net, names = build(config["net"]), [str(k) for k in config.get("class_names", [])]
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
     if not isinstance(net, Classifier):
         raise ValueError(f"{folder} holds a {type(net).__name__}, not a Classifier")
     load_weights(folder / "model.safetensors", net)
-    return net.eval(), [str(k) for k in config.get("class_names", [])]
+    return net.eval(), names

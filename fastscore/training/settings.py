@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastscore.errors import typed
+from fastscore.errors import short, typed
 from fastscore.training import losses
 
 
@@ -86,10 +86,10 @@ class TrainConfig:
             ("dtype", ("bf16", "fp32")),
         ):
             value = getattr(self, name)
-            if value not in choices and not (
+            if not (isinstance(value, str) and value in choices) and not (
                 (name in ("weighting", "times") and value is None) or (name == "weighting" and callable(value))
             ):
-                raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
+                raise ValueError(f"{name} = {short(value)} must be one of {', '.join(choices)}")
 
     def lr_at(self, seen: int) -> float:
         """Return the learning rate after ``seen`` images."""

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.data.load import Dataset
+from fastscore.errors import typed
+from fastscore.execution import Execution
 from fastscore.model.folder import save_model, save_weights
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
@@ -36,6 +38,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 _NOISE_DRAW, _TIME_DRAW, _SLICE_DRAW = 0, 1, 2  # of one training image: z; (time, time, label dropout); v
 
 
+@typed
 def train(
     net: nn.Module | dict[str, Any],
     data: Dataset | np.ndarray | Tensor,
@@ -79,7 +82,7 @@ def train(
     parametrization = parametrization or Parametrization("edm", "tanh", measured_std(data), "unit")
     config = _resolved(config, schedule, parametrization)
     spec = net if isinstance(net, dict) else None
-    where = torch.device(device or "cpu") if isinstance(net, dict) else next(net.parameters()).device
+    where = Execution(device or "cpu").place if isinstance(net, dict) else next(net.parameters()).device
     with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
         torch.manual_seed(config.seed)
         if isinstance(net, dict):
