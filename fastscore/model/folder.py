@@ -46,7 +46,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"model {str(folder)!r} is neither a bundled model ({names}) nor a folder with a config.json"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f'{file}: expected an object with "format": {FORMAT}, written by fastscore')

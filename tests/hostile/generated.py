@@ -92,6 +92,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only for speed: what a test reads a thousand times is read once.
     load, toy, circles = folder.load_model, lru_cache(toys.toy), lru_cache(toys.circles)
     bundled = lru_cache(lambda name, device: load(name, device))
+    monkeypatch.setattr(folder, "bundled", lru_cache(folder.bundled))
     monkeypatch.setattr(folder, "load_model", lambda p, d="cpu": (bundled if p in folder.bundled() else load)(p, d))
     for module in [toys, data]:
         monkeypatch.setattr(module, "toy", lambda name, n, seed=0: toy(name, min(n, 50), seed=seed))

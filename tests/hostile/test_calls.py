@@ -367,13 +367,12 @@ def stubbed(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_the_cases_change_is_valid(stubbed, name):
-    function, arguments = FUNCTIONS[name]
-    assert name == "whitened" or refused(lambda: function(**arguments)) is None
+def test_what_the_cases_change_is_valid(stubbed):
+    said = {name: refused(lambda f=f, a=a: f(**a)) for name, (f, a) in FUNCTIONS.items() if name != "whitened"}
+    assert {name: message for name, message in said.items() if message is not None} == {}
 
 
-@sizes(300, 8000)
+@sizes(150, 12500)
 def test_no_call_escapes(stubbed, cases):
     messages = []
     search(TWO, lambda case: messages.append(call(case)), cases)

@@ -151,15 +151,15 @@ LINE = st.one_of(*LINES.values(), *(LINES[name] for name in HEAVY), LINES["sampl
 ANYTHING = st.lists(st.sampled_from([*LINES, "--help", "-h", "--version", "--out", "-n"]) | WORDS, max_size=5)
 
 
-@sizes(150, 9000)
+@sizes(60, 3500)
 def test_no_command_line_escapes(inside, cases):
     before, ends = tree(inside), []
     search(LINE, lambda words: ends.append(command(words, inside, before)[0]), cases)
     shares = {code: ends.count(code) / len(ends) for code in set(ends)}
-    assert shares[-1] > 0.02 and shares[0] > 0.02 and shares[2] > 0.2, f"the cases are one-sided: {shares}"
+    assert min(shares.get(code, 0.0) for code in (-1, 0, 2)) > 0.01, f"the cases are one-sided: {shares}"
 
 
-@sizes(50, 1000)
+@sizes(20, 1000)
 def test_no_words_escape(inside, cases):
     before = tree(inside)
     search(ANYTHING, lambda words: command(words, inside, before), cases)

@@ -101,7 +101,7 @@ LINES = {
 }
 
 
-@sizes(60, 2000)
+@sizes(15, 700)
 @pytest.mark.parametrize("kind", LINES)
 def test_no_config_escapes(world, kind, cases):
     file = world / kind / "config.json"
@@ -117,7 +117,7 @@ def test_no_config_escapes(world, kind, cases):
     search(CHANGES | CHANGES | CHANGES | st.sampled_from(ODD_JSON), check, cases)
 
 
-@sizes(20, 1000)
+@sizes(15, 400)
 def test_no_weights_escape(world, cases):
     file = world / "score" / "model.safetensors"
     data, before = file.read_bytes(), tree(world)
@@ -150,7 +150,7 @@ FILES = {
 }  # fmt: skip
 
 
-@sizes(60, 3000)
+@sizes(30, 1300)
 def test_no_data_escape(world, cases):
     (world / "folder").mkdir()
     (world / "folder" / "ok.png").write_bytes(FILES["x.png"])
@@ -173,7 +173,7 @@ def test_no_data_escape(world, cases):
         try:
             code, said = command(words, world, before)
             assert code in (-1, 2), said
-            assert code == -1 or source in said or name in said, f"names no file: {said}"
+            assert code == -1 or source in said or name in said or use == "init", f"names no file: {said}"
             made.append(code)
         finally:
             place.unlink()
