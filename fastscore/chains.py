@@ -6,8 +6,7 @@ ULA takes every proposal y and so draws from a density that is off by O(h). MALA
 
     min(1, p(y) q(x | y) / (p(x) q(y | x))),   q(y | x) = N(x + h s(x), 2 h I)
 
-and draws from p at any h. Source: Roberts & Tweedie 1996. Annealed Langevin, which follows a sequence of
-noise levels, is a plan like any other: see ``presets``.
+and draws from p at any h. Source: Roberts & Tweedie 1996. Annealed Langevin dynamics is a plan: see ``presets``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.turn import Turn
-from fastscore.errors import NonFiniteError
+from fastscore.errors import NonFiniteError, typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.conditions import constant
@@ -60,6 +59,7 @@ class Chains:
     states: Tensor
 
 
+@typed
 def run(
     log_density: Callable[[Tensor], Tensor] | None,
     start: Tensor,
@@ -162,6 +162,7 @@ def run(
     return Chains(x, acceptance, states)
 
 
+@typed
 def level_score(model: ScoreModel, t: float | None = None, label: int | None = None) -> Callable[[Tensor], Tensor]:
     """Return grad ln p_t of a network at one noise level: a score for ``run``, which then needs method="ula".
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import nn
 
+from fastscore.errors import short, typed
 from fastscore.ops.backend import BACKENDS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ExecutionFields(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+@typed
 class Execution:
     """The settings of how a run is computed.
 
@@ -69,7 +71,7 @@ class Execution:
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
             raise ValueError(f"batch = {self.batch!r} must be a whole number, at least 1")
         if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype = {self.dtype} must be torch.float32 or torch.float64")
+            raise ValueError(f"dtype = {short(self.dtype)} must be torch.float32 or torch.float64")
         if self.network not in NETWORKS:
             raise ValueError(f"network = {self.network!r} must be one of {', '.join(NETWORKS)}")
         if self.backend not in BACKENDS:
@@ -170,7 +172,7 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ValueError(f"device = {device!r} must be cpu, cuda or cuda:N") from None
+        raise ValueError(f"device = {short(device)} must be cpu, cuda or cuda:N") from None
     if place.type == "cuda" and place.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return place

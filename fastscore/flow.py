@@ -33,17 +33,19 @@ from fastscore.engine.adaptive.transport import transport
 from fastscore.engine.request import Request
 from fastscore.engine.turn import Turn, in_turn, made
 from fastscore.engine.units import inside, log_determinant, samples_of
+from fastscore.errors import short, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
-from fastscore.model.conditions import Labels
+from fastscore.model.conditions import Labels, finite
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import prepare
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
 from fastscore.process.continuous import EDM
-from fastscore.process.grid import Grid, Span, Times, within
+from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
+from fastscore.solvers.grids import within
 from fastscore.solvers.names import named
 
 if TYPE_CHECKING:
@@ -70,12 +72,12 @@ class LogLikelihood:
     latent: Tensor
     cost: Cost
 
+    @typed
     def bits_per_dim(self, step: float = 1.0) -> Tensor:
         """Return -log2 of the probability of a cell ``step`` wide, per dimension, float64 [n].
 
-        ``step`` is the distance of two levels of the data, in units of x: 2/256 where 256 levels fill -1 .. 1,
-        which is the offset of 7 bits, 1/256 (8 bits) where they fill 0 .. 1, 1/127.5 of fastscore's own images.
-        1 leaves a density's bits.
+        ``step`` is the distance of two levels of the data, in units of x: 2/256 where 256 levels fill -1 .. 1, which
+        is the offset of 7 bits, 1/256 (8 bits) where they fill 0 .. 1, 1/127.5 of our own images, 1 of a density.
         """
         if not 0.0 < step < math.inf:
             raise ValueError(f"step = {step} must be positive")
@@ -110,6 +112,7 @@ class ProbabilityFlow:
         ValueError: settings that do not fit each other.
     """
 
+    @typed
     def __init__(
         self,
         model: ScoreModel,
@@ -131,9 +134,8 @@ class ProbabilityFlow:
         self.schedule = schedule if schedule is not None else model.schedule
         chosen = named(solver) if isinstance(solver, str) else solver if solver is not None else Dopri5()
         if not isinstance(chosen, FlowSolver):
-            raise ValueError(f"solver = {chosen} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
-        self.solver: FlowSolver = chosen
-        adaptive = isinstance(self.solver, Dopri5 | BogackiShampine)
+            raise ValueError(f"solver = {short(chosen)} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
+        self.solver, adaptive = chosen, isinstance(chosen, Dopri5 | BogackiShampine)
         grid = grid if grid is not None else Span(end=likelihood_end(self.schedule))
         if isinstance(grid, Span) != adaptive:
             need = "a Span" if adaptive else "a Grid or Times"
@@ -148,7 +150,7 @@ class ProbabilityFlow:
             self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
         self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
         top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
-        self.prior_std = self.schedule.prior_std / top  # on the unit circle
+        self.prior_std = self.schedule.prior_std / top
         self.turn = Turn(*model.networks, execution=self.execution, gradients=True)
 
     @cached_property
@@ -171,6 +173,7 @@ class ProbabilityFlow:
         return score if kind is None else DivergenceField(score, kind, probes, request.key, batch)
 
     @in_turn
+    @typed
     def log_likelihood(
         self,
         x: Tensor,
@@ -193,8 +196,7 @@ class ProbabilityFlow:
                 dimensions, then rademacher.
             ids: of the samples, 0 .. n-1 if left out; with the seed they choose the probes.
             seed: 0 .. 2^64-1.
-            labels, cond: as for Sampler.run.
-            progress: show a progress bar.
+            labels, cond, progress: as for Sampler.run.
 
         Raises:
             ValueError: bad shapes, ids, probes or conditions, or a network that cannot be differentiated.
@@ -267,9 +269,7 @@ class ProbabilityFlow:
         if not isinstance(x, Tensor) or x.shape[1:] != self.model.shape or not x.is_floating_point():
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x: {shape} must be a floating-point tensor [n, {', '.join(map(str, self.model.shape))}]")
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError("x holds NaN or Inf")
-        place = self.execution.place
+        place, x = self.execution.place, finite("x", x)
         request = Request.of(self.model, place, range(len(x)) if ids is None else ids, seed, labels=labels, cond=cond)
         if len(request) != len(x):
             raise ValueError(f"ids: {len(request)} ids for {len(x)} samples")

@@ -25,7 +25,7 @@ from fastscore.engine.loop import Kind, Loop, Outputs, recorded
 from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.turn import Turn, keep_up, made
-from fastscore.errors import NonFiniteError
+from fastscore.errors import NonFiniteError, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
 from fastscore.model.joint import JointModel, Tensors, alone
@@ -61,6 +61,7 @@ class JointSampler:
         ValueError: no parts, knots outside a part's schedule, or a solver whose stages differ by schedule.
     """
 
+    @typed
     def __init__(
         self,
         model: JointModel,

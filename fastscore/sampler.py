@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.turn import check_together, keep_up, made
 from fastscore.engine.units import outside, seen
+from fastscore.errors import typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.guides import Chain, StaticThreshold
@@ -60,8 +61,7 @@ class Sampler:
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
         parallel: Picard sweeps over a window of steps in place of single ones; see engine/picard.py. No graphs then.
         guidance: classifier-free guidance or autoguidance; see guidance/mixture.py.
-        guide: changes the estimate of x0 in every row that evaluates: dynamic thresholding, DPS, .., see
-            guidance/guides.py. It may differentiate, so nothing is captured.
+        guide: changes the estimate of x0 in every row that evaluates: DPS, .., see guidance/guides.py; not captured.
         start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
             (SDEdit: start the grid at an intermediate time); "state", ``init`` as it is (decoding a latent).
         execution, fields: how it is computed (see Execution); fields of it as keywords, as in ``batch=8``.
@@ -70,6 +70,7 @@ class Sampler:
         ValueError: a solver, grid, model and execution that do not fit each other.
     """
 
+    @typed
     def __init__(
         self,
         model: ScoreModel,
@@ -116,7 +117,7 @@ class Sampler:
             binding = bind(model, self.schedule, self.solver, self.grid, start, clip, guidance, guide)
             self.bound = binding.bound
             for doubt in binding.doubts(given=grid is not None):
-                warnings.warn(doubt, stacklevel=2)
+                warnings.warn(doubt, stacklevel=3)  # of the caller, behind typed
 
     @property
     def plan(self) -> Plan | None:
@@ -208,10 +209,11 @@ class Sampler:
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
         if request.noise is not None:
-            draws = 1 if self.plan is None else max(self.plan.draws, 1)
+            draws = 1 if self.plan is None else self.plan.draws
             draws += len(self.plan.rows) if self.plan is not None and request.known is not None else 0
             if len(request.noise) < draws:
                 raise ValueError(f"recorded noise has {len(request.noise)} draws; this plan needs {draws}")
+            request = request if draws else replace(request, noise=None)
         return request.guided(lines_of(self.guide, len(self.model.shape)))
 
     def run(

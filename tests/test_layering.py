@@ -14,7 +14,8 @@ PACKAGE = ROOT / "fastscore"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor, the lowest first. A room imports from the floors below its own.
 FLOORS = (
-    "errors files testing kernels process data",
+    "errors",
+    "files testing kernels process data",
     "ops plan",
     "solvers model execution output",
     "guidance network report",

@@ -1,13 +1,18 @@
 """The command line. Importing it, and every --help, costs no torch.
 
 Exit codes: 0 done, 2 bad input, 3 missing package or memory, 4 NaN, Inf or a failed self-check, 5 storage,
-130 interrupted.
+70 a fault of fastscore's own, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM, 141 nobody reads the output.
+FASTSCORE_TRACEBACK=1 shows where an error comes from.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import traceback
 import warnings
+from contextlib import suppress
 
 import click
 
@@ -19,15 +24,24 @@ from fastscore.cli.langevin import langevin
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
 from fastscore.cli.plan import plan
+from fastscore.cli.process import Ended, complete_streams, flush, orderly
 from fastscore.cli.sample import sample
 from fastscore.cli.train import train, train_classifier
 from fastscore.cli.types import shorten
 
+DEEPEST = 250  # levels of a path; what walks it stops at some 900
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, invoke_without_command=True
+)
 @click.version_option(__version__, prog_name="fastscore")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Sample score-based generative models: fast, exact, reproducible to the bit."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 for command in (sample, inpaint, langevin, plan, train, train_classifier, evaluate, likelihood, models, env, doctor):
@@ -36,35 +50,83 @@ for command in (sample, inpaint, langevin, plan, train, train_classifier, evalua
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; errors are one message on stderr, never a traceback."""
+    complete_streams()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        with warnings.catch_warnings():
+        with orderly(), warnings.catch_warnings():
             warnings.showwarning = _warn
-            group.main(argv, prog_name="fastscore", standalone_mode=False)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "fastscore"
-        _fail(error.exit_code, f"{error.format_message()} Try '{path} --help'.")
-    except (click.Abort, KeyboardInterrupt):
-        _fail(130, "interrupted")
-    except ArithmeticError as error:
-        _fail(4, str(error))
-    except ValueError as error:
-        _fail(2, str(error))
-    except ImportError as error:
-        _fail(3, f"{error}; install it with: pip install {error.name or 'fastscore'}")
-    except OSError as error:
-        _fail(5, str(error))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        _fail(3, f"out of memory ({error}); use a smaller --batch or fewer samples")
-    sys.exit(0)
+            _refuse_odd(words)
+            code = group.main(words, prog_name="fastscore", standalone_mode=False)
+            flush()
+    except SystemExit as error:  # click's own way out of a broken pipe
+        _fail(141 if error.code == 1 else 70, "")
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("FASTSCORE_TRACEBACK"):
+            traceback.print_exc()
+        _fail(*_verdict(error))
+    else:
+        sys.exit(code if isinstance(code, int) else 0)  # click returns the code of --help and context.exit
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the one message of an error."""
+    text = str(error)
+    match error:
+        case click.ClickException():
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else "fastscore"
+            return error.exit_code, f"{error.format_message()} Try '{path} --help'."
+        case click.Abort() if isinstance(error.__cause__, EOFError):  # click takes any for the end of a prompt
+            return 5, f"a file ends too early: {error.__cause__}"
+        case click.Abort() | KeyboardInterrupt():
+            end = error.__cause__ if isinstance(error.__cause__, Ended) else error
+            return (end.code, end.word) if isinstance(end, Ended) else (130, "interrupted")
+        case BrokenPipeError():
+            return 141, ""
+        case ArithmeticError():
+            return 4, text
+        case UnicodeEncodeError():
+            return 5, f"{text}: this terminal has no such character; set PYTHONUTF8=1"
+        case ValueError():
+            return 2, text
+        case ImportError():
+            return 3, f"{error}; install it with: pip install {error.name or 'fastscore'}"
+        case OSError():
+            return 5, text
+        case MemoryError():
+            return 3, f"out of memory ({text or 'MemoryError'}); use a smaller --batch or fewer samples"
+        case RuntimeError() if re.search("out of memory|allocate memory|not enough memory", text):
+            return 3, f"out of memory ({text}); use a smaller --batch or fewer samples"
+        case Warning():  # python -W error
+            return 2, f"{text} (an error because Python runs with -W error)"
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f", {os.path.basename(at.filename)}:{at.lineno}" for at in where)
+    return 70, (
+        f"{type(error).__name__}{place}: {shorten(text, 300)}. This should not happen: run it again with "
+        "FASTSCORE_TRACEBACK=1 and report what it prints"
+    )
+
+
+def _refuse_odd(words: list[str]) -> None:
+    """Raise click.UsageError for an empty argument, which as a path is the current folder, and for endless paths."""
+    for k, word in enumerate(words):
+        if word.count(os.sep) > DEEPEST:
+            raise click.UsageError(f"{shorten(word)} has {word.count(os.sep)} levels; a path has at most {DEEPEST}.")
+        if word and not (word.startswith("--") and word.endswith("=")):
+            continue
+        flag = word.rstrip("=") or (words[k - 1] if k and words[k - 1].startswith("-") else f"argument {k + 1}")
+        raise click.UsageError(f"{shorten(flag)} is empty; the current folder is '.'.")
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo(f"fastscore: {shorten(' '.join(str(message).split()), 600)}", err=True)
+    with suppress(OSError, ValueError):
+        click.echo(f"fastscore: {shorten(' '.join(str(message).split()), 600)}", err=True)
 
 
 def _fail(code: int, message: str) -> None:
-    click.echo(f"fastscore: error: {shorten(' '.join(message.split()), 600)}", err=True)
+    with suppress(OSError, ValueError):  # nobody can be told where stderr is gone; the code says it
+        if message:
+            click.echo(f"fastscore: error: {shorten(' '.join(message.split()), 600)}", err=True)
+    with suppress(OSError, ValueError):
+        flush()
     sys.exit(code)

@@ -81,6 +81,8 @@ class Batches:
             RuntimeError: this is in the middle of a micro-batch already.
             NonFiniteError: a sample became NaN or Inf.
         """
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback = {callback!r} must be a function of a Step")
         rows = len(self.loop.plan.rows) * -(-len(request) // self.loop.batch)
         with tqdm(total=rows, unit="row", disable=not progress) as bar:
 

@@ -13,10 +13,10 @@ from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.guidance.scales import finest
 from fastscore.model.score import ScoreModel
 from fastscore.plan.rows import Plan, Solver
-from fastscore.process.grid import Grid, Span, Times, within
+from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
-from fastscore.solvers.grids import Scales, default_grid, doubts
+from fastscore.solvers.grids import Scales, default_grid, doubts, within
 from fastscore.solvers.names import STEPS
 
 PER_NAT = 5.0  # default steps to a narrow posterior, for each factor e from 10 times the data to a tenth of it

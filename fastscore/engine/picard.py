@@ -27,7 +27,7 @@ from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.turn import Turn
-from fastscore.errors import NonFiniteError
+from fastscore.errors import NonFiniteError, typed
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
 from fastscore.model.score import evaluate
@@ -39,6 +39,7 @@ from fastscore.process.schedule import transition
 
 
 @dataclass(frozen=True)
+@typed
 class Picard:
     """Settings of a run that is parallel in time.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastscore.engine.turn import Turn
 from fastscore.engine.units import inside
+from fastscore.errors import short
 from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
 from fastscore.model.conditions import finite as finite_input
 from fastscore.model.score import Conditioned
@@ -93,7 +94,7 @@ class Request:
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
         with undisturbed(place=device):
             key = NoiseKey.of(seed, ids, device)
-            y = None if y is None else torch.as_tensor(y, device=device)
+            y = _tensor("y", y, device)
             if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
                 raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
             data, mask = _known(known, shapes, key)
@@ -212,6 +213,13 @@ def bad_samples(x: Tensor, ids: Tensor) -> str:
     return f"{int(bad.sum())} of {len(x)} samples are NaN or Inf, first id {int(ids[: len(x)][bad][0])}"
 
 
+def _tensor(name: str, values: Any, device: torch.device) -> Tensor | None:
+    try:
+        return None if values is None else torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} = {short(values)} must be a tensor of numbers, one line an id") from None
+
+
 def _by_part(name: str, values: Any, shapes: dict[str, Shape]) -> dict[str, Any]:
     """Return what was given for each part; a plain model has one part without a name."""
     if list(shapes) == [""]:
@@ -240,7 +248,11 @@ def _known(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> tuple[Tensor
     data, masks, n = [], [], len(key.ids)
     by_part = _by_part("known", values, shapes)
     for part, shape in shapes.items():
-        known = by_part.get(part) or Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        known = by_part.get(part)
+        if known is None:
+            known = Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        if not isinstance(known, Known):
+            raise ValueError(f"known{_at(part)} is a {type(known).__name__}; it must be Known(y, mask)")
         y, mask = known.per_sample(shape, key)
         data.append(y.reshape(n, -1))
         masks.append(mask.reshape(n, -1))

@@ -11,17 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from fastscore.errors import typed
 from fastscore.guidance.denoiser import Denoiser, Guide
 from fastscore.guidance.measurements import Operator
 from fastscore.guidance.per_sample import each_alone
 
 
 @dataclass(frozen=True)
+@typed
 class Chain:
     """Guides one after the other: each sees the estimate that the ones before it made."""
 
@@ -51,13 +52,14 @@ class _Chained:
 
 
 @dataclass(frozen=True)
+@typed
 class StaticThreshold:
     """Clip D to [-bound, bound], as Sampler's ``clip`` does in the rows of a plan. Source: Saharia et al. 2022, 2.3."""
 
     bound: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < _number("clip", self.bound) < math.inf:
+        if not 0.0 < self.bound < math.inf:
             raise ValueError(f"clip = {self.bound} must be a positive number")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
@@ -65,6 +67,7 @@ class StaticThreshold:
 
 
 @dataclass(frozen=True)
+@typed
 class DynamicThreshold:
     """Clip D to [-s, s] and scale that to [-bound, bound]; s is the ``share`` quantile of a sample's |D|, or bound.
 
@@ -78,7 +81,7 @@ class DynamicThreshold:
     bound: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.share <= 1.0 and self.bound > 0.0):
+        if not (0.0 < self.share <= 1.0 and 0.0 < self.bound < math.inf):
             raise ValueError(f"DynamicThreshold: share = {self.share} must lie in 0 .. 1, bound = {self.bound} above 0")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
@@ -90,6 +93,7 @@ class DynamicThreshold:
 
 
 @dataclass(frozen=True)
+@typed
 class CFGRescale:
     """Bring the spread of a mixed estimate back to that of its conditional one, D_1.
 
@@ -114,6 +118,7 @@ class CFGRescale:
 
 
 @dataclass(frozen=True)
+@typed
 class ClassifierGuidance:
     """Follow a classifier of noisy states: D' = D + scale (sigma^2 / alpha) grad_x log p(y | x_t).
 
@@ -128,7 +133,7 @@ class ClassifierGuidance:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _number("ClassifierGuidance: scale", self.scale)
+        _finite("ClassifierGuidance", self.scale)
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
         with torch.enable_grad():
@@ -143,6 +148,7 @@ class ClassifierGuidance:
 
 
 @dataclass(frozen=True)
+@typed
 class EnergyGuidance:
     """Go down an energy of the clean estimate: D' = D - scale (sigma^2 / alpha) grad_x E(D(x), y).
 
@@ -157,7 +163,7 @@ class EnergyGuidance:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _number("EnergyGuidance: scale", self.scale)
+        _finite("EnergyGuidance", self.scale)
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
         def log_prob(D: Tensor) -> Tensor:
@@ -168,6 +174,7 @@ class EnergyGuidance:
 
 
 @dataclass(frozen=True)
+@typed
 class DPS:
     r"""Diffusion posterior sampling of y = A(x_0) + noise: log p(y | x_t) ~ -|y - A(D)|^2 / (2 noise^2).
 
@@ -189,8 +196,8 @@ class DPS:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _number("DPS: scale", self.scale)
-        if self.noise is not None and not 0.0 < _number("DPS: noise", self.noise) < math.inf:
+        _finite("DPS", self.scale)
+        if self.noise is not None and not 0.0 < self.noise < math.inf:
             raise ValueError(f"DPS: noise = {self.noise} must be positive, or None")
 
     def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
@@ -204,6 +211,7 @@ class DPS:
 
 
 @dataclass(frozen=True)
+@typed
 class PiGDM:
     r"""Pseudoinverse guidance of y = A x_0 + noise, with p(x_0 | x_t) taken as N(D, r^2 I).
 
@@ -228,8 +236,7 @@ class PiGDM:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("noise", "data_std", "scale"):
-            _number(f"PiGDM: {name}", getattr(self, name))
+        _finite("PiGDM", self.scale)
         if not (0.0 <= self.noise < math.inf and 0.0 < self.data_std < math.inf):
             raise ValueError(f"PiGDM: noise = {self.noise} must be at least 0, data_std = {self.data_std} positive")
 
@@ -266,14 +273,9 @@ def _through(
     return D.detach() + _tweedie(alpha, sigma) * gradient
 
 
-def _number(name: str, value: float) -> float:
-    """Return a number; ValueError for a tensor, say of one value a sample."""
-    if not isinstance(value, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(
-            f"{name} = {str(value)[:60]} ({type(value).__name__}) must be one number for all samples: draw those with "
-            "another value by a sampler of their own"
-        )
-    return value
+def _finite(name: str, scale: float) -> None:
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"{name}: scale = {scale} must be finite")
 
 
 def _gradient(values: Tensor, at: Tensor) -> Tensor:

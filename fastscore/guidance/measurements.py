@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastscore.errors import typed
 from fastscore.model.conditions import constant
 
 ROUNDING = torch.finfo(torch.float64).eps
@@ -37,6 +38,7 @@ class Operator(Protocol):
 
 
 @dataclass(frozen=True)
+@typed
 class Matrix:
     """Any matrix A on the flattened sample: y = A x, [N, M].
 
@@ -79,6 +81,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+@typed
 class Masked:
     """Some elements: y = mask x, zero elsewhere.
 
@@ -112,6 +115,7 @@ class Masked:
 
 
 @dataclass(frozen=True)
+@typed
 class Downsample:
     """Means of ``factor`` x ``factor`` pixels: [N, C, H, W] to [N, C, H/factor, W/factor]."""
 
@@ -141,6 +145,7 @@ class Downsample:
 
 
 @dataclass(frozen=True)
+@typed
 class Blur:
     """Circular convolution of every channel with a kernel, whose middle stays in place.
 
@@ -186,6 +191,7 @@ class Blur:
 
 
 @dataclass(frozen=True)
+@typed
 class Linear:
     """Any pair of functions A and A^T; ``solve`` takes ``iterations`` steps of conjugate gradients.
 

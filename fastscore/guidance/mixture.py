@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastscore.errors import typed
 from fastscore.model.conditions import constant
 from fastscore.model.score import Conditioned, ScoreModel
 from fastscore.plan.passes import Folding, inside, mix, validate
@@ -23,6 +24,7 @@ from fastscore.plan.rows import Plan, Row
 
 
 @dataclass(frozen=True)
+@typed
 class Guidance:
     """A mixture of two outputs: its weight, where it acts, and the output that it leads away from.
 
@@ -50,7 +52,7 @@ class Guidance:
     null: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
+        if not -math.inf < self.weight < math.inf:
             raise ValueError(f"guidance weight = {self.weight} must be finite (1 is the model itself)")
         low, high = self.interval
         if not 0.0 <= low < high:

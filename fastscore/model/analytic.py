@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fastscore.data.toys import GAUSSIANS, TOYS, toy
-from fastscore.model.score import ScoreModel
+from fastscore.errors import typed
+from fastscore.model.score import ScoreModel, sizes
 from fastscore.process.continuous import Trig
 from fastscore.process.parametrization import Parametrization
 
@@ -21,6 +22,7 @@ NAMES = ("gaussian", "mixture", *TOYS)
 
 
 @dataclass(frozen=True)
+@typed
 class GaussianMixture:
     r"""sum_k w_k N(mu_k, s_k^2 I); one component is a Gaussian.
 
@@ -39,11 +41,14 @@ class GaussianMixture:
     stds: Tensor
 
     def __post_init__(self) -> None:
-        k = len(self.means)
+        k = len(self.means) if self.means.ndim > 1 else 0
         if self.weights.shape != (k,) or self.stds.shape != (k,) or k == 0:
             raise ValueError(
-                f"mixture: {k} means, weights {tuple(self.weights.shape)}, stds {tuple(self.stds.shape)} must agree"
+                f"mixture: means {tuple(self.means.shape)} must be [K, *shape], weights {tuple(self.weights.shape)} "
+                f"and stds {tuple(self.stds.shape)} [K], K > 0: they must agree"
             )
+        if not all(v.is_floating_point() and bool(v.isfinite().all()) for v in (self.weights, self.means, self.stds)):
+            raise ValueError("mixture: weights, means and stds must be finite numbers of a floating-point dtype")
         if not (self.weights > 0).all() or not (self.stds > 0).all() or abs(float(self.weights.sum()) - 1.0) > 1e-6:
             raise ValueError("mixture: weights must be positive and sum to 1, stds must be positive")
 
@@ -92,6 +97,7 @@ class GaussianMixture:
 
 
 @dataclass(frozen=True)
+@typed
 class Empirical:
     r"""The exact denoiser of a noised finite data set: a softmax-weighted mean of its points.
 
@@ -104,6 +110,13 @@ class Empirical:
 
     points: Tensor
     chunk: int = 8192
+
+    def __post_init__(self) -> None:
+        points = self.points
+        if points.ndim < 2 or not points.numel() or not points.is_floating_point() or not points.isfinite().all():
+            raise ValueError(f"Empirical: points {tuple(points.shape)} must be [M, *shape], M > 0, and finite floats")
+        if self.chunk < 1:
+            raise ValueError(f"Empirical: chunk = {self.chunk} must be at least 1")
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the denoiser D(x) = E[x_0 | x_t = x] at alpha = cos t, sigma = sin t."""
@@ -123,6 +136,7 @@ class Empirical:
         return (mean / mass).reshape(x.shape)
 
 
+@typed
 def score_model(target: GaussianMixture | Empirical) -> ScoreModel:
     """Wrap an exact denoiser as a score model; that of a mixture knows the scales of its data."""
     mixture = isinstance(target, GaussianMixture)
@@ -131,14 +145,21 @@ def score_model(target: GaussianMixture | Empirical) -> ScoreModel:
     return ScoreModel(target, shape, Trig(), Parametrization("x0", "t", exact=True), scales=scales)
 
 
+@typed
 def gaussian(mean: float = 0.5, std: float = 0.5, shape: tuple[int, ...] = (2,)) -> GaussianMixture:
     """Return the isotropic Gaussian N(mean, std^2 I)."""
+    shape = sizes("gaussian: shape", shape)
+    if math.prod(shape) > 1 << 28:
+        raise ValueError(f"gaussian: shape = {shape} has more than {1 << 28} numbers")
     one = torch.ones(1, dtype=torch.float64)
     return GaussianMixture(one, torch.full((1, *shape), mean, dtype=torch.float64), one * std)
 
 
+@typed
 def mixture(components: int = 8, radius: float = 1.0, std: float = 0.1) -> GaussianMixture:
     """Return equal Gaussians on a circle in the plane."""
+    if not 1 <= components <= 1 << 20:
+        raise ValueError(f"mixture: components = {components} must be at least 1 and at most {1 << 20}")
     angle = 2.0 * math.pi * torch.arange(components, dtype=torch.float64) / components
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     weights = torch.full((components,), 1.0 / components, dtype=torch.float64)
@@ -153,6 +174,7 @@ def gaussians(name: str) -> GaussianMixture:
     return GaussianMixture(weights, mu, torch.full_like(weights, std))
 
 
+@typed
 def target_by_name(name: str) -> GaussianMixture | Empirical:
     """Return the law of an analytic model: gaussian, mixture, or a toy set, empirical where it is no mixture.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscore.errors import short, typed
 from fastscore.model.score import Conditioned
 from fastscore.ops.noise import LABEL_DRAW, NoiseKey
 
@@ -16,6 +17,7 @@ Labels = int | str | Sequence[int] | Tensor | None
 
 
 @dataclass(frozen=True)
+@typed
 class Known:
     """The known part of the data, for inpainting: after every row it is alpha y + sigma z at the row's noise level.
 
@@ -64,6 +66,9 @@ def constant(**values: Any) -> None:
             constant(**{f"{name}[{key!r}]": part for key, part in value.items()})
         elif isinstance(value, Known):
             constant(**{f"{name}.y": value.y})
+        elif isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided or value.is_complex()):
+            kind = "on meta, without values" if value.is_meta else "complex" if value.is_complex() else "sparse"
+            raise ValueError(f"{name} is {kind}; it must be a plain tensor of real numbers")
         elif isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{name} requires a gradient, and would get none: give {name}.detach(), or call under torch.no_grad(); "
@@ -100,6 +105,8 @@ def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Tensor
 
 def finite(name: str, values: Tensor) -> Tensor:
     """Return values a sample, [n, ..]; raise ValueError if one is NaN or Inf, which would be blamed on the network."""
+    if values.is_meta or values.layout != torch.strided:
+        raise ValueError(f"{name} is {'on meta, without values' if values.is_meta else 'sparse'}; give a plain tensor")
     if not values.is_floating_point() or bool(values.isfinite().all()):
         return values
     bad = ~values.isfinite().flatten(1).all(1)
@@ -150,7 +157,7 @@ def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | Non
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(f"labels = {str(labels)[:60]} must be integers")
+        raise ValueError(f"labels = {short(labels)} must be integers")
     values = values.to(torch.int64)
     values = values.expand(n) if values.ndim == 0 else values
     if values.shape != (n,):

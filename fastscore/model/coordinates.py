@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fastscore.errors import typed
 from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel
 
@@ -131,6 +132,7 @@ class Dense(nn.Module):
         return _in_blocks(x, self.size, lambda v: v @ self.a.to(v))
 
 
+@typed
 def whitened(model: ScoreModel, matrix: Invertible, noise: str = "colored") -> ScoreModel:
     r"""Return the score model of y = A^-1 x, given one of x whose noise is sigma A z.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
 from fastscore.data.limits import MAX_CLASSES, regular_file
+from fastscore.errors import typed
 from fastscore.files import atomic, write_text
 from fastscore.model.nets import build, outline
 from fastscore.model.score import ScoreModel
@@ -147,6 +148,7 @@ def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreMod
     write_text(path / "config.json", json.dumps(config, indent=1) + "\n")
 
 
+@typed
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreModel:
     """Load a model directory, or a bundled model by its name.
 
@@ -157,17 +159,21 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
     folder = _folder(path)
     config = read_config(folder)
     try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device = {str(device)!r} must be cpu, or a CUDA device that is here") from None
+    try:
         spec = config["net"]
         schedule = schedule_from_dict(config["schedule"])
         if not isinstance(schedule, Schedule):
             raise ValueError(f"{type(schedule).__name__} is no schedule")
         shape, classes = tuple(int(k) for k in config["shape"]), int(config["classes"])
-        _fits(spec, shape, classes)
+        check_shape(spec, shape, classes)
         outlined = outline(spec)
         parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
         transform = Affine(**config["transform"]) if config.get("transform") is not None else None
         null = config.get("null", classes or None)  # folders that do not say it were trained with label dropout
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
     check_weights(folder / "model.safetensors", outlined)
     net = load_weights(folder / "model.safetensors", build(spec, outlined=outlined)).to(device).eval()
@@ -184,7 +190,7 @@ def _folder(path: Path | str) -> Path:
     return BUNDLED / path
 
 
-def _fits(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
+def check_shape(spec: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
     """Raise ValueError unless a network of this description makes samples of this shape and these classes."""
     if int(spec.get("classes", 0)) != classes or not 0 <= classes <= MAX_CLASSES:
         raise ValueError(f"classes = {classes} but the net has {spec.get('classes', 0)}, of at most {MAX_CLASSES}")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from fastscore.model.score import ScoreModel, apart, check_condition, checked, sizes
+from fastscore.errors import short, typed
+from fastscore.model.score import ScoreModel, apart, check_condition, checked, listed, sizes
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
@@ -18,6 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+@typed
 class Part:
     """One tensor of a coupled state.
 
@@ -36,6 +38,7 @@ class Part:
 
 
 @dataclass(frozen=True)
+@typed
 class JointModel:
     """A network of several tensors.
 
@@ -54,9 +57,10 @@ class JointModel:
     modules: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("JointModel: 0 parts; there must be at least 1")
+        if not self.parts or not all(isinstance(part, Part) for part in self.parts.values()):
+            raise ValueError(f"JointModel: parts = {short(self.parts)} must be a dict of Part(..), at least one")
         check_condition(self)
+        object.__setattr__(self, "modules", listed(self.modules))
 
     @property
     def networks(self) -> tuple[object, ...]:

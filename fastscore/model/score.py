@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
+from fastscore.errors import short, typed
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
@@ -32,6 +33,7 @@ class Conditioned(Protocol):
 
 
 @dataclass(frozen=True)
+@typed
 class ScoreModel:
     """Any score network, with what a sampler must know of it.
 
@@ -85,10 +87,7 @@ class ScoreModel:
             raise ValueError(f"transform: {len(self.transform.shift)} columns for samples of shape {self.shape}")
         if not callable(self.net):
             raise ValueError(f"net is a {type(self.net).__name__}; it must be a network, net(u, c_noise, cond) -> F")
-        modules = (self.modules,) if isinstance(self.modules, nn.Module) else tuple(self.modules)
-        if not all(isinstance(m, nn.Module) for m in modules):
-            raise ValueError("modules: each must be an nn.Module that the network's function runs")
-        object.__setattr__(self, "modules", modules)
+        object.__setattr__(self, "modules", listed(self.modules))
         unconditional = not self.classes and self.cond_shape is None
         takes = _takes(self.net)
         if takes not in ("three", "two" if unconditional else "three"):
@@ -127,6 +126,14 @@ class TwoFunction:
         return self.net(u, c_noise)
 
 
+def listed(modules: Any) -> tuple[nn.Module, ...]:
+    """Return the modules that a model names, or the one, as a tuple; ValueError for anything else."""
+    found = (modules,) if isinstance(modules, nn.Module) else modules
+    if not isinstance(found, tuple | list) or not all(isinstance(m, nn.Module) for m in found):
+        raise ValueError(f"modules = {short(modules)}: each must be an nn.Module that the network's function runs")
+    return tuple(found)
+
+
 def sizes(name: str, value: Any) -> tuple[int, ...]:
     """Return a shape as a tuple of integers.
 
@@ -136,7 +143,7 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     listed = tuple(value) if isinstance(value, tuple | list) else ()
     if not listed or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in listed):
         hint = f"; did you mean ({value},)?" if isinstance(value, int) else ""
-        raise ValueError(f"{name} = {value} must be positive integers, without the batch axis{hint}")
+        raise ValueError(f"{name} = {short(value)} must be positive integers, without the batch axis{hint}")
     return listed
 
 
@@ -144,7 +151,7 @@ def check_condition(model: Conditioned) -> None:
     """Raise ValueError unless what a model says of its condition can be."""
     classes, null = model.classes, model.null
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
-        raise ValueError(f"classes = {classes!r} must be a number of classes, 0 for none")
+        raise ValueError(f"classes = {short(classes)} must be a number of classes, 0 for none")
     if classes and model.cond_shape is not None:
         raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
     if model.cond_shape is not None:
@@ -153,7 +160,7 @@ def check_condition(model: Conditioned) -> None:
             description = tuple(null.shape) if isinstance(null, Tensor) else repr(null)
             raise ValueError(f"null is {description}; it must be a tensor of cond_shape, {tuple(model.cond_shape)}")
     elif null is not None and (not isinstance(null, int) or isinstance(null, bool) or not 0 <= null <= classes > 0):
-        raise ValueError(f"null = {null!r} must be a label, 0 .. {classes}, of a model with classes")
+        raise ValueError(f"null = {short(null)} must be a label, 0 .. {classes}, of a model with classes")
 
 
 def _takes(net: Callable[..., Any]) -> str:

@@ -30,6 +30,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastscore.errors import short
+
 VERSION = 1
 LABEL_DRAW = 0xFFFFFFFF  # class labels; plans number their draws upwards from 0
 LEVEL_DRAW = 0xFFFFFFFE  # where a sample lies between two levels of its data
@@ -82,8 +84,8 @@ class NoiseKey:
                 if isinstance(ids, range)
                 else [index(k) for k in (ids.tolist() if isinstance(ids, Tensor) else ids)]
             )
-        except TypeError:
-            raise ValueError(f"ids = {str(ids)[:60]} must be a sequence of integers") from None
+        except (TypeError, RuntimeError):
+            raise ValueError(f"ids = {short(ids)} must be a sequence of integers") from None
         ends = (listed[0], listed[-1]) if isinstance(listed, range) and len(listed) else listed
         outside = next((k for k in ends if not 0 <= k < 1 << 63), None)
         if outside is not None:
@@ -160,7 +162,9 @@ class RecordedNoise:
 
 def _seeds(seed: Any) -> int | list[int]:
     """Return one seed, or the list of one a sample, as Python integers in 0 .. 2^64-1."""
-    value = seed.tolist() if isinstance(seed, Tensor) else seed
+    value = seed.tolist() if isinstance(seed, Tensor) and not seed.is_meta and not seed.is_sparse else seed
+    if isinstance(value, Tensor | bool):
+        raise ValueError(f"seed = {short(seed)} must be an integer")
     if isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1):
         return [_seed(k, f"seed[{place}]") for place, k in enumerate(value)]
     return _seed(value, "seed")
@@ -170,7 +174,7 @@ def _seed(value: Any, name: str) -> int:
     try:
         number = index(value)
     except TypeError:
-        raise ValueError(f"{name} = {value!r} must be an integer") from None
+        raise ValueError(f"{name} = {short(value)} must be an integer") from None
     if not 0 <= number < 1 << 64:
         raise ValueError(f"{name} = {number} must lie in 0 .. 2^64-1")
     return number

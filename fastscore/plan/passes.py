@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fastscore.errors import short
 from fastscore.kernels import abi
 from fastscore.plan.rows import NORMS, Plan, Row, Solver
 from fastscore.process.parametrization import Parametrization, components, convert, network_time
@@ -39,7 +40,10 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     }[start]
     prior = Row(first, first, a=a, b=0.0, c=c, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
-        groups = solver.steps(schedule, t)
+        try:
+            groups = solver.steps(schedule, t)
+        except OverflowError as error:
+            raise ValueError(f"{short(solver)} overflows ({error}); use smaller numbers") from None
     rows = _number(row for group in groups for row in group)
     return Plan(schedule, (replace(prior, draw=0 if c else -1), *rows))
 
@@ -143,7 +147,10 @@ def clip(plan: Plan, bound: float) -> Plan:
             continue
         if row.m != "x0":
             if row.push is not None:
-                raise ValueError(f"clip: this solver keeps a history of {row.m!r}, not of x0; use DDIM or DPMpp2M")
+                raise ValueError(
+                    f"clip: this solver keeps a history of {row.m!r}, not of x0; use DDIM or DPMpp2M, or in place of "
+                    "clip guide=DynamicThreshold() or guide=StaticThreshold(bound), which go with every solver"
+                )
             t = np.float64(row.t)
             x0 = components("x0", plan.schedule, t)
             p, q = convert(components(row.m, plan.schedule, t), x0, plan.schedule.alpha(t), plan.schedule.sigma(t))

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastscore.errors import short, typed
 from fastscore.process.schedule import Array
 
 
@@ -21,6 +22,7 @@ class Beta(Protocol):
 
 
 @dataclass(frozen=True)
+@typed
 class LinearBeta:
     """beta(t) = beta_min + t (beta_max - beta_min). Source: Song et al. 2021, eq. 33."""
 
@@ -39,6 +41,7 @@ class LinearBeta:
 
 
 @dataclass(frozen=True)
+@typed
 class ExponentialBeta:
     """beta(t) = beta_min (beta_max / beta_min)^t."""
 
@@ -57,6 +60,7 @@ class ExponentialBeta:
 
 
 @dataclass(frozen=True)
+@typed
 class CosineBeta:
     r"""alpha(t) = cos(pi/2 (t + o)/(1 + o)) / cos(pi/2 o/(1 + o)). Source: Nichol & Dhariwal 2021.
 
@@ -76,10 +80,14 @@ class CosineBeta:
 
 
 @dataclass(frozen=True)
+@typed
 class FunctionBeta:
     """Any positive smooth beta(t) on [0, 1]; integrated by 64-point Gauss-Legendre quadrature."""
 
     fn: Callable[[Array], Array]
+
+    def __post_init__(self) -> None:
+        vectorised("FunctionBeta: fn", self.fn, 0.1, 0.9)
 
     def __call__(self, t: ArrayLike) -> Array:
         return np.asarray(self.fn(np.asarray(t, np.float64)), np.float64)
@@ -88,6 +96,18 @@ class FunctionBeta:
         t = np.asarray(t, np.float64)
         nodes, weights = np.polynomial.legendre.leggauss(64)
         return 0.5 * t * (self(0.5 * t[..., None] * (nodes + 1.0)) @ weights)
+
+
+def vectorised(name: str, function: Callable[[Array], Array], low: float, high: float) -> None:
+    """Raise ValueError unless a function of the caller's takes two times and returns two numbers."""
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{name.split(':')[0]}: times from {low} to {high} must rise, and be finite")
+    try:
+        got = np.asarray(function(np.array([low, high])), np.float64)
+    except Exception as error:
+        raise ValueError(f"{name} of two times raised {type(error).__name__}: {short(str(error), 120)}") from error
+    if got.shape not in ((2,), ()) or not np.isfinite(got).all():
+        raise ValueError(f"{name} must make an array of numbers of one of times; of two it made {short(got)}")
 
 
 def ordered(low_name: str, low: float, high_name: str, high: float) -> None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastscore.process.beta import Beta, CosineBeta, LinearBeta, ordered
+from fastscore.errors import typed
+from fastscore.process.beta import Beta, CosineBeta, LinearBeta, ordered, vectorised
 from fastscore.process.schedule import Array, ones, zeros
 
 
 @dataclass(frozen=True)
+@typed
 class VP:
     """Variance preserving: alpha = exp(-1/2 int beta), sigma^2 = 1 - alpha^2.
 
@@ -47,6 +49,7 @@ class VP:
 
 
 @dataclass(frozen=True)
+@typed
 class SubVP:
     """Sub-VP: alpha and T as VP, sigma = 1 - alpha^2. Source: Song et al. 2021, eq. 12 and 29."""
 
@@ -73,6 +76,7 @@ class SubVP:
 
 
 @dataclass(frozen=True)
+@typed
 class VE:
     """Variance exploding: sigma = sigma_min (sigma_max / sigma_min)^t.
 
@@ -102,6 +106,7 @@ class VE:
 
 
 @dataclass(frozen=True)
+@typed
 class TutorialVE:
     """dx = s^t dw: sigma^2 = (s^{2t} - 1) / (2 ln s). Source: Song's score-SDE tutorial."""
 
@@ -128,6 +133,7 @@ class TutorialVE:
 
 
 @dataclass(frozen=True)
+@typed
 class EDM:
     """alpha = 1, sigma = t, from sigma_max down to sigma_min. Source: Karras et al. 2022."""
 
@@ -159,6 +165,7 @@ class EDM:
 
 
 @dataclass(frozen=True)
+@typed
 class Flow:
     """Rectified flow: sigma = k t / (1 + (k - 1) t), alpha = 1 - sigma, which is 1 - t and t where k = ``shift`` is 1.
 
@@ -197,6 +204,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
+@typed
 class Trig:
     """alpha = cos t, sigma = sin t on [0, pi/2]: every noise level, pure noise included.
 
@@ -222,6 +230,7 @@ class Trig:
 
 
 @dataclass(frozen=True)
+@typed
 class Pair:
     """Any pair of smooth functions (alpha, sigma); derivatives by sixth-order differences.
 
@@ -238,6 +247,10 @@ class Pair:
     t_end: float = 1e-3
     t_clean: float = 0.0
     std: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, function in (("alpha_fn", self.alpha_fn), ("sigma_fn", self.sigma_fn)):
+            vectorised(f"Pair: {name}", function, self.t_end, self.T)
 
     @property
     def prior_std(self) -> float:

@@ -9,11 +9,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastscore.process.beta import CosineBeta
-from fastscore.process.schedule import Array, ones, zeros
+from fastscore.errors import typed
+from fastscore.process.beta import CosineBeta, ordered
+from fastscore.process.schedule import Array, ones, table, zeros
+
+LONGEST = 1 << 20  # of a table; as many as a grid has steps
 
 
 @dataclass(frozen=True)
+@typed
 class DiscreteVP:
     """DDPM table: abar_i = prod_{j<=i} (1 - beta_j), ln alpha linear between the indices.
 
@@ -29,9 +33,9 @@ class DiscreteVP:
     prior_std = 1.0
 
     def __post_init__(self) -> None:
-        betas = np.asarray(self.betas, np.float64)
+        betas = table("DiscreteVP: betas", self.betas)
         inside = (betas > 0.0) & (betas < 1.0)
-        if betas.ndim != 1 or len(betas) == 0 or not (np.all(inside[:-1]) and 0.0 < betas[-1] <= 1.0):
+        if len(betas) == 0 or not (np.all(inside[:-1]) and 0.0 < betas[-1] <= 1.0):
             raise ValueError(
                 "DiscreteVP: betas must be a non-empty list of numbers above 0 and below 1, of which the last may be "
                 f"1; got {len(betas)} from {betas.min(initial=np.inf):.9g} to {betas.max(initial=-np.inf):.9g}"
@@ -81,6 +85,7 @@ class DiscreteVP:
 
 
 @dataclass(frozen=True)
+@typed
 class DiscreteVE:
     """SMLD table of increasing sigma_i: alpha = 1, ln sigma linear between the indices.
 
@@ -94,8 +99,8 @@ class DiscreteVE:
     alpha, dalpha = staticmethod(ones), staticmethod(zeros)
 
     def __post_init__(self) -> None:
-        sigmas = np.asarray(self.sigmas, np.float64)
-        if sigmas.ndim != 1 or len(sigmas) == 0 or sigmas[0] <= 0 or np.any(np.diff(sigmas) <= 0):
+        sigmas = table("DiscreteVE: sigmas", self.sigmas)
+        if len(sigmas) == 0 or not (sigmas[0] > 0 and np.all(np.diff(sigmas) > 0) and sigmas[-1] < math.inf):
             raise ValueError("DiscreteVE: sigmas must be a non-empty list of increasing positive numbers")
         object.__setattr__(self, "sigmas", tuple(float(s) for s in sigmas))
 
@@ -136,6 +141,7 @@ def _slope(slopes: Array, t: ArrayLike) -> Array:
     return 0.5 * (slopes[below] + slopes[above])
 
 
+@typed
 def discrete_vp(
     kind: str = "linear", n: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, zero_snr: bool = False
 ) -> DiscreteVP:
@@ -151,8 +157,8 @@ def discrete_vp(
     where a network must predict v, x0 or flow: at pure noise eps says nothing of the data. Source: Lin et al. 2024,
     algorithm 1.
     """
-    if n < 1:
-        raise ValueError(f"discrete_vp: n = {n} must be at least 1")
+    if not 1 <= n <= LONGEST:
+        raise ValueError(f"discrete_vp: n = {n} must be at least 1 and at most {LONGEST}")
     if kind == "linear":
         betas = np.linspace(beta_min, beta_max, n)
     elif kind == "scaled-linear":
@@ -171,8 +177,10 @@ def discrete_vp(
     return DiscreteVP(tuple(betas))
 
 
+@typed
 def smld(n: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> DiscreteVE:
     """Return ``n`` geometric noise levels from sigma_min to sigma_max. Source: Song & Ermon 2019."""
-    if n < 1:
-        raise ValueError(f"smld: n = {n} must be at least 1")
+    if not 1 <= n <= LONGEST:
+        raise ValueError(f"smld: n = {n} must be at least 1 and at most {LONGEST}")
+    ordered("sigma_min", sigma_min, "sigma_max", sigma_max if n > 1 else math.nextafter(sigma_min, math.inf))
     return DiscreteVE(tuple(np.exp(np.linspace(math.log(sigma_min), math.log(sigma_max), n))))

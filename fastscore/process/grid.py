@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.process.names import INDICES, SPACINGS
-from fastscore.process.parametrization import Parametrization
-from fastscore.process.schedule import Array, Schedule, at_ends, lam, t_of_lam
-
-NOISIEST = -5.0  # lam at which a network starts that is singular at pure noise; that of VP at T
+from fastscore.process.schedule import Array, Schedule, at_ends, lam, t_of_lam, table
 
 
 @dataclass(frozen=True)
+@typed
 class Grid:
     """A spacing rule with its number of steps.
 
@@ -153,6 +151,7 @@ def _shift(schedule: Schedule, knots: Array, shift: float) -> Array:
 
 
 @dataclass(frozen=True)
+@typed
 class Times:
     """Explicit knots, decreasing; the last may be the schedule's clean end."""
 
@@ -160,8 +159,8 @@ class Times:
 
     def __call__(self, schedule: Schedule) -> Array:
         """Return the knots, checked against the schedule."""
-        knots = np.asarray(self.t, np.float64)
-        if knots.ndim != 1 or len(knots) < 2 or np.any(np.isnan(knots)) or not np.all(np.diff(knots) < 0.0):
+        knots = table("times", self.t)
+        if len(knots) < 2 or np.any(np.isnan(knots)) or not np.all(np.diff(knots) < 0.0):
             raise ValueError("times must be at least two decreasing numbers")
         knots = at_ends(schedule, knots)
         if knots[0] > schedule.T or knots[-1] < schedule.t_clean:
@@ -173,6 +172,7 @@ class Times:
 
 
 @dataclass(frozen=True)
+@typed
 class Span:
     """From where to where an adaptive solver integrates; it chooses the times in between.
 
@@ -253,6 +253,7 @@ def indices(
     return Grid(spacing, steps, start, end, clean, offset=offset)
 
 
+@typed
 def shifted(grid: Grid, shift: float) -> Grid:
     r"""Return a grid with sigma / alpha of every knot ``shift`` times as large.
 
@@ -264,33 +265,12 @@ def shifted(grid: Grid, shift: float) -> Grid:
     return replace(grid, shift=grid.shift * shift)
 
 
+@typed
 def dynamic_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> float:
     """Return the shift e^mu of an image of so many tokens, at least 1; mu is linear between two (tokens, mu)."""
-    if tokens < 1:
-        raise ValueError(f"tokens = {tokens} must be at least 1")
+    if not 1 <= tokens <= 1 << 40:
+        raise ValueError(f"tokens = {tokens} must be at least 1 and at most {1 << 40}")
     return math.exp(base[1] + (top[1] - base[1]) * (tokens - base[0]) / (top[0] - base[0]))
-
-
-AnyGrid = TypeVar("AnyGrid", bound=Grid | Times | Span)
-
-
-def within(grid: AnyGrid, schedule: Schedule, model: Schedule, reads: Parametrization) -> AnyGrid:
-    """Return the grid between the noise levels that a network knows; a given start or end stays.
-
-    Args:
-        schedule: that the grid is of.
-        model, reads: the schedule that the network was trained on, from T to t_end, and what it predicts.
-    """
-    if isinstance(grid, Times) or (isinstance(grid, Grid) and grid.spacing in INDICES):
-        return grid
-    bottom, top = (float(lam(model, t)) for t in (model.T, model.t_end))
-    if bottom == -math.inf and not reads.at_pure_noise:
-        bottom = NOISIEST
-    if grid.start is None and float(lam(schedule, schedule.T)) < bottom:
-        grid = replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
-    if grid.end is None and not reads.exact and float(lam(schedule, schedule.t_end)) > top:
-        grid = replace(grid, end=float(t_of_lam(schedule, top)[0]))
-    return grid
 
 
 def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Times:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastscore.errors import typed
+
 if TYPE_CHECKING:
     from fastscore.process.schedule import Schedule
 
@@ -36,6 +38,7 @@ SETTINGS = {
 }
 
 
+@typed
 def named_schedule(
     name: str | None,
     default: Schedule,

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastscore.errors import typed
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
@@ -41,6 +42,7 @@ SCALINGS = ("none", "unit")
 
 
 @dataclass(frozen=True)
+@typed
 class Parametrization:
     """The way to call a score network and to read its output.
 

@@ -22,6 +22,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastscore.errors import short
+
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
 ROUNDING = 4e-7  # relative, of a time or noise level that went through float32
@@ -68,6 +70,17 @@ def lam(schedule: Schedule, t: ArrayLike) -> Array:
     """Return the half log-SNR lam(t) = ln(alpha / sigma); +inf at the clean end."""
     with np.errstate(divide="ignore"):
         return np.log(schedule.alpha(t)) - np.log(schedule.sigma(t))
+
+
+def table(name: str, values: Any) -> Array:
+    """Return a list of numbers, [n] float64, of anything that is one; ValueError for what is none."""
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        numbers = np.array(math.nan)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} = {short(values)} must be a list of numbers")
+    return numbers
 
 
 def remembered(function: Callable[..., Result]) -> Callable[..., Result]:

@@ -19,11 +19,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from fastscore.errors import typed
+
 NORMS = ("sample", "batch")
 Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
+@typed
 class Control:
     r"""The controller: when a step is accepted, and the size of the next one.
 
@@ -137,6 +140,7 @@ BOGACKI_SHAMPINE = Tableau(
 
 
 @dataclass(frozen=True)
+@typed
 class Dopri5:
     """Dormand-Prince 5(4) on the probability-flow ODE: 6 evaluations a step.
 
@@ -157,6 +161,7 @@ class Dopri5:
 
 
 @dataclass(frozen=True)
+@typed
 class BogackiShampine:
     """Bogacki-Shampine 3(2) on the probability-flow ODE: 3 evaluations a step, shared as by Dopri5.
 
@@ -177,6 +182,7 @@ class BogackiShampine:
 
 
 @dataclass(frozen=True)
+@typed
 class DPMAdaptive:
     """DPM-Solver-12 (order 2) or -23 (order 3): single-step DPM-Solver with the order below as its error.
 
@@ -201,6 +207,7 @@ class DPMAdaptive:
 
 
 @dataclass(frozen=True)
+@typed
 class GottaGoFast:
     r"""The adaptive solver of the reverse SDE, in lam: 2 evaluations a step, 1 after a rejection.
 

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastscore.errors import short, typed
 from fastscore.plan.rows import Row, Solver
 from fastscore.process.schedule import Array, Schedule, t_of_lam
 from fastscore.solvers.correctors import Corrector
@@ -20,6 +21,7 @@ from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
+@typed
 class PredictorCorrector:
     """Predictor to the next time, then corrector at that time; or the other way round.
 
@@ -67,6 +69,7 @@ class PredictorCorrector:
 
 
 @dataclass(frozen=True)
+@typed
 class Churn:
     r"""EDM's churn: noise added before each step of a deterministic one-step solver.
 
@@ -118,6 +121,7 @@ class Churn:
 
 
 @dataclass(frozen=True)
+@typed
 class ScaledNoise:
     """Any solver with its noise scaled: c becomes s_noise c in every row but the prior's.
 
@@ -142,6 +146,7 @@ class ScaledNoise:
 
 
 @dataclass(frozen=True)
+@typed
 class AncestralSplit:
     r"""A deterministic one-step solver to less noise than wanted, then the difference as fresh noise.
 
@@ -182,6 +187,7 @@ class AncestralSplit:
 
 
 @dataclass(frozen=True)
+@typed
 class Hybrid:
     """``sde`` for the intervals that start at t > t_switch, ``ode`` for the others; any two solvers with a grid.
 
@@ -207,10 +213,12 @@ class Hybrid:
 
 def planned(name: str, solver: object) -> None:
     """Raise ValueError unless a solver has steps on a grid, which is what composition is about."""
+    if isinstance(solver, type):
+        raise ValueError(f"{name} takes solvers; {solver.__name__} is a class of them: make one, {solver.__name__}()")
     if not callable(getattr(solver, "steps", None)):
         raise ValueError(
-            f"{name} takes solvers with a grid, and {solver!r} has none; use one with steps (Heun(), RK4(), DPMpp2M(), "
-            "..), or a second sampler with start='state' and grid=Span(start=..) for an adaptive solver"
+            f"{name} takes solvers with a grid, and {short(solver)} has none; use one with steps (Heun(), RK4(), "
+            "DPMpp2M(), ..), or a second sampler with start='state' and grid=Span(start=..) for an adaptive solver"
         )
 
 

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from fastscore.errors import typed
 from fastscore.plan.rows import NORMS, LangevinStep, Row
 from fastscore.process.schedule import Schedule
 
@@ -23,6 +24,7 @@ class Corrector(Protocol):
 
 
 @dataclass(frozen=True)
+@typed
 class Langevin:
     r"""Langevin corrector with a signal-to-noise ratio.
 
@@ -67,6 +69,7 @@ class Langevin:
 
 
 @dataclass(frozen=True)
+@typed
 class AnnealedLangevin:
     """Langevin corrector with a fixed step at each level: step = 2 alpha_i (snr sigma(t))^2.
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.exponential import (
@@ -27,6 +28,7 @@ NOISES = ("sde", "split")
 
 
 @dataclass(frozen=True)
+@typed
 class DPMSolver:
     r"""DPM-Solver-1/2/3 and DPM-Solver++ 1S/2S/3S, and DPM-Solver++ for the reverse SDE.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from fastscore.plan.passes import make_plan
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.continuous import EDM
 from fastscore.process.discrete import DiscreteVE, DiscreteVP
-from fastscore.process.grid import Grid, Span
+from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.names import INDICES, SPACINGS
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, lam, remembered, t_of_lam
@@ -27,6 +27,7 @@ Scales = tuple[float, float]
 # loses 5 %); relative error of a standard deviation; and rows of plans that are looked at.
 SIGNAL, UNRESOLVED, LOSS, LONGEST = 0.2, 0.33, 0.05, 1000
 PUBLISHED = 1000  # steps of score_sde, whose betas are divided by them: 20 are too few on VP
+NOISIEST = -5.0  # lam at which a network starts that is singular at pure noise; that of VP at T
 COARSE, FINE = 10.0, 300.0  # finest standard deviation over the last noise: a last step to D loses 1 / 2 COARSE^2 of it
 
 
@@ -256,3 +257,25 @@ def spread_errors(plan: Plan, stds: Scales) -> list[float]:
     end = plan.rows[-1].s
     right = np.hypot(float(plan.schedule.alpha(end)) * np.array(stds), float(plan.schedule.sigma(end)))
     return np.abs(gaussian_moments(plan, 0.0, stds)[1] / right - 1.0).tolist()
+
+
+AnyGrid = TypeVar("AnyGrid", bound=Grid | Times | Span)
+
+
+def within(grid: AnyGrid, schedule: Schedule, model: Schedule, reads: Parametrization) -> AnyGrid:
+    """Return the grid between the noise levels that a network knows; a given start or end stays.
+
+    Args:
+        schedule: that the grid is of.
+        model, reads: the schedule that the network was trained on, from T to t_end, and what it predicts.
+    """
+    if isinstance(grid, Times) or (isinstance(grid, Grid) and grid.spacing in INDICES):
+        return grid
+    bottom, top = (float(lam(model, t)) for t in (model.T, model.t_end))
+    if bottom == -math.inf and not reads.at_pure_noise:
+        bottom = NOISIEST
+    if grid.start is None and float(lam(schedule, schedule.T)) < bottom:
+        grid = replace(grid, start=float(t_of_lam(schedule, bottom)[0]))
+    if grid.end is None and not reads.exact and float(lam(schedule, schedule.t_end)) > top:
+        grid = replace(grid, end=float(t_of_lam(schedule, top)[0]))
+    return grid

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
@@ -31,6 +32,7 @@ FORMS = ("exact", "paper", "k-diffusion", "diffusers", "diffusers-heun")
 
 
 @dataclass(frozen=True)
+@typed
 class DPMMultistep:
     r"""DPM-Solver and DPM-Solver++, multistep, for the ODE and for the reverse SDEs.
 
@@ -102,6 +104,7 @@ class DPMMultistep:
 
 
 @dataclass(frozen=True)
+@typed
 class DPMpp2M:
     r"""DPM-Solver++(2M): the linear part exactly, D extrapolated from two evaluations.
 
@@ -120,6 +123,7 @@ class DPMpp2M:
 
 
 @dataclass(frozen=True)
+@typed
 class DEIS:
     r"""DEIS: Adams-Bashforth on eps with the linear part exact.
 
@@ -157,6 +161,7 @@ class DEIS:
 
 
 @dataclass(frozen=True)
+@typed
 class LMS:
     r"""Linear multistep (Adams-Bashforth) in rho = sigma / alpha, its integrals exact.
 

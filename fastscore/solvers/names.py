@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastscore import solvers as s
+from fastscore.errors import typed
 
 if TYPE_CHECKING:
     from fastscore.plan.rows import Solver
@@ -76,6 +77,7 @@ CORRECTORS = ("none", "langevin", "ald")
 PREDICTORS = ("euler-maruyama", "reverse-diffusion", "ancestral-sampling", "none")
 
 
+@typed
 def named(
     name: str,
     *,

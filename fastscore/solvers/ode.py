@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.adaptive import Tableau
@@ -22,6 +23,7 @@ from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
+@typed
 class Euler:
     """x_s = x_t - h d_t,  d = dx/dt of the probability-flow ODE.
 
@@ -43,6 +45,7 @@ class Euler:
 
 
 @dataclass(frozen=True)
+@typed
 class Heun:
     """Heun's second-order method; a step to sigma = 0 is Euler's.
 
@@ -65,6 +68,7 @@ class Heun:
 
 
 @dataclass(frozen=True)
+@typed
 class RK2:
     """The two-stage second-order family; a step to sigma = 0 is Euler's.
 
@@ -92,6 +96,7 @@ class RK2:
 
 
 @dataclass(frozen=True)
+@typed
 class RK4:
     """The classical fourth-order Runge-Kutta method; a step to sigma = 0 is Euler's. Source: Kutta 1901."""
 
@@ -104,6 +109,7 @@ class RK4:
 
 
 @dataclass(frozen=True)
+@typed
 class ImplicitMidpoint:
     """The implicit midpoint rule, solved by a fixed number of fixed-point sweeps.
 

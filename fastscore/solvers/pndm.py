@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.exponential import Update, checked_order, multistep_rows, one_step_rows, with_first_order_ends
@@ -25,6 +26,7 @@ ADAMS = (
 
 
 @dataclass(frozen=True)
+@typed
 class IPNDM:
     """Improved PNDM: Adams-Bashforth weights, one more evaluation a step up to ``evaluations``.
 
@@ -50,6 +52,7 @@ class IPNDM:
 
 
 @dataclass(frozen=True)
+@typed
 class PNDM:
     """PNDM: four-evaluation Adams-Bashforth weights (PLMS) after a start of its own.
 

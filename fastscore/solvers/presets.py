@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Solver
 from fastscore.process.discrete import smld
 from fastscore.process.grid import Grid, uniform
@@ -20,6 +21,7 @@ class Settings(TypedDict):
     grid: Grid
 
 
+@typed
 def ncsn(
     levels: int = 10,
     sigma_max: float = 1.0,
@@ -58,6 +60,7 @@ def ncsn(
     return Settings(schedule=smld(levels, sigma_min, sigma_max), solver=PredictorCorrector(None, corrector), grid=grid)
 
 
+@typed
 def ncsnv2(
     levels: int = 232,
     sigma_max: float = 50.0,

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastscore.errors import short, typed
 from fastscore.plan.rows import Row, Solver
 from fastscore.process.schedule import Array, Schedule, t_of_lam, transition
 from fastscore.solvers.compose import between, planned, ratio, renoise
@@ -16,6 +17,7 @@ from fastscore.solvers.sde import DDPM
 
 
 @dataclass(frozen=True)
+@typed
 class Interval:
     """A restart: noise is added from rho = ``low`` to ``high``, then ``steps`` lead back; ``times`` times."""
 
@@ -30,6 +32,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
+@typed
 class Restart:
     r"""Restart: at some noise levels, go back up by fresh noise and solve the ODE down again.
 
@@ -51,6 +54,10 @@ class Restart:
 
     def __post_init__(self) -> None:
         planned("Restart", self.solver)
+        if not isinstance(self.intervals, tuple | list) or not all(isinstance(k, Interval) for k in self.intervals):
+            raise ValueError(f"Restart: intervals = {short(self.intervals)} must be a tuple of Interval(low, high)")
+        if not 0.0 < self.noise < math.inf:
+            raise ValueError(f"Restart: noise = {self.noise} must be positive")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         rho = ratio(schedule, t)
@@ -76,6 +83,7 @@ class Restart:
 
 
 @dataclass(frozen=True)
+@typed
 class RePaint:
     r"""RePaint's resampling: every ``jump`` steps back up by as many, and down again, ``times`` times in all.
 

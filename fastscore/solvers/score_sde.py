@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.beta import LinearBeta
 from fastscore.process.continuous import VE, VP, SubVP
@@ -31,6 +32,7 @@ PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral_sampling", "none
 
 
 @dataclass(frozen=True)
+@typed
 class ScoreSDE:
     """The predictor-corrector sampler of score_sde_pytorch on VP, sub-VP or VE.
 

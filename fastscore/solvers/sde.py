@@ -12,12 +12,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, f, g2, transition
 from fastscore.solvers.variants import published, published_repr
 
 
 @dataclass(frozen=True)
+@typed
 class EulerMaruyama:
     r"""Euler-Maruyama on the family of reverse SDEs with the marginals of the forward SDE.
 
@@ -84,6 +86,7 @@ Milstein = EulerMaruyama  # the same scheme where the diffusion does not depend 
 
 
 @dataclass(frozen=True)
+@typed
 class ReverseDiffusion:
     r"""Reverse-diffusion sampling: the exact forward transition, run backwards.
 
@@ -111,6 +114,7 @@ class ReverseDiffusion:
 
 
 @dataclass(frozen=True)
+@typed
 class Ancestral:
     r"""Ancestral sampling: the mean of the posterior q(x_s | x_t, x_0) at x_0 = D, plus noise.
 
@@ -148,6 +152,7 @@ DDPM = Ancestral  # Ho et al. 2020 call it sampling; on a DDPM table it is their
 
 
 @dataclass(frozen=True)
+@typed
 class DDIM:
     r"""DDIM and everything between it and ancestral sampling.
 
@@ -222,6 +227,7 @@ def _inverse(schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
 
 
 @dataclass(frozen=True)
+@typed
 class StochasticHeun:
     r"""Heun's method for the reverse SDEs, the same noise in both stages.
 

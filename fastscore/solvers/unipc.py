@@ -16,6 +16,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from fastscore.errors import short, typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.exponential import (
@@ -40,6 +41,7 @@ Step = tuple[float, list[float], list[float], float]  # a, prediction, what the 
 
 
 @dataclass(frozen=True)
+@typed
 class UniPC:
     r"""UniPC-p: UniP-p, of order p, and UniC-p, which makes it p + 1.
 
@@ -73,8 +75,9 @@ class UniPC:
         checked_prediction("UniPC", self.prediction)
         if self.variant not in VARIANTS:
             raise ValueError(f"UniPC: variant = {self.variant!r} must be one of {', '.join(VARIANTS)}")
-        if any(k < 0 for k in self.disable_corrector):
-            raise ValueError(f"UniPC: disable_corrector = {self.disable_corrector} must be numbers of steps, from 0 on")
+        steps = self.disable_corrector
+        if not isinstance(steps, tuple | list) or not all(isinstance(k, int) and k >= 0 for k in steps):
+            raise ValueError(f"UniPC: disable_corrector = {short(steps)} must be numbers of steps, from 0 on")
 
     @property
     def order(self) -> int:
@@ -102,6 +105,7 @@ class UniPC:
 
 
 @dataclass(frozen=True)
+@typed
 class TauWindow:
     """SA-Solver's noise in a window of times: ``tau`` for steps that start (or end) at low .. high, else 0.
 
@@ -134,6 +138,7 @@ class TauWindow:
 
 
 @dataclass(frozen=True)
+@typed
 class SASolver:
     r"""SA-Solver: stochastic Adams-Bashforth predictor and Adams-Moulton corrector in lam.
 

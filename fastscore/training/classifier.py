@@ -103,10 +103,14 @@ def load_classifier(path: Path | str) -> tuple[Classifier, list[str]]:
     """
     folder = BUNDLED / str(path) if (BUNDLED / str(path) / "config.json").is_file() else Path(path)
     config = read_config(folder)
-    spec = config.get("net", {})
-    if not isinstance(outlined := outline(spec), Classifier):
+    try:
+        spec, names = config["net"], [str(k) for k in config.get("class_names", [])]
+        outlined = outline(spec)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
+    if not isinstance(outlined, Classifier):
         raise ValueError(f"{folder} holds a {type(outlined).__name__}, not a Classifier")
     check_weights(folder / "model.safetensors", outlined)
     net = load_weights(folder / "model.safetensors", build(spec, outlined=outlined))
     assert isinstance(net, Classifier)
-    return net.eval(), [str(k) for k in config.get("class_names", [])]
+    return net.eval(), names

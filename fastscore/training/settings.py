@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fastscore.errors import short, typed
 from fastscore.training import losses
 
 
 @dataclass(frozen=True)
+@typed
 class TrainConfig:
     """Settings of a training run, saved beside its checkpoint.
 
@@ -73,7 +75,7 @@ class TrainConfig:
             value: Any = getattr(self, name)
             if value is None and name in ("warmup", "ema", "mean", "t_end"):
                 continue
-            if value is None or not math.isfinite(value) or value < low or (high is not None and value > high):
+            if value is None or not -math.inf < value < math.inf or value < low or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"in {low} .. {high}"
                 raise ValueError(f"{name} = {value} must be {'finite' if low == -math.inf else bound}")
         for name, choices in (
@@ -84,10 +86,10 @@ class TrainConfig:
             ("dtype", ("bf16", "fp32")),
         ):
             value = getattr(self, name)
-            if value not in choices and not (
+            if not (isinstance(value, str) and value in choices) and not (
                 (name in ("weighting", "times") and value is None) or (name == "weighting" and callable(value))
             ):
-                raise ValueError(f"{name} = {value!r} must be one of {', '.join(choices)}")
+                raise ValueError(f"{name} = {short(value)} must be one of {', '.join(choices)}")
 
     def lr_at(self, seen: int) -> float:
         """Return the learning rate after ``seen`` images."""

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.data.load import Dataset
+from fastscore.errors import typed
+from fastscore.execution import Execution
 from fastscore.files import write_text
-from fastscore.model.folder import _fits as check_shape
-from fastscore.model.folder import save_model, save_weights
+from fastscore.model.folder import check_shape, save_model, save_weights
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import has_compiler
@@ -42,6 +43,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 _NOISE_DRAW, _TIME_DRAW, _SLICE_DRAW = 0, 1, 2  # of one training image: z; (time, time, label dropout); v
 
 
+@typed
 def train(
     net: nn.Module | dict[str, Any],
     data: Dataset | np.ndarray | Tensor,
@@ -76,14 +78,13 @@ def train(
         info: kept in the model and its config.json.
         device: where a described network is trained; "cpu" if left out.
         progress: called as progress(seen, images, {"loss": ..., "images/s": ...}) after each step.
-        standardise: whether the network sees points and sequences with each column or channel at mean 0 and standard
-            deviation 1. The model keeps that as ``transform``, and all that it makes is in the units of the data. Left
-            out: where their scale asks for it, see data/affine.py. Data of unit scale are trained on as they are, and
-            so are those whose standard deviation the parametrization's sigma_data is, within a factor of 2.
+        standardise: whether the network sees columns of points and sequences at mean 0 and standard deviation 1; the
+            model keeps the ``transform``, and what it makes is in the units of the data. Left out: where their scale is
+            neither near one nor the parametrization's sigma_data within a factor of 2, see data/affine.py.
 
     Raises:
-        ValueError: ``out`` holds a run of other settings or files of no run, or another process trains there; a schedule
-            that cannot be saved in it; infinite labels or times; data that do not fit; a loss that is not finite.
+        ValueError: ``out`` of other settings, of no run or in use; a schedule that cannot be saved; infinite labels or
+            times; data that do not fit; or a loss that is not finite.
     """
     data = data if isinstance(data, Dataset) else Dataset.of(data)
     data = data.standardised(standardise, parametrization.sigma_data if parametrization else None)
@@ -93,7 +94,7 @@ def train(
     parametrization = parametrization or Parametrization("edm", "tanh", measured_std(data), "unit")
     config = _resolved(config, schedule, parametrization)
     spec = net if isinstance(net, dict) else None
-    where = torch.device(device or "cpu") if isinstance(net, dict) else next(net.parameters()).device
+    where = Execution(device or "cpu").place if isinstance(net, dict) else next(net.parameters()).device
     with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
         torch.manual_seed(config.seed)
         if isinstance(net, dict):
@@ -105,11 +106,9 @@ def train(
         if classes and data.labels is None:
             raise ValueError(f"the network takes {classes} classes, and the data have no labels")
         names = data.class_names if len(data.class_names) == classes else ()
-        null = classes if classes and config.label_dropout else None
+        rest = {"null": classes if classes and config.label_dropout else None, "transform": data.transform}
         info = {**(info or {}), **({"value_range": list(data.value_range)} if data.value_range else {})}
-        model = ScoreModel(
-            raw, data.shape, schedule, parametrization, classes, names, info, null=null, transform=data.transform
-        )
+        model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info, **rest)
         run = _Run(model, raw, data, config, where)
         modes = [(module, module.training) for module in raw.modules()]
         try:

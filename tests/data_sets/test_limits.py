@@ -116,11 +116,11 @@ def test_a_gzipped_file_is_read_no_further_than_its_header_says(tmp_path):
     file = tmp_path / "x.gz"
     with gzip.open(file, "wb") as packed:
         packed.write(b"\0\0\x08\x01" + struct.pack(">I", 10) + bytes(1 << 24))
-    with pytest.raises(ValueError, match="holds 11 values but its header says .* or more than one"):
+    with pytest.raises(ValueError, match=r"holds 11 values but its header says .* or more than one"):
         read_idx(file)
     for data in (gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 10) + bytes(10))[:-6], b"\x1f\x8bnone", b""):
         file.write_bytes(data)
-        with pytest.raises(ValueError, match="not a readable IDX file|not an IDX file"):
+        with pytest.raises(ValueError, match=r"not a readable IDX file|not an IDX file"):
             read_idx(file)
     (tmp_path / "x").write_bytes(b"\0\0\x08\x03" + struct.pack(">III", 1 << 31, 1 << 31, 1 << 31))
     with pytest.raises(ValueError, match="holds 16 bytes but its header says"):

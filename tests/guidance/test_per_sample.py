@@ -143,7 +143,7 @@ def test_the_finest_scale_is_that_of_the_steepest_operator():
     [
         (
             lambda: PiGDM(Masked(MASKS), torch.full((N,), 0.1)),
-            r"PiGDM: noise = .* \(Tensor\) must be one number for all",
+            r"PiGDM: noise = .* must be a number, not a Tensor, one for all samples",
         ),
         (lambda: PiGDM(Masked(MASKS), 0.1, torch.ones(N)), "PiGDM: data_std"),
         (lambda: DPS(Masked(MASKS), torch.full((N,), 0.1)), "DPS: noise"),

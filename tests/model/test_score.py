@@ -180,7 +180,10 @@ def test_inputs_that_are_not_finite_are_named(value):
             lambda: draw(net, cond=torch.zeros(2), known=fs.Known(x, torch.ones(D, dtype=torch.bool))),
             "known.y is not finite",
         ),
-        (lambda: fs.ProbabilityFlow(net).encode(x, cond=torch.zeros(2)), "x holds NaN or Inf"),
+        (
+            lambda: fs.ProbabilityFlow(net).encode(x, cond=torch.zeros(2)),
+            "x is NaN or Inf for 1 of 3 samples",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -10,7 +10,6 @@ from cells import in_each
 from fastscore.process.continuous import EDM, VE, VP, Flow, SubVP, Trig
 from fastscore.process.discrete import discrete_vp, smld
 from fastscore.process.grid import (
-    NOISIEST,
     Grid,
     Times,
     arctan,
@@ -22,10 +21,10 @@ from fastscore.process.grid import (
     quadratic,
     shifted,
     uniform,
-    within,
 )
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import lam
+from fastscore.solvers.grids import NOISIEST, within
 
 
 def test_uniform_is_songs():
