@@ -54,7 +54,7 @@ def test_a_folder_and_a_half_done_run_keep_the_units(tmp_path):
     assert again.transform == whole.transform
     eps = (fs.VP(), fs.Parametrization("eps", "t/T"), SHORT)  # which says nothing of the data
     fs.train(MLP, POINTS, *eps, out=tmp_path / "c")
-    with pytest.raises(ValueError, match="other settings .data.sha256"):
+    with pytest.raises(ValueError, match=r"other settings \(data.sha256"):
         fs.train(MLP, POINTS, *eps, out=tmp_path / "c", standardise=False)
 
 
