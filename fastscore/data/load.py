@@ -82,7 +82,8 @@ class Dataset:
         if self.step is None:
             return (x if self.transform is None else self.transform.inverse(x)).astype(np.float32)
         half = np.float32(1.0 / self.step)  # 127.5 or 32767.5, exactly
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32) / half - np.float32(1.0)
+        pixels = np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
+        return (pixels / half - np.float32(1.0)).astype(np.float32, copy=False)
 
     def standardised(self, always: bool | None = None, sigma_data: float | None = None) -> Dataset:
         """Return it with a transform that gives points and sequences unit scale, if they have another; see affine.py.
