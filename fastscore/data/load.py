@@ -81,7 +81,9 @@ class Dataset:
         x = self.x[index]
         if self.step is None:
             return (x if self.transform is None else self.transform.inverse(x)).astype(np.float32)
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32) * np.float32(self.step) - 1.0
+        half = np.float32(1.0 / self.step)  # 127.5 or 32767.5, exactly
+        pixels = np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
+        return (pixels / half - np.float32(1.0)).astype(np.float32, copy=False)
 
     def standardised(self, always: bool | None = None, sigma_data: float | None = None) -> Dataset:
         """Return it with a transform that gives points and sequences unit scale, if they have another; see affine.py.

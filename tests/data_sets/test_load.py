@@ -89,7 +89,10 @@ def test_a_damaged_npz_is_named(tmp_path):
 def test_network_range_is_edms():
     images = np.array([0, 127, 128, 255], np.uint8).reshape(4, 1, 1, 1)
     x = data.Dataset(images).network_range(np.arange(4))
-    np.testing.assert_allclose(x.flatten(), np.array([0, 127, 128, 255]) / 127.5 - 1.0, atol=1e-7)
+    assert np.array_equal(x.flatten(), np.array([0, 127, 128, 255], np.float32) / np.float32(127.5) - np.float32(1.0))
+    everything = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)
+    right = everything.reshape(-1).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    assert np.array_equal(data.Dataset(everything).network_range(np.arange(256)).reshape(-1), right)
 
 
 def curve(*parts):

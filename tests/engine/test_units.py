@@ -18,7 +18,7 @@ from fastscore.model.coordinates import Diagonal, in_basis
 from fastscore.model.folder import load_model, save_model
 from fastscore.model.nets import build
 
-UNITS = Affine((5000.0, 0.2), (1000.0, 1e-3))
+UNITS = Affine((5000.0, 0.2), (1000.0, 2e-3))  # whose product is not 1
 Y = fs.score_model(
     GaussianMixture(
         torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -56,8 +56,8 @@ def test_starts_and_known_data_are_in_the_units_of_the_data():
 
 
 def test_likelihoods_have_the_jacobian_and_latents_come_back():
-    x = torch.from_numpy(np.random.default_rng(0).normal(UNITS.shift, UNITS.scale, (20, 2)))
-    flow = fs.ProbabilityFlow(X, schedule=fs.VP(), solver=fs.Dopri5(rtol=1e-6, atol=1e-6), dtype=torch.float64)
+    x = torch.from_numpy(np.random.default_rng(0).normal(UNITS.shift, UNITS.scale, (6, 2)))
+    flow = fs.ProbabilityFlow(X, schedule=fs.VP(), solver=fs.Dopri5(rtol=1e-5, atol=1e-5), dtype=torch.float64)
     exact = torch.distributions.Normal(torch.tensor(UNITS.shift), torch.tensor(UNITS.scale).double())
     nats = exact.log_prob(x).sum(1)
     result = flow.log_likelihood(x)
@@ -75,7 +75,7 @@ def test_likelihoods_have_the_jacobian_and_latents_come_back():
 def test_a_score_is_of_the_density_in_the_units_of_the_data():
     x = torch.tensor([[6000.0, 0.201], [4000.0, 0.1]])
     score = chains.level_score(X, 1e-2)(x)
-    torch.testing.assert_close(score[0], torch.tensor([-1e-3, -1e3]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(score[0], torch.tensor([-1e-3, -250.0]), rtol=1e-2, atol=0)
     assert score.shape == (2, 2)
 
 
@@ -98,7 +98,7 @@ def test_guides_see_and_change_estimates_in_the_units_of_the_data():
         return 0.0 * D.sum(1)
 
     fs.Sampler(X, guide=fs.Chain((fs.EnergyGuidance(energy),)), **PLAIN).run(range(4))
-    assert (seen[-1][:, 0] > 100).all() and (seen[-1][:, 1] - 0.2).abs().max() < 0.01
+    assert (seen[-1][:, 0] > 100).all() and (seen[-1][:, 1] - 0.2).abs().max() < 0.02
     with pytest.raises(ValueError, match="PiGDM takes one noise level"):
         fs.Sampler(X, guide=fs.PiGDM(Masked(torch.tensor([True, False])), 1.0), **PLAIN).run(
             range(2), y=torch.zeros(2, 2)
