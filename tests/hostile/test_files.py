@@ -20,8 +20,8 @@ VALUES = [
     None, True, False, -1, 0, 1, 2, 7, 1.5, 1e308, math.nan, math.inf, 2**31, 2**63, 10**30, "", "x", "MLP", "VP", "3",
     [], [1], [1, 2], ["a"], [[1]], [None], {}, {"name": "MLP"}, {"name": "VP"}, {"a": 1}, "\ud800", "a" * 300,
 ]  # fmt: skip
-ODD_JSON = ["", "{", "null", "[]", "1", '"x"', '{"format": 1}', "{" * 5000, "[" * 100000, '{"format": 1, "net": 1e999}', "\x00",
-            '{"format": NaN}', "9" * 5000, '{"format": ' + "9" * 5000 + "}"]  # fmt: skip
+ODD_JSON = ["", "{", "null", "[]", "1", '"x"', '{"format": 1}', "{" * 5000, "[" * 100000, '{"format": 1, "net": 1e999}',
+            "\x00", '{"format": NaN}', "9" * 5000, '{"format": ' + "9" * 5000 + "}"]  # fmt: skip
 
 
 def _paths(value, at=()):
@@ -144,7 +144,8 @@ POINTS = np.linspace(0, 1, 10, dtype=np.float32).reshape(5, 2)
 FILES = {
     "x.png": _bytes(lambda f: IMAGE.save(f, "png")), "x.jpg": _bytes(lambda f: IMAGE.save(f, "jpeg")),
     "x.bmp": _bytes(lambda f: IMAGE.save(f, "bmp")), "x.webp": _bytes(lambda f: IMAGE.save(f, "webp")),
-    "x.npy": _bytes(lambda f: np.save(f, POINTS)), "y.npy": _bytes(lambda f: np.save(f, np.ones((2, 28, 28), np.uint8))),
+    "x.npy": _bytes(lambda f: np.save(f, POINTS)),
+    "y.npy": _bytes(lambda f: np.save(f, np.ones((2, 28, 28), np.uint8))),
     "x.npz": _bytes(lambda f: np.savez(f, samples=POINTS)), "y.npz": _bytes(lambda f: np.savez_compressed(f, x=POINTS)),
     "o.npy": _bytes(lambda f: np.save(f, np.array([{}]), allow_pickle=True)),
 }  # fmt: skip
