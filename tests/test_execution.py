@@ -41,7 +41,7 @@ def model(net: nn.Module | None = None) -> fs.ScoreModel:
         ({"backend": "fast"}, "must be one of auto, reference, cpp, triton"),
         ({"graph": "whole"}, "must be auto, off, step or loop"),
         ({"device": "gpu"}, "must be cpu, cuda or cuda:N"),
-        ({"device": 1.5}, "must be cpu, cuda or cuda:N"),
+        ({"device": 1.5}, "device = 1.5 must be a device or a string"),
     ],
 )
 def test_values_out_of_range_are_named(fields, message):

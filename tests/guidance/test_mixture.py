@@ -273,7 +273,7 @@ def test_starts():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Guidance(math.nan), "must be finite"),
+        (lambda: Guidance(math.nan), "weight = nan must be a number"),
         (lambda: Guidance(2.0, (3.0, 3.0)), "low < high"),
         (lambda: Sampler(plain(classes=0), guidance=Guidance(2.0)), "no null condition"),
         (lambda: Sampler(plain(), guidance=Guidance(2.0, null=torch.zeros(2))), "null has shape"),

@@ -20,10 +20,8 @@ VALUES = [
     None, True, False, -1, 0, 1, 2, 7, 1.5, 1e308, math.nan, math.inf, 2**31, 2**63, 10**30, "", "x", "MLP", "VP", "3",
     [], [1], [1, 2], ["a"], [[1]], [None], {}, {"name": "MLP"}, {"name": "VP"}, {"a": 1}, "\ud800", "a" * 300,
 ]  # fmt: skip
-ODD_JSON = [
-    "", "{", "null", "[]", "1", '"x"', '{"format": 1}', "{" * 5000, "[" * 100000, '{"format": 1, "net": 1e999}', "\x00",
-    '{"format": NaN}', "9" * 5000, '{"format": ' + "9" * 5000 + "}",
-]  # fmt: skip
+ODD_JSON = ["", "{", "null", "[]", "1", '"x"', '{"format": 1}', "{" * 5000, "[" * 100000, '{"format": 1, "net": 1e999}',
+            "\x00", '{"format": NaN}', "9" * 5000, '{"format": ' + "9" * 5000 + "}"]  # fmt: skip
 
 
 def _paths(value, at=()):
