@@ -15,9 +15,11 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -178,12 +180,13 @@ def failed(key: str, error: BaseException, say: Say) -> None:
 
 
 def tidy(home: Path) -> None:
-    """Delete what was used longest ago, packages without a note, notes without a package, and halves of dead builds."""
+    """Delete what was used longest ago, packages without a note, notes of old failures, and halves of dead builds."""
     files.sweep(home)
     packages = list(home.glob("*.pt2"))
     notes = {note.stem for note in home.glob("*.json")}
     files.prune([p for p in packages if p.name[:32] not in notes], 0, 0)
-    files.prune(packages, KEPT, KEPT_BYTES)
+    for package in files.prune(packages, KEPT, KEPT_BYTES):
+        (home / f"{package.name[:32]}.json").unlink(missing_ok=True)
     left = {p.name[:32] for p in home.glob("*.pt2")}
     files.prune([n for n in home.glob("*.json") if n.stem not in left], KEPT, KEPT_BYTES)
     scratch = home.with_name("inductor")
@@ -201,13 +204,32 @@ def _compile(program: Any, file: Path) -> None:
 
     for options in OPTIONS:
         try:
-            aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
+            with quiet(file.with_suffix(".log")):
+                aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
             return
         except (OSError, MemoryError):
             raise
         except Exception:  # in every way there is; the last one tells
             if options is OPTIONS[-1]:
                 raise
+
+
+@contextmanager
+def quiet(log: Path) -> Generator[None]:
+    """Keep to a file what compilers write to this process's stderr: of torch 2.6 that is 19,000 lines of warnings."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with log.open("wb") as file:
+            sys.stderr and sys.stderr.flush()
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _runner(file: Path) -> Call:
