@@ -103,14 +103,15 @@ def test_tests_run_from_the_unpacked_sdist(unpacked, tmp_path, compiler):
     no_compiler = {} if compiler else {"PATH": "/nowhere", "CC": "/nowhere/gcc", "CXX": "/nowhere/g++"}
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV", "PIP_", "PYTHONPATH"))}
     clean |= no_compiler | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     Path(site, "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+               "--ignore-installed"]  # fmt: skip
     subprocess.run([*install, str(unpacked)], check=True, env=clean)
     assert bool(list(Path(site).glob("fastscore/kernels/cpu/_fused*.so"))) == compiler
     subset = ["tests/plan", "tests/process", "tests/engine/test_loop.py", "tests/ops/test_ops.py", "tests/output",

@@ -1,8 +1,8 @@
 """How the threads of a command wait: set before torch loads, because OpenMP reads it once.
 
 GNU's OpenMP lets threads spin for milliseconds at the end of each parallel region. On cores that another process needs
-too, they take the time of the threads that they wait for: beside two busy processes on two cores a run had 18 % of the
-speed that it has when they sleep after some microseconds. On idle cores the difference is below what can be measured.
+too, they take the time of the threads that they wait for: beside busy processes on two cores a run had a half to a
+quarter of the speed that it has when they sleep after some microseconds. On idle cores there is no difference.
 """
 
 from __future__ import annotations

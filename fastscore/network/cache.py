@@ -13,7 +13,8 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -176,6 +177,18 @@ def workspace(prefix: str) -> Path:
             return Path(folder)
         os.rmdir(folder)
     raise OSError(f"no folder for temporary files without a space in its name: set TMPDIR, now {tempfile.gettempdir()}")
+
+
+@contextmanager
+def unspaced() -> Generator[None]:
+    """Have this process's temporary files, while torch compiles, in a folder whose path has no space."""
+    before = tempfile.tempdir
+    if re.search(r"\s", tempfile.gettempdir()):
+        tempfile.tempdir = str(_temporary())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @cache

@@ -204,7 +204,7 @@ def _compile(program: Any, file: Path) -> None:
 
     for options in OPTIONS:
         try:
-            with quiet(file.with_suffix(".log")):
+            with quiet(file.with_suffix(".log")), files.unspaced():
                 aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
             return
         except (OSError, MemoryError):
@@ -283,5 +283,7 @@ def _json(entry: dict[str, Any]) -> bytes:
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line, whatever torch or a compiler put into it."""
-    text = (str(error).strip().splitlines() or [""])[0][:200]
+    lines = str(error).strip().splitlines() or [""]
+    told = next((line.strip() for line in lines[1:] if "error: " in line), "")  # of a compiler
+    text = f"{lines[0][:200]} {told[:200]}".strip()
     return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__} without a message"

@@ -336,6 +336,11 @@ def test_what_cannot_be_frozen_is_compiled_without(monkeypatch, tmp_path):
         package._compile(None, tmp_path / "network.pt2")
 
 
+def test_what_a_compiler_says_is_in_the_one_line():
+    error = RuntimeError("C++ compile error\n\nOutput:\nIn file included\nx.cpp:7:1: error: no such header\nnote: more")
+    assert package.one_line(error) == "RuntimeError: C++ compile error x.cpp:7:1: error: no such header"
+
+
 def test_compilers_write_to_a_file_and_not_to_the_users_terminal(capfd, tmp_path):
     with package.quiet(tmp_path / "log"):
         os.write(2, b"a warning of the compiler\n")
