@@ -182,13 +182,19 @@ def workspace(prefix: str) -> Path:
 @contextmanager
 def unspaced() -> Generator[None]:
     """Have this process's temporary files, while torch compiles, in a folder whose path has no space."""
-    before = tempfile.tempdir
-    if re.search(r"\s", tempfile.gettempdir()):
-        tempfile.tempdir = str(_temporary())
+    if not re.search(r"\s", tempfile.gettempdir()):
+        yield
+        return
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(_temporary())  # the variable is for the processes that it starts
     try:
         yield
     finally:
         tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
 
 
 @cache

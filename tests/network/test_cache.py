@@ -237,8 +237,9 @@ def test_where_temporary_files_have_a_space_the_compiler_has_a_place_of_its_own(
     monkeypatch.setattr(cache, "_temporary", lambda: tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a b"))
     with cache.unspaced():
-        assert tempfile.gettempdir() == str(tmp_path)
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(tmp_path)
     assert tempfile.gettempdir() == str(tmp_path / "a b")
+    assert os.environ.get("TMPDIR") != str(tmp_path)
 
 
 # What stays
