@@ -13,8 +13,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -177,24 +176,6 @@ def workspace(prefix: str) -> Path:
             return Path(folder)
         os.rmdir(folder)
     raise OSError(f"no folder for temporary files without a space in its name: set TMPDIR, now {tempfile.gettempdir()}")
-
-
-@contextmanager
-def unspaced() -> Generator[None]:
-    """Have this process's temporary files, while torch compiles, in a folder whose path has no space."""
-    if not re.search(r"\s", tempfile.gettempdir()):
-        yield
-        return
-    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
-    tempfile.tempdir = os.environ["TMPDIR"] = str(_temporary())  # the variable is for the processes that it starts
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-        if variable is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = variable
 
 
 @cache

@@ -204,7 +204,7 @@ def _compile(program: Any, file: Path) -> None:
 
     for options in OPTIONS:
         try:
-            with quiet(file.with_suffix(".log")), files.unspaced():
+            with quiet(file.with_suffix(".log")):
                 aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
             return
         except (OSError, MemoryError):

@@ -10,6 +10,8 @@ package, whose key holds weights, code, versions and processor, and is found aga
 
 from __future__ import annotations
 
+import re
+import tempfile
 from dataclasses import replace
 
 import torch
@@ -125,6 +127,8 @@ def _packaged(trial: Trial, kind: str, say: Say) -> Prepared:
             say(f"compiled network {key} ignored: {error}")
     if not has_compiler():
         raise Unfit("no C++ compiler (g++ or clang++)")
+    if re.search(r"\s", tempfile.gettempdir()):
+        raise Unfit(f"compilers cannot work in {tempfile.gettempdir()!r}: set TMPDIR to a folder without a space")
     traced = Traced(trial.net, kind)
     if kind == "bf16":
         trial.checked(traced, kind)

@@ -307,6 +307,17 @@ def test_a_failure_is_remembered_until_something_changes(monkeypatch, tmp_path):
     assert len(tried) == 4
 
 
+def test_a_space_in_the_folder_of_temporary_files_is_said_before_the_attempt_and_not_remembered(monkeypatch, tmp_path):
+    monkeypatch.setattr(network, "has_compiler", lambda: True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a b"))
+    monkeypatch.setattr(package, "build", lambda *args: pytest.fail("compiled"))
+    said = []
+    prepare(unet(), 4, network="fp32", say=said.append)
+    assert len(said) == 1
+    assert "a b': set TMPDIR to a folder without a space" in said[0]
+    assert not any(package.folder().iterdir())
+
+
 def test_a_full_disk_is_not_remembered(monkeypatch):
     monkeypatch.setattr(network, "has_compiler", lambda: True)
     monkeypatch.setattr(package, "build", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
