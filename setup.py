@@ -4,6 +4,7 @@ import os
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FLAGS = (
@@ -30,6 +31,20 @@ class OptionalLibrary(build_ext):
             )
 
 
+class Tagged(bdist_wheel):
+    """Tags a wheel by what is in it: one without the library runs on every platform and Python."""
+
+    def run(self) -> None:
+        if not self.skip_build:
+            self.run_command("build")
+            self.skip_build = True
+        command = self.get_finalized_command("build_ext")
+        if not any(os.path.exists(file) for file in command.get_outputs()):
+            self.distribution.ext_modules = []
+            self.root_is_pure = True
+        super().run()
+
+
 FUSED = Extension(
     "fastscore.kernels.cpu._fused",
     ["kernels/cpu/fused.cpp"],
@@ -38,4 +53,7 @@ FUSED = Extension(
     optional=True,
 )
 
-setup(ext_modules=[FUSED] if os.name == "posix" else [], cmdclass={"build_ext": OptionalLibrary})
+setup(
+    ext_modules=[FUSED] if os.name == "posix" else [],
+    cmdclass={"build_ext": OptionalLibrary, "bdist_wheel": Tagged},
+)

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 if not __package__:  # run by its path, not as a module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[:1] = []  # bench is found after what is installed: fastscore without an install has no kernels
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 MODULES = {name: f"bench.ops.{name}" for name in ("noise", "norms", "output", "quantize", "update")}
 MODULES |= {"peers": "bench.peers.cases", "sampler": "bench.engine.sampler"}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
@@ -16,7 +20,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 ROOT = Path(__file__).parents[1]
 INDEX = "https://pypi.org/simple"
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def pins(python: str) -> dict[str, str]:
@@ -104,6 +108,27 @@ def test_pins_satisfy_each_other(index, python):
     if not read:
         pytest.skip(f"no metadata: {INDEX} serves none here")
     assert not clashes, "; ".join(clashes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "plots", "peers", "dev"])
+def test_every_install_resolves_for_every_python(index, extra):
+    """Asks the index, as pip would; the constraints hold for what they name."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if uv is None:
+        pytest.skip("resolving for other Pythons needs uv: pip install uv")
+    options = ["--quiet", "--no-config", "--no-annotate", "--no-header", "--default-index", INDEX]
+    options += ["--python-platform", "x86_64-unknown-linux-gnu", "--constraint", ".ci/constraints.txt"]
+    options += ["--extra", extra] if extra else []
+
+    def resolved(python: str) -> str:
+        command = [uv, "pip", "compile", "pyproject.toml", *options, "--python-version", python]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return "" if run.returncode == 0 and "torch==" in run.stdout else f"Python {python}: {run.stderr[-800:]}"
+
+    with ThreadPoolExecutor(2) as pool:
+        refused = list(filter(None, pool.map(resolved, PYTHONS)))
+    assert not refused, "\n".join(refused)
 
 
 def test_pins_satisfy_the_project():

@@ -64,8 +64,13 @@ def load_entries(adapter: str, steps: int) -> list[Entry] | str:
     modules = LIBRARIES[adapter][1]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        return f"{', '.join(missing)} not installed: pip install 'fastscore[peers]'"
-    return import_module(f"bench.peers.{adapter}").entries(steps)
+        alone = " && pip install --no-deps k-diffusion" if "k_diffusion" in missing else ""
+        return f"{', '.join(missing)} not installed: pip install 'fastscore[peers]'{alone}"
+    try:
+        return import_module(f"bench.peers.{adapter}").entries(steps)
+    except Exception as error:  # such as a torchvision of another torch, whose import fails in a way of its own
+        text = " ".join(str(error).split())[:200]
+        return f"{', '.join(modules)} installed, but cannot be used here ({type(error).__name__}: {text})"
 
 
 def versioned(distribution: str) -> str:

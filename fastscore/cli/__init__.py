@@ -26,6 +26,7 @@ from fastscore.cli.models import env, models
 from fastscore.cli.plan import plan
 from fastscore.cli.process import Ended, complete_streams, flush, orderly
 from fastscore.cli.sample import sample
+from fastscore.cli.threads import wait_briefly
 from fastscore.cli.train import train, train_classifier
 from fastscore.cli.types import shorten
 
@@ -50,6 +51,7 @@ for command in (sample, inpaint, langevin, plan, train, train_classifier, evalua
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; errors are one message on stderr, never a traceback."""
+    wait_briefly()
     complete_streams()
     words = sys.argv[1:] if argv is None else argv
     try:

@@ -23,6 +23,7 @@ from fastscore.guidance.mixture import BoundPlan, Conditions
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
 from fastscore.model.score import ScoreModel, evaluate
+from fastscore.network.prepared import Prepared
 from fastscore.ops.backend import REFERENCE, Ops
 from fastscore.ops.noise import Noise, NoiseKey, RecordedNoise
 from fastscore.ops.update import KnownRow
@@ -129,7 +130,7 @@ class Loop:
         self.y: Tensor | None = None  # read by guides, which are never captured
         self.lines: tuple[Tensor, ...] = ()  # what the guide holds for each sample; ``guided`` is the guide with them
         self.guided = guide
-        self.valid = zeros(batch)
+        self.valid, self.count = zeros(batch), batch
         self.denoiser = None
         if guide is not None:
             self.denoiser = Denoiser(model, self.second, self.u.dtype)
@@ -160,6 +161,7 @@ class Loop:
         self.conditions.load(part.cond)
         self.y, self.lines = part.y, part.guide
         self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
+        self.count = part.valid
         self.valid[: part.valid].fill_(1.0)
         self.valid[part.valid :].fill_(0.0)
 
@@ -246,8 +248,16 @@ class Loop:
         if self.guided is not None and self.denoiser is not None:
             denoise = self.denoiser.at(self.level(self.row), kind.mixed, conditions.first, conditions.second)
             return denoise.guided(self.guided, self.x.view_as(self.input), self.y), None
-        F = evaluate(self.model, self.input, self.labels.index_select(0, self.row), conditions.first)
-        return F, evaluate(self.second, *self.second_input(), conditions.second) if kind.mixed else None
+        F = self._output(self.model, self.input, self.labels.index_select(0, self.row), conditions.first)
+        return F, self._output(self.second, *self.second_input(), conditions.second) if kind.mixed else None
+
+    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Tensor | None) -> Tensor:
+        """Return a network's output, [batch, D]; lines of padding that it need not compute repeat its last one."""
+        needed = model.net.needed(self.count) if isinstance(model.net, Prepared) else self.batch
+        if needed >= self.batch:
+            return evaluate(model, u, label, cond)
+        F = evaluate(model, u[:needed], label, None if cond is None else cond[:needed])
+        return torch.cat([F, F[-1:].expand(self.batch - needed, -1)])
 
 
 def recorded(part: Request) -> RecordedNoise | None:

@@ -12,8 +12,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -24,12 +23,13 @@ from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request
 from fastscore.errors import SelfCheckError
 from fastscore.execution import GRAPHS, Execution
-from fastscore.files import cache_folder, write_text
+from fastscore.files import cache_folder
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels.cpu import library
 from fastscore.model.score import ScoreModel
+from fastscore.network.cache import private, read, write
 from fastscore.network.surroundings import undisturbed
-from fastscore.ops.backend import REFERENCE, Ops, resolve
+from fastscore.ops.backend import REFERENCE, Ops, resolve, triton_lack
 from fastscore.ops.noise import VERSION, NoiseKey
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
 from fastscore.plan.passes import make_plan
@@ -48,7 +48,7 @@ def fingerprint(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         parts += [properties.name, f"{properties.major}.{properties.minor}", f"CUDA {torch.version.cuda}"]
-        parts += [f"triton {version('triton')}" if find_spec("triton") else "no triton"]
+        parts += [f"triton {import_module('triton').__version__}" if not triton_lack() else "no triton"]
     elif library.library_file():
         parts.append(f"cpp {library.describe()}")
     return " | ".join(parts)
@@ -97,7 +97,7 @@ def ensure(device: torch.device, ops: Ops) -> None:
     """
     file, key = cache_file(), f"{fingerprint(device)} | {ops.name}"
     try:
-        passed = json.loads(file.read_text())
+        passed = json.loads(read(private("", make=False) / file.name))
     except (OSError, ValueError):
         passed = []
     if key in passed:
@@ -105,8 +105,7 @@ def ensure(device: torch.device, ops: Ops) -> None:
     with undisturbed(place=device):
         list(checks(device, ops, replay=device.type == "cuda"))  # nothing is captured elsewhere
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps([*passed, key], indent=1))
+        write(private("") / file.name, json.dumps([*passed[-99:], key], indent=1).encode())
     except OSError:
         pass  # without a cache the check runs again next time
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from fastscore.network.cache import inductor
 from fastscore.network.watch import Snapshot, tensors
 
 Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -19,8 +21,13 @@ Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 def has_compiler(device: torch.device | str = "cpu") -> bool:
     """Return whether torch can compile for a device: CUDA brings its own compiler, a CPU needs C++ (or $CXX)."""
+    return torch.device(device).type == "cuda" or compiler() is not None
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler that torch would run: $CXX, or the first of g++, clang++ and c++ on the PATH."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    return torch.device(device).type == "cuda" or any(shutil.which(c) for c in names)
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def compiled(net: Net, mode: str, device: torch.device | str = "cpu") -> Net:
@@ -36,6 +43,7 @@ def compiled(net: Net, mode: str, device: torch.device | str = "cpu") -> Net:
     """
     if not has_compiler(device):
         raise ValueError(f"network = {mode!r} needs a C++ compiler (g++ or clang++) on the CPU; use network='own'")
+    inductor(lambda line: warnings.warn(line, stacklevel=4))
     if mode == "compile":
         return torch.compile(net, fullgraph=True, dynamic=False)
     if not isinstance(net, nn.Module):

@@ -1,9 +1,10 @@
 """Networks compiled ahead of time (AOTInductor), kept in the user's cache and loaded without a compiler.
 
-A package is native code. It is therefore read only from the user's own cache folder,
+A package is native code. It is therefore read only from the user's own cache folder (see network/cache.py),
 ``$XDG_CACHE_HOME/fastscore/networks`` or ``~/.cache/fastscore/networks``, and never from beside a model,
-which may come from anywhere. Its name is a digest of all that the code depends on, a note beside it holds
-the digest of its bytes, and what does not match is said and ignored. The folder may be deleted at any time.
+which may come from anywhere. Its name is a digest of all that the code depends on. A note beside it holds
+the digest of its bytes and the errors that its checks have found, or why there is no package; what does not
+match is said and ignored.
 """
 
 from __future__ import annotations
@@ -13,24 +14,66 @@ import inspect
 import json
 import os
 import platform
+import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastscore.files import cache_folder, write_text
+from fastscore.network import cache as files
+from fastscore.network.jit import compiler
 from fastscore.network.watch import attributes, tensors
 
-RECIPE = 1  # of what is compiled; another one makes other packages
+RECIPE = 2  # of what is compiled; another one makes other packages
 # Measured best of plain, freezing, max-autotune and channels_last weights: freezing packs constant
 # weights for oneDNN, whose convolutions then work on channels_last activations whatever they were.
-OPTIONS = {"freezing": True}
+# torch 2.6 cannot freeze linear layers; what fails is compiled again without.
+OPTIONS: tuple[dict[str, Any], ...] = ({"freezing": True}, {})
+KEPT, KEPT_BYTES, SCRATCH_BYTES = 32, 2 << 30, 256 << 20  # packages; bytes of them; of what the compiler keeps
 
 Call = Callable[..., Tensor]
+Say = Callable[[str], None]
+
+
+@dataclass
+class Package:
+    """A compiled network.
+
+    Attributes:
+        call: it, as a function of its inputs.
+        note: the file that tells of it; None if it is not kept.
+        checked: the error that a check has found, by the digest of all that the check depends on beside the package.
+    """
+
+    call: Call
+    note: Path | None = None
+    entry: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> dict[str, float]:
+        return self.entry["checked"]
+
+    def remember(self, trial: str, error: float) -> None:
+        """Keep the error that a check has found, for processes to come."""
+        if self.note is None:
+            return
+        self.entry["checked"] = {**dict(list(self.checked.items())[-7:]), trial: error}
+        try:
+            files.write(self.note, _json(self.entry))
+        except OSError:
+            pass  # checked again next time
+
+
+class Remembered(Exception):
+    """This network could not be compiled before, by the same versions and compiler; the message says why."""
 
 
 def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str) -> str:
@@ -52,68 +95,155 @@ def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def folder() -> Path:
-    """Return where packages are kept."""
-    return cache_folder() / "networks"
+    """Return where packages are kept; OSError if there is no place that this user alone can write."""
+    return files.private("networks")
 
 
-def load(key: str, say: Callable[[str], None]) -> Call | None:
-    """Return the package of a key as a function of its inputs; None if there is none that is whole."""
-    note = folder() / f"{key}.json"
+def load(key: str, say: Say) -> Package | None:
+    """Return the package of a key; None if there is none that is whole and this user's own.
+
+    Raises:
+        Remembered: there is none because compiling failed, and nothing has changed since.
+    """
+    note: Path | str = key
     try:
-        entry = json.loads(note.read_text())
-        file, digest = folder() / str(entry["file"]), entry["sha256"]
-        if _sha256(file) != digest:
+        note = files.private("networks", make=False) / f"{files.checked_name(key)}.json"
+        entry = json.loads(files.read(note))
+        if "failed" in entry:
+            if entry["compiler"] == _compiler():
+                raise Remembered(f"{entry['failed']}; remembered in {note}, delete it to try again")
+            return None
+        if not str(entry["file"]).startswith(key) or not all(isinstance(e, float) for e in entry["checked"].values()):
+            raise ValueError("it is not of this network")
+        file = note.with_name(files.checked_name(entry["file"]))
+        if hashlib.sha256(files.read(file)).hexdigest() != entry["sha256"]:
             raise ValueError("its bytes are not those that were written")
-        return _runner(file)
+        package = Package(_runner(file), note, entry)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         say(f"compiled network {note} ignored: {one_line(error)}")
         return None
+    files.used(file)
+    files.used(note)
+    return package
 
 
-def build(key: str, net: nn.Module, inputs: tuple[Tensor, ...], say: Callable[[str], None]) -> Call:
+def build(key: str, net: nn.Module, inputs: Sequence[Tensor], say: Say) -> Package:
     """Compile a network for inputs of these shapes, keep the package and return it.
 
     Raises:
-        Exception: whatever torch.export or the compiler make of it.
+        Exception: whatever torch.export or the compiler make of it; ``failed`` remembers that.
     """
-    home = folder()
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        work = tempfile.mkdtemp(prefix=".build-", dir=home)
+        home: Path | None = folder()
+        files.probe(home)
     except OSError as error:
         say(f"the compiled network is not kept: {one_line(error)}")
-        work = tempfile.mkdtemp(prefix="fastscore-")
-    file = Path(work) / "network.pt2"
+        home = None
+    files.inductor(say)
+    # The compiler splits its command line at spaces, so the path of what it makes must have none.
+    work = files.workspace("fastscore-build-") if home is None or " " in str(home) else _work(home)
+    file, entry = work / "network.pt2", {"file": "", "sha256": "", "checked": {}}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(net, inputs, strict=False)
-            from torch._inductor import aoti_compile_and_package  # a second, so after what may fail
-
-            aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(OPTIONS))
+            program = torch.export.export(net, tuple(inputs), strict=False)
+            _compile(program, file)
         call = _runner(file)
-        if Path(work).parent == home:
-            digest = _sha256(file)
-            target = home / f"{key}-{digest[:8]}.pt2"  # its own name, so that two processes never mix halves
-            os.replace(file, target)
-            write_text(home / f"{key}.json", json.dumps({"file": target.name, "sha256": digest}) + "\n")
-        return call
+        if home is None:
+            return Package(call, None, entry)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        target = home / f"{key}-{digest[:8]}.pt2"  # its own name, so that two processes never mix halves
+        staged = home / f".build-{work.name}"
+        shutil.copyfile(file, staged)
+        staged.chmod(0o600)
+        os.replace(staged, target)
+        package = Package(call, home / f"{key}.json", {**entry, "file": target.name, "sha256": digest})
+        assert package.note is not None
+        files.write(package.note, _json(package.entry))
+        tidy(home)
+        return package
     finally:
-        file.unlink(missing_ok=True)
-        Path(work).rmdir()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def failed(key: str, error: BaseException, say: Say) -> None:
+    """Remember that a network cannot be compiled, until versions, code, weights or the compiler change."""
+    if isinstance(error, OSError | MemoryError):  # the machine's state, which passes
+        return
+    try:
+        entry = {"failed": one_line(error), "compiler": _compiler()}
+        files.write(folder() / f"{files.checked_name(key)}.json", _json(entry))
+    except OSError as reason:
+        say(f"that is not remembered: {one_line(reason)}")
+
+
+def tidy(home: Path) -> None:
+    """Delete what was used longest ago, packages without a note, notes of old failures, and halves of dead builds."""
+    files.sweep(home)
+    packages = list(home.glob("*.pt2"))
+    notes = {note.stem for note in home.glob("*.json")}
+    files.prune([p for p in packages if p.name[:32] not in notes], 0, 0)
+    for package in files.prune(packages, KEPT, KEPT_BYTES):
+        (home / f"{package.name[:32]}.json").unlink(missing_ok=True)
+    left = {p.name[:32] for p in home.glob("*.pt2")}
+    files.prune([n for n in home.glob("*.json") if n.stem not in left], KEPT, KEPT_BYTES)
+    scratch = home.with_name("inductor")
+    if scratch.is_dir():  # headers stay: a process that compiles knows them by their path
+        files.prune((f for f in scratch.rglob("*") if f.is_file() and f.suffix != ".h"), 1 << 20, SCRATCH_BYTES)
+
+
+def _work(home: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=".build-", dir=home))
+
+
+def _compile(program: Any, file: Path) -> None:
+    """Compile a traced network to a file, with the first of OPTIONS that this torch can."""
+    from torch._inductor import aoti_compile_and_package  # a second, so after what may fail
+
+    for options in OPTIONS:
+        try:
+            with quiet(file.with_suffix(".log")):
+                aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
+            return
+        except (OSError, MemoryError):
+            raise
+        except Exception:  # in every way there is; the last one tells
+            if options is OPTIONS[-1]:
+                raise
+
+
+@contextmanager
+def quiet(log: Path) -> Generator[None]:
+    """Keep to a file what compilers write to this process's stderr: of torch 2.6 that is 19,000 lines of warnings."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with log.open("wb") as file:
+            sys.stderr and sys.stderr.flush()
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _runner(file: Path) -> Call:
     """Load a package; the loader itself, since torch._inductor takes a second to import."""
-    try:
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)  # pyright: ignore
-    except (AttributeError, TypeError):  # another version of torch
-        from torch._inductor import aoti_load_package
+    kind = torch._C._aoti.AOTIModelPackageLoader  # pyright: ignore
+    for extra in ((False, 1, -1), (False, 1), (False,), ()):  # as versions of torch take them
+        try:
+            loader = kind(str(file), "model", *extra)
+        except TypeError:
+            continue
+        return lambda *inputs: loader.run(list(inputs))[0]
+    from torch._inductor import aoti_load_package
 
-        return aoti_load_package(str(file))
-    return lambda *inputs: loader.run(list(inputs))[0]
+    return aoti_load_package(str(file))
 
 
 @cache
@@ -128,6 +258,15 @@ def _processor() -> str:
     return about + hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:16]
 
 
+def _compiler() -> list[Any]:
+    """Return what tells the compiler from the one that is installed in its place."""
+    file = compiler()
+    if file is None:
+        return []
+    info = os.stat(file)
+    return [file, info.st_size, int(info.st_mtime)]
+
+
 def _source(kind: type) -> str:
     """Return the file that defines a class of layers; none for torch's own, whose version is in the key."""
     if kind.__module__.split(".")[0] == "torch":
@@ -138,10 +277,13 @@ def _source(kind: type) -> str:
         return ""
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _json(entry: dict[str, Any]) -> bytes:
+    return (json.dumps(entry) + "\n").encode()
 
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line, whatever torch or a compiler put into it."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    lines = str(error).strip().splitlines() or [""]
+    told = next((line.strip() for line in lines[1:] if "error: " in line), "")  # of a compiler
+    text = f"{lines[0][:200]} {told[:200]}".strip()
+    return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__} without a message"

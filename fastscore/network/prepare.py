@@ -4,16 +4,18 @@ Two numerics besides the network's own: "fp32" is the network compiled, whose ro
 digits; "bf16" also runs its heavy layers on bfloat16 operands (see network/bf16.py).
 
 Neither is taken on trust. Before its first evaluation a prepared network is compared with the original on
-noisy inputs over the whole schedule, in every process that uses it, and is used only within LIMIT.
+noisy inputs over the whole schedule, and is used only within LIMIT. The error that was found is kept with the
+package, whose key holds weights, code, versions and processor, and is found again where anything differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import tempfile
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastscore.execution import Execution
 from fastscore.model.score import ScoreModel
@@ -27,6 +29,7 @@ from fastscore.network.trial import LIMIT, Inexact, Trial, Unfit
 __all__ = ["LIMIT", "SMALL", "Inexact", "Numerics", "Prepared", "Trial", "Unfit", "numerics", "prepare"]
 
 SMALL = 250_000  # parameters; compiling less costs more than it saves
+LINES = 16  # of a package: fewer cost more a sample, more are computed in vain for a few samples
 
 
 def prepare(
@@ -35,6 +38,7 @@ def prepare(
     device: torch.device | str | None = None,
     network: str = "auto",
     say: Say | None = None,
+    recheck: bool = False,
 ) -> ScoreModel:
     """Return the model with its network prepared for sampling at one micro-batch.
 
@@ -44,13 +48,15 @@ def prepare(
     Args:
         model: for "fp32" and "bf16" its network must be an nn.Module with float32 weights. It is neither moved nor
             changed. Any other network stays as it is, and the reason is said.
-        batch: micro-batch; a network compiled ahead of time takes no other.
+        batch: micro-batch. A network compiled ahead of time for the CPU computes LINES samples at a time, or ``batch``
+            if that is fewer, and takes any number; on CUDA it takes no other.
         device: that it runs on; where its parameters live if left out.
         network: "own" does nothing; "fp32" compiles ahead of time; "bf16" also runs heavy layers in bfloat16; "auto"
             is bf16 on a CPU with bfloat16 arithmetic if its error is within LIMIT and fp32 otherwise, and
             own for networks under SMALL parameters, where there is no compiler, and on CUDA, where
             nothing has been measured; "compile" and "regional" are torch.compile's, without a check.
         say: called with one line when something takes long or does not work; warnings.warn if left out.
+        recheck: compare a kept package with the network again, although it has passed.
 
     Weights, buffers or layers of the network that change later count from the next run on: what was compiled is then
     compiled again, and ``say`` is told.
@@ -76,7 +82,8 @@ def prepare(
     if kinds != ["torch.float32"]:
         return _as_it_is(model, say, f"{network} needs float32 weights, not {' and '.join(kinds) or 'none'}")
     with undisturbed(place=place), evaluating(net):
-        prepared = _ahead_of_time(model, Trial(model, net, batch, place), network, say)
+        lines = min(batch, LINES) if place.type == "cpu" else batch
+        prepared = _ahead_of_time(model, Trial(model, net, lines, place, recheck), network, say)
     if isinstance(prepared.net, Prepared):
         prepared.net.follow(Origin(model, batch, place, network, say, prepare))
     return prepared
@@ -100,28 +107,38 @@ def _packaged(trial: Trial, kind: str, say: Say) -> Prepared:
     """Return the network as a package: the one that is kept, or a new one."""
     key = package.key_of(trial.net, trial.shape, kind)
 
-    def prepared(call: Callable[..., Tensor]) -> Prepared:
-        net = Prepared(call, trial.example, Numerics(kind, "package", None, torch.get_num_threads(), key))
-        net.numerics = replace(net.numerics, error=trial.checked(net, kind))
+    def prepared(made: package.Package) -> Prepared:
+        how = Numerics(kind, "package", None, torch.get_num_threads(), key, trial.shape[0])
+        net = Prepared(made.call, trial.example, how)
+        error = None if trial.anew else made.checked.get(trial.digest)
+        if error is None:
+            made.remember(trial.digest, error := trial.checked(net, kind))
+        net.numerics = replace(how, error=error)
         return net
 
-    call = package.load(key, say)
-    if call is not None:
+    try:
+        made = package.load(key, say)
+    except package.Remembered as error:
+        raise Unfit(f"torch cannot compile it ({error})") from None
+    if made is not None:
         try:
-            return prepared(call)
+            return prepared(made)
         except (Inexact, RuntimeError) as error:
             say(f"compiled network {key} ignored: {error}")
     if not has_compiler():
         raise Unfit("no C++ compiler (g++ or clang++)")
+    if re.search(r"\s", tempfile.gettempdir()):
+        raise Unfit(f"compilers cannot work in {tempfile.gettempdir()!r}: set TMPDIR to a folder without a space")
     traced = Traced(trial.net, kind)
     if kind == "bf16":
         trial.checked(traced, kind)
-    say(f"compiling the network for this machine in {kind}, once for these weights and this batch: half a minute")
+    say(f"compiling the network for this machine in {kind}, once for these weights: half a minute")
     try:
-        call = package.build(key, traced, trial.example, say)
+        made = package.build(key, traced, trial.example, say)
     except Exception as error:  # torch.export and the compiler fail in every way there is
+        package.failed(key, error, say)
         raise Unfit(f"torch cannot compile it ({package.one_line(error)})") from error
-    return prepared(call)
+    return prepared(made)
 
 
 def _jit(trial: Trial, kind: str, say: Say) -> Prepared:

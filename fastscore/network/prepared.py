@@ -30,6 +30,7 @@ class Numerics:
         error: relative error of the score against the network itself, the largest over the schedule.
         threads: that the package was compiled for.
         key: of the package: weights, code, shapes, versions and processor.
+        lines: samples that the package evaluates at a time; None for the whole micro-batch.
     """
 
     dtype: str = "own"
@@ -37,17 +38,21 @@ class Numerics:
     error: float | None = None
     threads: int | None = None
     key: str | None = None
+    lines: int | None = None
 
 
 class Prepared:
     """A prepared network, which takes inputs of one kind only; called as ``net(u, c_noise, cond)``.
+
+    A package computes some lines at a time, ``numerics.lines``, and any number of them in turns: what it makes of one
+    sample depends neither on how many there are nor on the micro-batch.
 
     It stands for the network that it was made of. Once that has changed, in weights, buffers or structure and in
     whatever way, a run makes it again first, and says so.
 
     Args:
         call: the compiled network.
-        example: its inputs: u [N, *shape], c_noise [N], both float32, and int64 labels [N] if it has classes.
+        example: inputs: u [N, *shape], c_noise [N], both float32, and int64 labels [N] if it has classes.
         numerics: how it computes.
     """
 
@@ -94,13 +99,23 @@ class Prepared:
         if not self.held:
             self.refresh()
         inputs = (u, c_noise) if cond is None else (u, c_noise, cond)
-        if _kinds(inputs) != self.inputs:
+        n, lines = len(u), self.numerics.lines
+        if (kinds := _kinds(inputs)) != self.inputs and (
+            lines is None or [v[1:] for v in kinds] != [v[1:] for v in self.inputs] or {len(v) for v in inputs} != {n}
+        ):
             raise ValueError(
-                f"the network was prepared for inputs {', '.join(self.inputs)}, not {', '.join(_kinds(inputs))}; "
+                f"the network was prepared for inputs {_text(self.inputs)}, not {_text(kinds)}; "
                 "prepare it at the sampler's batch, or sample with network='own'"
             )
-        # Compiled code reads memory as it was shown it: a label that is expanded must be written out.
-        return self.call(*(v.contiguous() for v in inputs))
+        if lines in (None, n):
+            return self.call(*map(_as_compiled, inputs))
+        parts = [[_as_compiled(_filled(v[at : at + lines], lines)) for v in inputs] for at in range(0, n, lines)]
+        return torch.cat([self.call(*part) for part in parts])[:n]
+
+    def needed(self, count: int) -> int:
+        """Return how many lines must be computed where the first ``count`` count."""
+        lines = self.numerics.lines
+        return -(-count // lines) * lines if lines else self.inputs[0][0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as what it was made of: code compiled for one process or machine is no other's."""
@@ -137,8 +152,26 @@ def numerics(net: Net, network: str = "own") -> Numerics:
     return Numerics(compile={"compile": "full", "regional": "regional"}.get(network, "off"))
 
 
-def _kinds(inputs: tuple[Tensor, ...]) -> list[str]:
-    return [f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in inputs]
+def _kinds(inputs: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
+    return [(len(v) if v.ndim else 0, v.dtype, *v.shape[1:]) for v in inputs]
+
+
+def _text(kinds: list[tuple[Any, ...]]) -> str:
+    return ", ".join(f"{str(kind).removeprefix('torch.')}{[n, *shape]}" for n, kind, *shape in kinds)
+
+
+def _filled(v: Tensor, lines: int) -> Tensor:
+    """Return a tensor of so many lines, the last repeated."""
+    return v if len(v) == lines else torch.cat([v, v[-1:].expand(lines - len(v), *v.shape[1:])])
+
+
+def _as_compiled(v: Tensor) -> Tensor:
+    """Return a tensor in memory as compiled code was shown it: expanded values written out, at a whole cache line.
+
+    Libraries may add in another order where memory begins elsewhere.
+    """
+    v = v.contiguous()
+    return v if v.data_ptr() % 64 == 0 else v.clone()
 
 
 def warn(line: str) -> None:

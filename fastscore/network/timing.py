@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from fastscore.execution import Execution
-from fastscore.files import cache_folder, write_text
 from fastscore.model.score import ScoreModel
-from fastscore.network import package
+from fastscore.network import cache, package
 from fastscore.network.surroundings import evaluating, undisturbed
 
 SIZES = tuple(1 << k for k in range(4, 13))  # 16 .. 4096
+KEPT = 1000  # choices
 GAIN = 1.05  # a larger micro-batch must give so many times more samples a second
 
 
@@ -63,12 +63,11 @@ def choose_batch(
     counts = (threads or _counts()) if device.type == "cpu" else (torch.get_num_threads(),)
     if not sizes or min(sizes) < 1 or min(counts) < 1:
         raise ValueError(f"sizes = {sizes} and threads = {counts} must be positive")
-    path = None
+    name = ""
     if isinstance(model.net, nn.Module):
-        key = package.key_of(model.net, (*sizes, *counts), str(device))
-        path = cache_folder() / "batches" / f"{key}.json"
+        name = package.key_of(model.net, (*sizes, *counts), str(device)) + ".json"
         try:
-            return Choice(**json.loads(path.read_text()))
+            return Choice(**json.loads(cache.read(cache.private("batches", make=False) / name)))
         except (OSError, ValueError, TypeError):
             pass
     rates, best = {}, (0.0, sizes[0], counts[0])
@@ -82,10 +81,12 @@ def choose_batch(
                     break
                 top, best = rate, max(best, (rate, size, count), key=lambda b: b[0])
     choice = Choice(best[1], best[2] if device.type == "cpu" else None, rates)
-    if path is not None:
+    if name:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(asdict(choice)) + "\n")
+            home = cache.private("batches")
+            cache.write(home / name, (json.dumps(asdict(choice)) + "\n").encode())
+            cache.sweep(home)
+            cache.prune(home.glob("*.json"), KEPT, KEPT << 12)
         except OSError:
             pass  # measured again next time
     return choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,6 +21,9 @@ from fastscore.process.parametrization import components, convert
 LIMIT = {"fp32": (1e-4, math.inf), "bf16": (math.inf, 1e-2)}
 
 
+CHECK = 1  # of what a check computes; another one is done anew
+
+
 class Unfit(Exception):
     """A network cannot be prepared; the message says why."""
 
@@ -32,11 +36,11 @@ class Trial:
     """Noisy inputs over the whole schedule, and what the network itself makes of them.
 
     x_t = alpha D + sigma eps with D ~ N(0, sigma_data^2), at the times of an arctan grid,
-    one a sample; as many micro-batches as the grid needs.
+    one a sample; as many micro-batches as the grid needs. ``anew``: whether a verdict that was kept does not count.
     """
 
-    def __init__(self, model: ScoreModel, net: nn.Module, batch: int, device: torch.device) -> None:
-        self.model, self.net, self.device = model, net, device
+    def __init__(self, model: ScoreModel, net: nn.Module, batch: int, device: torch.device, anew: bool = False) -> None:
+        self.model, self.net, self.device, self.anew = model, net, device, anew
         self.shape = (batch, *model.shape)
         schedule, parametrization = model.schedule, model.parametrization
         knots = arctan(20)(schedule)
@@ -52,6 +56,12 @@ class Trial:
         at = np.arange(rounds * batch) * len(columns) // (rounds * batch)
         self.columns = torch.tensor(columns[at], dtype=torch.float32, device=device)
         self.key = NoiseKey.of(0, range(len(at)), device)
+
+    @property
+    def digest(self) -> str:
+        """The digest of all that the check depends on, but for the network and its package."""
+        facts = [CHECK, self.shape, self.model.classes, self.model.parametrization.sigma_data, LIMIT]
+        return hashlib.sha256(repr(facts).encode() + self.columns.cpu().numpy().tobytes()).hexdigest()[:16]
 
     @property
     def example(self) -> tuple[Tensor, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
 from fastscore.ops.update import update_ref
 
+TRITON = (3, 6)  # the first that the kernels are written for; torch 2.6 to 2.9 bring older ones
 BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
@@ -97,21 +100,40 @@ def resolve(name: str, device: torch.device) -> Ops:
         name = os.environ.get("FASTSCORE_BACKEND", "auto")
     if name not in BACKENDS:
         raise ValueError(f"backend = {name!r} must be one of {', '.join(BACKENDS)}")
-    has_triton = importlib.util.find_spec("triton") is not None
-    if name == "triton" and (device.type != "cuda" or not has_triton):
-        reason = "triton is not installed (pip install triton)" if device.type == "cuda" else "it runs on CUDA devices"
+    lack = triton_lack() if device.type == "cuda" else ""
+    if name == "triton" and (device.type != "cuda" or lack):
+        reason = lack or "it runs on CUDA devices"
         raise ValueError(f"backend = 'triton' cannot run on {device}: {reason}; use backend='auto'")
     if name == "cpp" and device.type != "cpu":
         raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
     if name == "cpp" or (name == "auto" and device.type == "cpu" and library.library_file()):
         library.library()  # raises here rather than at the first row
         return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, fused.bind_update_cpu)
+    if name == "auto" and device.type == "cpu":
+        warnings.warn(
+            "fastscore was installed where there was no C++ compiler: same samples, slower noise and updates. Install "
+            "g++ or clang++, then fastscore again; FASTSCORE_BACKEND=reference keeps this and says nothing",
+            stacklevel=3,
+        )
     if name == "reference" or device.type != "cuda":
         return REFERENCE
-    if not has_triton:
-        warnings.warn("triton is not installed: using the reference backend, same samples, slower", stacklevel=3)
+    if lack:
+        warnings.warn(f"{lack}: using the reference backend, same samples, slower", stacklevel=3)
         return REFERENCE
     return operators("triton")
+
+
+def triton_lack() -> str:
+    """Return why the triton that is installed cannot compile the kernels; empty if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    try:
+        version = importlib.import_module("triton").__version__
+    except Exception as error:  # of another torch, half of it removed: it fails in every way there is
+        return f"triton is installed but cannot be imported ({type(error).__name__}), install it again"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < TRITON:
+        return f"triton {version} cannot compile the kernels, which need {'.'.join(map(str, TRITON))} (torch 2.10)"
+    return ""
 
 
 def operators(name: str) -> Ops:

@@ -49,6 +49,29 @@ def test_a_missing_peer_names_the_extra(monkeypatch, quick):
     assert "azula: azula, einops not installed" in tables.tables([record], "here")
 
 
+@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), OSError("bad\nsymbol")])
+def test_a_peer_that_is_installed_but_broken_is_said(monkeypatch, quick, error):
+    """As a torchvision that was built for another torch."""
+
+    def fails(name):
+        raise error
+
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(peers, "import_module", fails)
+    reason = peers.load_entries("azula", 4)
+    assert reason == (
+        f"azula, einops installed, but cannot be used here ({type(error).__name__}: {' '.join(str(error).split())})"
+    )
+    monkeypatch.setattr(cases, "LIBRARIES", {"azula": peers.LIBRARIES["azula"]})
+    (case,) = cases.cases(quick)
+    assert "cannot be used here" in tables.tables([common.measure(case, quick)], "here")
+
+
+def test_k_diffusion_is_installed_without_what_it_requires(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert peers.load_entries("k_diffusion", 4).endswith("&& pip install --no-deps k-diffusion")
+
+
 def test_cases_and_tables_of_the_loop_that_is_always_there(quick):
     (entry,) = peers.load_entries("score_sde", 4)
     setting = replace(quick, points=100)

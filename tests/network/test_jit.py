@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,7 +11,7 @@ from fastscore.kernels.cpu import library
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import compiled, has_compiler
-from fastscore.ops.backend import REFERENCE, resolve
+from fastscore.ops.backend import REFERENCE, resolve, triton_lack
 from fastscore.process.continuous import EDM
 from fastscore.process.grid import karras
 from fastscore.process.parametrization import Parametrization
@@ -90,8 +94,51 @@ def test_backend_is_resolved_by_device_and_environment(monkeypatch):
 def test_a_missing_triton_is_said_once(monkeypatch):
     resolve.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.warns(UserWarning, match="triton is not installed: using the reference"):
+    with pytest.warns(UserWarning, match=r"triton is not installed \(pip install triton\): using the reference"):
         assert resolve("auto", CUDA) is REFERENCE
     with pytest.raises(ValueError, match="pip install triton"):
         resolve("triton", CUDA)
     resolve.cache_clear()
+
+
+def broken() -> object:
+    raise OSError("undefined symbol")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (lambda: SimpleNamespace(__version__="3.2.0"), r"triton 3\.2\.0 cannot compile .* need 3\.6 \(torch 2\.10\)"),
+        (lambda: SimpleNamespace(__version__="3.5.1+git1"), r"triton 3\.5\.1\+git1 cannot compile"),
+        (broken, r"installed but cannot be imported \(OSError\)"),
+    ],
+)
+def test_a_triton_that_is_old_or_broken_is_said_and_not_used(monkeypatch, module, said):
+    resolve.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", lambda name: module())
+    with pytest.warns(UserWarning, match=said + ".*: using the reference"):
+        assert resolve("auto", CUDA) is REFERENCE
+    with pytest.raises(ValueError, match=said + ".*; use backend='auto'"):
+        resolve("triton", CUDA)
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="3.10.0"))
+    assert triton_lack() == ""
+    resolve.cache_clear()
+
+
+def test_an_install_without_a_compiler_is_one_line_at_first_use(monkeypatch):
+    resolve.cache_clear()
+    monkeypatch.delenv("FASTSCORE_BACKEND", raising=False)
+    monkeypatch.setattr(library, "library_file", lambda: None)
+    with pytest.warns(UserWarning, match="installed where there was no C\\+\\+ compiler: same samples") as said:
+        assert resolve("auto", CPU) is REFERENCE
+        assert resolve("auto", CPU) is REFERENCE
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve("reference", CPU) is REFERENCE  # what was asked for is not said
+    library.library.cache_clear()
+    with pytest.raises(ValueError, match="was not built: install g"):
+        resolve("cpp", CPU)
+    resolve.cache_clear()
+    library.library.cache_clear()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastscore.guidance.mixture import Guidance
 from fastscore.model.folder import load_model
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
@@ -23,6 +27,7 @@ from fastscore.process.continuous import EDM, VP
 from fastscore.process.grid import karras
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
+from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiffusion
 
 CPU = torch.device("cpu")
 SPEC = {"name": "UNet", "channels": 1, "size": 8, "width": 16, "mult": [1, 2], "blocks": [1, 1], "classes": 3}
@@ -260,7 +265,227 @@ def test_what_cannot_be_traced_runs_as_it_is(monkeypatch):
     assert "cannot compile it" in said[1]
     assert "\n" not in said[1]
     folder = package.folder()
-    assert not any(folder.iterdir())  # nothing half made stays
+    assert [p.suffix for p in folder.iterdir()] == [".json"]  # nothing half made stays, but why it failed
+
+
+def test_a_failure_is_remembered_until_something_changes(monkeypatch, tmp_path):
+    """A network that torch cannot compile costs the attempt once, not on every run; also without a message."""
+    tried = []
+
+    def fails(key, net, inputs, say):
+        tried.append(key)
+        raise AssertionError
+
+    monkeypatch.setattr(package, "build", fails)
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+
+    def prepared(model):
+        said = []
+        assert prepare(model, 4, network="fp32", say=said.append) is model
+        return said
+
+    first = prepared(unet())
+    assert len(first) == 2  # that it compiles, and why not
+    assert first[1] == "the network runs as it is: torch cannot compile it (AssertionError without a message)"
+    (again,) = prepared(unet())
+    note = package.folder() / f"{tried[0]}.json"
+    assert again == (
+        "the network runs as it is: torch cannot compile it (AssertionError without a message; "
+        f"remembered in {note}, delete it to try again)"
+    )
+    assert len(tried) == 1
+    compiler.write_text("#!/bin/sh\n# another one\n")
+    assert len(prepared(unet())) == 2
+    note.unlink()
+    assert len(prepared(unet())) == 2
+    other = unet()
+    other.net.head.weight.data.mul_(1.05)
+    assert len(prepared(other)) == 2
+    assert len(tried) == 4
+
+
+def test_a_space_in_the_folder_of_temporary_files_is_said_before_the_attempt_and_not_remembered(monkeypatch, tmp_path):
+    monkeypatch.setattr(network, "has_compiler", lambda: True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a b"))
+    monkeypatch.setattr(package, "build", lambda *args: pytest.fail("compiled"))
+    said = []
+    prepare(unet(), 4, network="fp32", say=said.append)
+    assert len(said) == 1
+    assert "a b': set TMPDIR to a folder without a space" in said[0]
+    assert not any(package.folder().iterdir())
+
+
+def test_a_full_disk_is_not_remembered(monkeypatch):
+    monkeypatch.setattr(network, "has_compiler", lambda: True)
+    monkeypatch.setattr(package, "build", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for _ in range(2):
+        said = []
+        prepare(unet(), 4, network="fp32", say=said.append)
+        assert "No space left" in said[1]
+
+
+def test_what_cannot_be_frozen_is_compiled_without(monkeypatch, tmp_path):
+    """torch 2.6 cannot freeze linear layers."""
+    import torch._inductor
+
+    asked = []
+
+    def compiles(program, package_path, inductor_configs):
+        asked.append(inductor_configs)
+        os.write(2, b"a warning of the compiler\n")
+        if inductor_configs:
+            raise AssertionError
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiles)
+    package._compile(None, tmp_path / "network.pt2")
+    assert asked == [{"freezing": True}, {}]
+    monkeypatch.setattr(package, "OPTIONS", ({"freezing": True},))
+    with pytest.raises(AssertionError):
+        package._compile(None, tmp_path / "network.pt2")
+
+
+def test_what_a_compiler_says_is_in_the_one_line():
+    error = RuntimeError("C++ compile error\n\nOutput:\nIn file included\nx.cpp:7:1: error: no such header\nnote: more")
+    assert package.one_line(error) == "RuntimeError: C++ compile error x.cpp:7:1: error: no such header"
+
+
+def test_compilers_write_to_a_file_and_not_to_the_users_terminal(capfd, tmp_path):
+    with package.quiet(tmp_path / "log"):
+        os.write(2, b"a warning of the compiler\n")
+    os.write(2, b"ours\n")
+    assert capfd.readouterr().err == "ours\n"
+    assert (tmp_path / "log").read_text() == "a warning of the compiler\n"
+
+
+# The verdict of a check is kept
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """A package of the network itself, as it was when it was built; and the checks that were done."""
+    calls, checks, real = {}, [], Trial.checked
+
+    def build(key, net, inputs, say):
+        calls[key] = net
+        entry = {"file": f"{key}-0.pt2", "sha256": "", "checked": {}}
+        return package.Package(net, package.folder() / f"{key}.json", entry)
+
+    def load(key, say):
+        note = package.folder() / f"{key}.json"
+        return package.Package(calls[key], note, json.loads(note.read_text())) if key in calls else None
+
+    def checked(self, call, kind):
+        checks.append(kind)
+        return real(self, call, kind)
+
+    monkeypatch.setattr(network, "has_compiler", lambda: True)
+    monkeypatch.setattr(package, "build", build)
+    monkeypatch.setattr(package, "load", load)
+    monkeypatch.setattr(Trial, "checked", checked)
+    return checks
+
+
+def test_a_check_is_done_once_for_what_it_depends_on(kept, monkeypatch):
+    def prepared(model=None, **options):
+        kept.clear()
+        net = prepare(model or unet(), 4, network="fp32", say=lambda line: None, **options).net
+        assert numerics(net).error == 0.0
+        return len(kept)
+
+    assert prepared() == 1
+    assert prepared() == 0  # as in the next process
+    assert prepared(recheck=True) == 1  # on request
+    assert prepared() == 0
+    wider = replace(unet(), schedule=EDM(sigma_max=20.0))  # other inputs for the same package
+    assert (prepared(wider), prepared(wider), prepared()) == (1, 0, 0)
+    other = unet()
+    other.net.head.weight.data.mul_(1.05)
+    assert (prepared(other), prepared(other)) == (1, 0)
+    monkeypatch.setattr("fastscore.network.trial.CHECK", 99)
+    assert prepared() == 1
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert prepared() == 1
+
+
+def test_a_wrong_package_has_no_verdict(kept):
+    model = unet()
+    prepare(model, 4, network="fp32", say=lambda line: None)
+    note = next(package.folder().glob("*.json"))
+    note.write_text(json.dumps({**json.loads(note.read_text()), "checked": {}}))
+    model.net.head.weight.data.mul_(1.05)  # in place: the package stands for the network that it shares weights with
+    key = note.stem
+    trial = Trial(unet(), unet().net.eval(), 4, CPU)
+    with pytest.raises(Inexact):
+        trial.checked(package.load(key, pytest.fail).call, "fp32")
+    assert json.loads(note.read_text())["checked"] == {}
+
+
+# Some lines at a time
+
+
+def strips(lines: int | None):
+    """A network whose values tell which lines it saw together."""
+    seen = []
+
+    def call(u, c_noise, cond):
+        seen.append((u.clone(), cond.clone()))
+        return u * c_noise[:, None] + cond[:, None]
+
+    example = (torch.zeros(lines or 5, 3), torch.zeros(lines or 5), torch.zeros(lines or 5, dtype=torch.int64))
+    return seen, Prepared(call, example, Numerics("fp32", "package", lines=lines))
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
+def test_a_package_takes_any_number_of_lines_and_computes_some_at_a_time(n):
+    seen, net = strips(4)
+    u, t, cond = values(n, 3), values(n), torch.arange(n)
+    assert net(u, t, cond).equal(u * t[:, None] + cond[:, None])
+    assert [len(v) for v, _ in seen] == [4] * -(-n // 4)
+    assert all(v.is_contiguous() and v.data_ptr() % 64 == 0 for pair in seen for v in pair)
+    whole = torch.cat([c for _, c in seen])
+    assert whole[n:].eq(n - 1).all()  # padding repeats the last line
+    assert net.needed(n) == len(whole)
+
+
+def test_lines_of_padding_are_not_computed(monkeypatch):
+    """A few samples cost a few, and are the same to the bit as among many."""
+    seen = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, u, c_noise, cond=None):
+            seen.append(len(u))
+            return self.layer(u) if cond is None else self.layer(u) * (1.0 + cond[:, None])
+
+    def packaged(trial, kind, say):
+        return Prepared(trial.net, trial.example, Numerics(kind, "package", lines=trial.shape[0]))
+
+    monkeypatch.setattr(network, "_packaged", packaged)
+    torch.manual_seed(0)
+    model = ScoreModel(Counting(), (3,), VP(), classes=2, null=2)
+    for solver in (DPMpp2M(), PredictorCorrector(ReverseDiffusion(), Langevin(snr=0.16))):
+        settings = {"solver": solver, "steps": 3, "network": "fp32", "guidance": Guidance(2.0)}
+        sampler = Sampler(model, batch=64, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = sampler.run(range(70), labels="random")
+            assert set(seen) == {16}
+            evaluations = len(seen)
+            for ids in (range(3), [69, 5, 17], range(20, 60)):
+                seen.clear()
+                assert sampler.run(ids, labels="random").equal(whole[list(ids)])
+                assert set(seen) == {16}
+            assert len(seen) * 5 == evaluations * 3  # 3 turns for 40 samples, 5 for 64 and 6
+            seen.clear()
+            batches = Sampler(model, batch=40, **settings)
+            assert batches.run(range(70), labels="random").equal(whole)  # nor on the micro-batch
+        seen.clear()
 
 
 @pytest.mark.parametrize(
@@ -297,17 +522,17 @@ def test_what_is_no_package_is_ignored_in_one_line():
     said, home = [], package.folder()
     assert package.load("absent", said.append) is None
     assert not said
-    home.mkdir(parents=True)
-    (home / "a.pt2").write_bytes(b"not a package")
+    (home / "k-a.pt2").write_bytes(b"not a package")
     right = hashlib.sha256(b"not a package").hexdigest()
     for note, reason in (
         ("{", "JSON"),
         ("[]", "TypeError"),
         ("{}", "KeyError"),
-        (json.dumps({"file": "a.pt2", "sha256": "0" * 64}), "not those that were written"),
-        (json.dumps({"file": "a.pt2", "sha256": right}), "RuntimeError"),
+        (json.dumps({"file": "k-a.pt2", "sha256": "0" * 64, "checked": {}}), "not those that were written"),
+        (json.dumps({"file": "k-a.pt2", "sha256": right, "checked": {}}), "RuntimeError"),
     ):
         (home / "k.json").write_text(note)
+        (home / "k.json").chmod(0o600)
         assert package.load("k", said.append) is None
         assert reason in said[-1]
         assert "\n" not in said[-1]
