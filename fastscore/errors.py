@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -132,7 +132,7 @@ def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:
         plain = type(value) is float or (type(value) is int and abs(value) <= 1 << 53)
         return fits, float(value) if fits and not plain else value, "number"
     if kind == "tuple[float, float]":
-        pair: Any = value if isinstance(value, tuple | list) else ()
+        pair: Any = cast(Any, value) if type(value) in (tuple, list) else ()  # type() narrows nothing
         found = [_as("float", v, module) for v in pair]
         fits = len(found) == 2 and all(ok and not _is_nan(float(v)) for ok, v, _ in found)
         return fits, tuple(v for _, v, _ in found) if fits else value, "pair of numbers"
