@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -132,9 +132,10 @@ def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:
         plain = type(value) is float or (type(value) is int and abs(value) <= 1 << 53)
         return fits, float(value) if fits and not plain else value, "number"
     if kind == "tuple[float, float]":
-        fits = isinstance(value, tuple | list) and len(value) == 2 and all(_as("float", v, module)[0] for v in value)
-        fits = fits and not any(_is_nan(float(v)) for v in value)
-        return fits, tuple(_as("float", v, module)[1] for v in value) if fits else value, "pair of numbers"
+        pair: Any = cast(Any, value) if type(value) in (tuple, list) else ()  # type() narrows nothing
+        found = [_as("float", v, module) for v in pair]
+        fits = len(found) == 2 and all(ok and not _is_nan(float(v)) for ok, v, _ in found)
+        return fits, tuple(v for _, v, _ in found) if fits else value, "pair of numbers"
     if kind.startswith("Callable"):
         return callable(value), value, "function"
     if kind.startswith(("dict[", "Mapping[")):

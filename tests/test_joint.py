@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_named():
         JointSampler(model(), solver=DPMSolver(2))
     with pytest.raises(ValueError, match="part 'b': the shared times 80"):
         JointSampler(JointModel(exact, {"a": Part((1,), EDM()), "b": Part((1,), VP())}))
-    with pytest.raises(ValueError, match="0 parts"):
+    with pytest.raises(ValueError, match="must be a dict of Part"):
         JointSampler(JointModel(exact, {}))
     with pytest.raises(ValueError, match="float16"):
         JointSampler(model(), dtype=torch.float16)
