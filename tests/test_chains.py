@@ -47,6 +47,7 @@ def chains(ids, method="mala", batch=64, seed=3, **kw):
     )
 
 
+@pytest.mark.slow
 def test_mala_passes_kolmogorov_smirnov_where_ula_fails():
     def cdf(x):
         return 0.4 * stats.norm.cdf(x, -0.8, 0.6) + 0.6 * stats.norm.cdf(x, 0.8, 0.5)

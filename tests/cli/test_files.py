@@ -63,7 +63,7 @@ def test_an_empty_path_is_no_path(run, tmp_path, monkeypatch, command):
         code, _, error = run(
             command, *argv.get(command, ("moons",)), *("moons",) * (command == "likelihood"), "--out", empty
         )
-        assert code == 2 and "the path to write to is empty" in error
+        assert code == 2 and "empty" in error
     assert not list(tmp_path.iterdir())
 
 
