@@ -150,6 +150,10 @@ def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:
         fits = not isinstance(value, type) and all(hasattr(value, k) for k in members)
         fits = fits and all(callable(getattr(value, k)) for k, v in members.items() if inspect.isfunction(v))
         return fits, value, meant.__name__
+    if meant.__name__ == "Tensor":  # a sparse one or one without memory lacks most operations, each in words of its own
+        tensor: Any = cast(Any, value)
+        fits = isinstance(tensor, meant) and not tensor.is_meta and str(tensor.layout) == "torch.strided"
+        return fits, value, "dense Tensor"
     return isinstance(value, meant), value, meant.__name__
 
 

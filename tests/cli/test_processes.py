@@ -107,7 +107,12 @@ def test_closed_full_and_broken_streams(tmp_path, line, code, files):
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_ends_it_in_order(tmp_path, name, code):
     words = ["sample", "analytic:gaussian", "-n", "1M", "--steps", "1000", "--out", "out"]
-    process = subprocess.Popen([*RUN, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    def heard() -> None:  # whatever started these tests may ignore signals, as nohup does, and its children then do
+        for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    process = subprocess.Popen([*RUN, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     try:
         assert process.stderr is not None
         while process.stderr.read(1) != "%":  # the progress bar
@@ -154,8 +159,10 @@ def test_a_user_without_name_or_home(tmp_path):
     os.chmod(tmp_path, 0o777)
     for parent in list(tmp_path.parents)[:3]:
         os.chmod(parent, os.stat(parent).st_mode | 0o055)
-    line = "setpriv --reuid 54321 --regid 54321 --clear-groups env -u HOME -u XDG_CACHE_HOME -u USER -u LOGNAME $F"
-    done = shell(f"{line} {' '.join(SAMPLE)}", tmp_path)
+    other = "setpriv --reuid 54321 --regid 54321 --clear-groups env -u HOME -u XDG_CACHE_HOME -u USER -u LOGNAME"
+    if shell(f"{other} $F --version", tmp_path).returncode == 126:
+        pytest.skip(f"another user may not run {sys.executable}")
+    done = shell(f"{other} $F {' '.join(SAMPLE)}", tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == FILES
 
