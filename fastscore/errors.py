@@ -153,7 +153,7 @@ def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:
     if meant.__name__ == "Tensor":  # a sparse one or one without memory lacks most operations, each in words of its own
         tensor: Any = cast(Any, value)
         fits = isinstance(tensor, meant) and not tensor.is_meta and str(tensor.layout) == "torch.strided"
-        return fits, value, "dense Tensor"
+        return fits, value, "dense Tensor" if isinstance(tensor, meant) else "Tensor"
     return isinstance(value, meant), value, meant.__name__
 
 

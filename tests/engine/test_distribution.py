@@ -99,6 +99,7 @@ def late(plan: Plan) -> Plan:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "change"), [("em", louder), ("pc", louder), ("ode", late), ("dpmpp-2m", late)])
 def test_broken_samplers_are_rejected(name, change):
     assert smallest_p(draw(name, change)) < 1e-6
