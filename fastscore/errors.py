@@ -42,7 +42,7 @@ def typed(subject: Checked) -> Checked:
         ValueError: a value of another type; the message names it and what it must be.
     """
     if isinstance(subject, type):
-        return _typed_class(subject)  # pyright: ignore[reportReturnType]
+        return _typed_class(subject)
     signature = inspect.signature(subject)
     owner = subject.__qualname__.removesuffix(".__init__")
     named = {k: p for k, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -59,7 +59,7 @@ def typed(subject: Checked) -> Checked:
     return call  # pyright: ignore[reportReturnType]
 
 
-def _typed_class(cls: type) -> type:
+def _typed_class(cls: Any) -> Any:
     own: Callable[[Any], None] | None = getattr(cls, "__post_init__", None)
 
     def check(self: Any) -> None:
@@ -73,7 +73,7 @@ def _typed_class(cls: type) -> type:
         if own is not None:
             own(self)
 
-    setattr(cls, "__post_init__", check)  # noqa: B010
+    cls.__post_init__ = check
     return cls
 
 

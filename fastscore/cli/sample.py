@@ -52,7 +52,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--guidance-interval",
-            type=Interval(),
+            type=Interval("0.3,5", levels=True),
             help="LO,HI: mix where LO < sigma/alpha <= HI.  [default: everywhere]",
         ),
         click.option(

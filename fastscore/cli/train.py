@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
-from fastscore.cli.types import Between, Count, Name, Number, Out
+from fastscore.cli.types import Count, Interval, Name, Number, Out
 from fastscore.process.names import SCHEDULES
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
@@ -45,7 +45,7 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @click.option(
     "--range",
     "value_range",
-    type=Between(),
+    type=Interval("0,4095"),
     help="BLACK,WHITE of image values.  [default: that of their type; of floats 0,1, or -1,1 with negative ones]",
 )
 @choice("--alpha", ["refuse", "keep", "white", "black"], "refuse", "Transparent images: a channel more, or laid on.")

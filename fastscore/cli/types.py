@@ -67,9 +67,12 @@ class Number(click.ParamType):
 
 
 class Interval(click.ParamType):
-    """Two numbers LO,HI with 0 <= LO < HI; HI may be inf."""
+    """Two numbers LO,HI with LO < HI: finite ones, or levels from 0 to inf."""
 
     name = "LO,HI"
+
+    def __init__(self, example: str, levels: bool = False) -> None:
+        self.example, self.levels = example, levels
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
         """Parse one pair."""
@@ -77,24 +80,9 @@ class Interval(click.ParamType):
             low, high = value if isinstance(value, tuple) else map(float, str(value).split(","))
         except ValueError:
             low, high = 1.0, 0.0
-        if not 0.0 <= low < high:
-            self.fail(f"{shorten(value)!r} is not LO,HI with 0 <= LO < HI (example: 0.3,5).", param, ctx)
-        return low, high
-
-
-class Between(click.ParamType):
-    """Two finite numbers LO,HI with LO < HI."""
-
-    name = "LO,HI"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
-        """Parse one pair."""
-        try:
-            low, high = value if isinstance(value, tuple) else map(float, str(value).split(","))
-        except ValueError:
-            low, high = 1.0, 0.0
-        if not -math.inf < low < high < math.inf:
-            self.fail(f"{shorten(value)!r} is not LO,HI with LO < HI (example: 0,4095).", param, ctx)
+        if not (0.0 <= low < high if self.levels else -math.inf < low < high < math.inf):
+            bound = "0 <= LO < HI" if self.levels else "LO < HI"
+            self.fail(f"{shorten(value)!r} is not LO,HI with {bound} (example: {self.example}).", param, ctx)
         return low, high
 
 

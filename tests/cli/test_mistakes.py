@@ -15,7 +15,7 @@ from PIL import Image
 
 import fastscore as fs
 from fastscore.guidance.measurements import Masked
-from fastscore.model.analytic import gaussian, mixture
+from fastscore.model.analytic import Empirical, gaussian, mixture
 from fastscore.model.folder import BUNDLED
 
 MODEL = fs.score_model(mixture())
@@ -66,6 +66,8 @@ ENTRIES = [
     (lambda: sampled(start="state", init=torch.full((2,), math.nan)), "init is NaN or Inf for 4 of 4 samples"),
     (lambda: sampled(start="state", init=torch.ones(2, device="meta")), "init is on meta, without values"),
     (lambda: sampled(known=torch.ones(2)), r"known is a Tensor; it must be Known\(y, mask\)"),
+    (lambda: Empirical(torch.eye(2).to_sparse()), "Empirical: points = .* must be a dense Tensor"),
+    (lambda: Masked(torch.ones(2, dtype=torch.bool, device="meta")), "mask = .* must be a dense Tensor"),
     (lambda: sampled(callback=5), "callback = 5 must be a function"),
     (lambda: fs.Times((14.7, 1.0, 0.0))(fs.EDM(0.03, 14.6)), r"times 14.7 .. 0.0 leave EDM's range 14.6 .. 0.0"),
     (lambda: sampled(noise=torch.zeros(0, 4, 2)), "recorded noise has 0 draws; this plan needs 1"),
@@ -92,7 +94,7 @@ def test_a_mistake_is_named(call, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a CUDA device; this machine has one")
 def test_cuda_without_cuda():
     with pytest.raises(ValueError, match="device = cuda: torch sees no CUDA device here; use device='cpu'"):
         sampled(device="cuda")
@@ -105,7 +107,7 @@ def test_what_is_no_mistake():
     state = {"start": "state", "solver": "heun", "init": torch.ones(2)}  # a plan without draws
     assert sampled(**state, noise=torch.zeros(0, 4, 2)).equal(sampled(**state))
     assert sampled(steps=np.int64(2), clip=np.float32(0.5)).equal(sampled(steps=2, clip=0.5))
-    execution = fs.Execution(batch=np.int64(4))  # type: ignore[arg-type]
+    execution = fs.Execution(**{"batch": np.int64(4)})
     assert type(execution.batch) is int and json.dumps(execution.to_dict())
 
 

@@ -154,7 +154,10 @@ def test_surroundings_change_nothing(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs another user")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0 or not shutil.which("setpriv"),
+    reason="setpriv by root runs it",
+)
 def test_a_user_without_name_or_home(tmp_path):
     os.chmod(tmp_path, 0o777)
     for parent in list(tmp_path.parents)[:3]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -26,6 +28,7 @@ from fastscore.process.beta import LinearBeta
 from fastscore.process.continuous import EDM, VE, VP, Flow, Trig
 from fastscore.process.discrete import discrete_vp
 from fastscore.process.grid import Times, arctan, karras, logsnr, uniform
+from fastscore.process.names import INDICES, SPACINGS
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import (
@@ -37,10 +40,12 @@ from fastscore.solvers import (
     DPMMultistep,
     DPMpp2M,
     DPMSolver,
+    Euler,
     EulerMaruyama,
     Heun,
     Langevin,
     PredictorCorrector,
+    ScoreSDE,
     StochasticHeun,
     UniPC,
 )
@@ -196,6 +201,27 @@ LOSSES = {
         "sigma_max well above",
     ),
 }
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(), EDM(), Flow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [Euler(), Heun(), EulerMaruyama()], ids=repr)
+def test_the_first_spacing_that_is_good_enough_is_taken(solver, schedule):
+    """In the order that papers prefer: with an error below 1 / steps, or within 1.2 times the best of all."""
+    grid, errors = default_grid(solver, schedule, schedule, 20), {}
+    first = ("karras", "arctan", "uniform") if isinstance(solver, Heun) else ("uniform", "quadratic", "karras")
+    for spacing in dict.fromkeys((*first, *(name for name in SPACINGS if name not in INDICES))):
+        with contextlib.suppress(ValueError):  # singular there
+            plan = make_plan(solver, schedule, replace(grid, spacing=spacing)(schedule))
+            errors[spacing] = max(abs(gaussian_moments(plan, 0.0, [0.3, 1.0])[1] / [0.3, 1.0] - 1.0))
+    bound = max(0.05, 1.2 * min(errors.values()))
+    assert grid.spacing == next(name for name, found in errors.items() if found <= bound)
+
+
+def test_score_sde_takes_the_steps_that_it_was_published_with():
+    wide = score_model(gaussian(MEAN, STD, (32,)))
+    for schedule in (VP(), VE()):  # of 20 a beta would be 1 on VP
+        assert default_grid(ScoreSDE(), schedule, schedule).steps == 1000
+        assert Sampler(wide, schedule=schedule, solver="score-sde").plan.nfe == 1000
 
 
 @pytest.mark.parametrize("case", LOSSES)
