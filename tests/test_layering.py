@@ -111,3 +111,12 @@ def test_noise_comes_from_one_place_and_no_pickles():
         ):
             allowed = banned == "eval(" and text.count("eval(") == text.count(".eval(")
             assert banned not in text or allowed, f"{path}: {banned}"
+
+
+def test_the_command_plan_imports_no_torch():
+    code = (
+        "import sys; from fastscore.cli import main\n"
+        "try: main(['plan', '--steps', '5', '--solver', 'heun', '--schedule', 'flow'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -134,14 +134,15 @@ def make_grid(
     guide: Guide | None = None,
 ) -> Grid | Times | Span:
     """Return the grid of the options, the rest as a sampler chooses it; or the span of an adaptive solver."""
-    from fastscore.engine.bind import fitting
-    from fastscore.solvers.grids import default_grid
-
     steps = options["steps"]
     rules = {"spacing": "grid", "start": "t_start", "end": "t_end", "clean": "clean", "rho": "rho"}
     rules = {rule: options[name] for rule, name in rules.items()}
-    if model is None:
+    if model is None:  # no network, so no torch
+        from fastscore.solvers.grids import default_grid
+
         return default_grid(solver, schedule, schedule, steps, **rules)
+    from fastscore.engine.bind import fitting
+
     return fitting(model, schedule, solver, steps=steps, guide=guide, **rules)
 
 
