@@ -65,9 +65,17 @@ def main(argv: list[str] | None = None) -> None:
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("FASTSCORE_TRACEBACK"):
             traceback.print_exc()
-        _fail(*_verdict(error))
+        _fail(*_verdict(_first(error)))
     else:
         sys.exit(code if isinstance(code, int) else 0)  # click returns the code of --help and context.exit
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the interrupt on whose way out an error came, as of a ZIP file that could not be closed; or the error."""
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, KeyboardInterrupt):
+        at = at.__context__
+    return error if at is None else at
 
 
 def _verdict(error: BaseException) -> tuple[int, str]:
@@ -81,8 +89,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         case click.Abort() if isinstance(error.__cause__, EOFError):  # click takes any for the end of a prompt
             return 5, f"a file ends too early: {error.__cause__}"
         case click.Abort() | KeyboardInterrupt():
-            end = error.__cause__ if isinstance(error.__cause__, Ended) else error
-            return (end.code, end.word) if isinstance(end, Ended) else (130, "interrupted")
+            return (error.code, error.word) if isinstance(error, Ended) else (130, "interrupted")
         case BrokenPipeError():
             return 141, ""
         case ArithmeticError():

@@ -190,3 +190,17 @@ def test_no_process_escapes(tmp_path):
         assert done.returncode in CODES, (words, done.stderr)
         assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 5, (words, done.stderr)
         assert sorted(tmp_path.rglob("*")) == before, words
+
+
+def test_an_error_on_the_way_out_of_an_interrupt_does_not_hide_it(run, monkeypatch):
+    """NumPy's savez raises ValueError where an interrupt leaves a ZIP file open."""
+
+    def interrupted(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0)
+        finally:
+            raise ValueError("Can't close the ZIP file while there is an open writing handle on it")
+
+    monkeypatch.setattr("fastscore.plan.make_plan", interrupted)
+    assert run("plan")[0] == 143
