@@ -85,7 +85,9 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 )
 @click.option("--p-mean", type=Number(), help="Mean of ln sigma of lognormal times.  [default: ln(sigma_data) - 0.5]")
 @click.option(
-    "--p-std", type=Number(0, open=True), default=1.2, show_default=True, help="Standard deviation of ln sigma."
+    "--p-std",
+    type=Number(0, open=True),
+    help="Its standard deviation.  [default: 1.2; both higher where the data's largest component needs it]",
 )
 @click.option("--batch", type=Count(1, 1 << 20), default=128, show_default=True, help="Images a step.")
 @click.option("--lr", type=Number(0, open=True), default=1e-3, show_default=True, help="Peak learning rate.")
@@ -181,7 +183,7 @@ def train(data: str, out: Path, **options: Any) -> None:
         out=out,
         info={"command": _command(), "data": data, "seed": options["seed"]},
         device=device,
-        progress=None if options["quiet"] else _Bar("image"),
+        progress=None if options["quiet"] else _Bar("images"),
         standardise=False if dataset.transform is None else None,
     )
     click.echo(f"{out}: " + ", ".join(["model.safetensors", "config.json", "loss.csv", *_plot(out)]))
@@ -202,27 +204,27 @@ def train_classifier(data: str, out: Path, epochs: int, width: int, seed: int, q
 
     accuracy = run(
         out, load(data), load(data, "test"), epochs, width,
-        seed=seed, info={"command": _command(), "data": data}, progress=None if quiet else _Bar("step"),
+        seed=seed, info={"command": _command(), "data": data}, progress=None if quiet else _Bar("steps"),
         overwrite=overwrite,
     )  # fmt: skip
     click.echo(f"{out}: test accuracy {accuracy:.4f}")
 
 
 class _Bar:
-    """A progress bar that is made on the first step and shows the last figures."""
+    """Progress that begins with the first step and shows the last figures."""
 
     def __init__(self, unit: str) -> None:
-        self.unit, self.bar = unit, None
+        self.unit, self.progress = unit, None
 
     def __call__(self, count: int, total: int, figures: dict[str, float]) -> None:
-        from tqdm import tqdm
+        from fastscore.output.progress import Progress
 
-        if self.bar is None:
-            self.bar = tqdm(total=total, unit=self.unit, initial=0)
-        self.bar.update(count - self.bar.n)
-        self.bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+        if self.progress is None:
+            self.progress = Progress(unit=self.unit).begin(total)
+        self.progress.note = ", ".join(f"{k}={v:.4g}" for k, v in figures.items())
+        self.progress.reach(count)
         if count >= total:
-            self.bar.close()
+            self.progress.end()
 
 
 def _command() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -145,3 +146,32 @@ def farthest(data: Dataset) -> float:
     squares = np.square(x).sum(1)
     distance = float(np.sqrt(np.max(squares[:, None] + squares - 2.0 * x @ x.T)))
     return float(f"{distance:.2g}")
+
+
+def noise_levels(
+    data: Dataset, sigma_data: float, mean: float | None = None, std: float | None = None
+) -> tuple[float, float]:
+    """Return mean and standard deviation of ln sigma of lognormal times: what is given, or what suits a data set.
+
+    EDM's are ln(sigma_data) - 0.5 and 1.2. What large and simple images are (which class, on which side bright) is
+    decided at the noise of their largest principal component, which may be many sigma_data: there the levels reach
+    further up, such that it lies one standard deviation above the mean, and two below it end where EDM's do.
+
+    Source: Karras et al. 2022, table 1; Biroli et al. 2024, eq. 8 (speciation, where sigma^2 is the largest eigenvalue
+    of the data's covariance).
+    """
+    usual = math.log(sigma_data) - 0.5, 1.2
+    if mean is not None or std is not None:
+        return (usual[0] if mean is None else mean), (usual[1] if std is None else std)
+    low = usual[0] - 2.0 * usual[1]
+    wider = float(f"{(math.log(largest_component(data)) - low) / 3.0:.2g}")
+    return (low + 2.0 * wider, wider) if wider > usual[1] else usual
+
+
+def largest_component(data: Dataset) -> float:
+    """Return the standard deviation along the first principal component of the first examples, to two digits."""
+    count = max(2, min(len(data.x), 1000, (1 << 25) // math.prod(data.shape)))
+    x = data.network_range(np.arange(min(len(data.x), count))).reshape(-1, math.prod(data.shape)).astype(np.float64)
+    x -= x.mean(0)
+    square = x @ x.T if len(x) < x.shape[1] else x.T @ x  # the larger eigenvalues of both are the same
+    return float(f"{math.sqrt(max(0.0, float(np.linalg.eigvalsh(square)[-1])) / len(x)):.2g}") or 1.0

@@ -31,7 +31,8 @@ class TrainConfig:
         weighting: of the loss over time: one of losses.WEIGHTINGS, or lambda(t), a function of an array of times;
             losses.default_weighting if left out.
         times: their distribution, see losses.sample_times; losses.default_times if left out. mean, std: of ln sigma
-            for lognormal times. A mean left out is ln(sigma_data) - 0.5, EDM's -1.2 at its sigma_data of 0.5.
+            for lognormal times. Both left out: recipe.noise_levels, EDM's (-1.2, 1.2 at its sigma_data of 0.5) unless
+            the data's largest principal component is far above sigma_data; one left out: EDM's.
         t_end: least noisy time that is trained; the schedule's own if left out.
         label_dropout: share of labels replaced by the null class.
         clip: gradient norm bound; 0 is none.
@@ -56,7 +57,7 @@ class TrainConfig:
     weighting: losses.Weighting | None = None
     times: str | None = None
     mean: float | None = None
-    std: float = 1.2
+    std: float | None = None
     t_end: float | None = None
     label_dropout: float = 0.1
     clip: float = 1.0
@@ -73,7 +74,7 @@ class TrainConfig:
             ("checkpoint_every", 1, None),
         ):  # fmt: skip
             value: Any = getattr(self, name)
-            if value is None and name in ("warmup", "ema", "mean", "t_end"):
+            if value is None and name in ("warmup", "ema", "mean", "std", "t_end"):
                 continue
             if value is None or not -math.inf < value < math.inf or value < low or (high is not None and value > high):
                 bound = f"at least {low}" if high is None else f"in {low} .. {high}"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, diffuse
 from fastscore.training import losses
 from fastscore.training.checkpoint import CHECKPOINT, FILES, State, append_loss, fingerprint, resume
-from fastscore.training.recipe import label_range, measured_std
+from fastscore.training.recipe import label_range, measured_std, noise_levels
 from fastscore.training.settings import TrainConfig
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -92,7 +93,7 @@ def train(
     if config.loss == "implicit" and math.prod(data.shape) > 64:
         raise ValueError(f"loss = 'implicit' takes a backward pass a dimension; {math.prod(data.shape)} is above 64")
     parametrization = parametrization or Parametrization("edm", "tanh", measured_std(data), "unit")
-    config = _resolved(config, schedule, parametrization)
+    config = _resolved(config, schedule, parametrization, data)
     spec = net if isinstance(net, dict) else None
     where = Execution(device or "cpu").place if isinstance(net, dict) else next(net.parameters()).device
     with torch.random.fork_rng([where] if where.type == "cuda" else []):  # the caller's generators are the caller's
@@ -196,7 +197,7 @@ def step_loss(net: Callable[..., Any], run: _Run, seen: int) -> Tensor:
     return loss
 
 
-def _resolved(config: TrainConfig, schedule: Schedule, parametrization: Parametrization) -> TrainConfig:
+def _resolved(config: TrainConfig, schedule: Schedule, parametrization: Parametrization, data: Dataset) -> TrainConfig:
     """Return the settings with what was left out filled in, checked against the schedule."""
     end, times = (
         schedule.t_end if config.t_end is None else config.t_end,
@@ -209,11 +210,13 @@ def _resolved(config: TrainConfig, schedule: Schedule, parametrization: Parametr
     label_range(schedule, parametrization, end)
     if times == "importance":
         losses.importance_weight(schedule, np.array([end]), end)  # raises where it is no density
+    mean, std = noise_levels(data, parametrization.sigma_data, config.mean, config.std)
     return replace(
         config,
         times=times,
         weighting=losses.default_weighting(parametrization) if config.weighting is None else config.weighting,
-        mean=math.log(parametrization.sigma_data) - 0.5 if config.mean is None else config.mean,
+        mean=mean,
+        std=std,
     )
 
 
@@ -267,7 +270,7 @@ def _batch(
     key = NoiseKey.of(config.seed, range(seen, seen + count))
     uniform = key.uniform(_TIME_DRAW, 3).to(torch.float64).numpy()
     first = uniform[:, :2] if config.times == "lognormal" else uniform[:, 0]
-    assert config.mean is not None and config.times is not None
+    assert config.mean is not None and config.std is not None and config.times is not None
     t = losses.sample_times(schedule, first, config.times, config.mean, config.std, config.t_end)
     x0 = torch.from_numpy(data.network_range(index)).to(device)
     z = key.normal(_NOISE_DRAW, math.prod(data.shape)).reshape(x0.shape).to(device)
@@ -289,11 +292,6 @@ def _order(n: int, seed: int, seen: int, count: int) -> Iterator[int]:
         yield int(order[k % n])
 
 
-_cache: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=1)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    if (n, seed, epoch) not in _cache:
-        _cache.clear()
-        _cache[n, seed, epoch] = np.random.default_rng([seed, epoch]).permutation(n)
-    return _cache[n, seed, epoch]
+    return np.random.default_rng([seed, epoch]).permutation(n)

@@ -230,9 +230,10 @@ def test_smld_reaches_as_far_as_the_data(tmp_path):
 )  # fmt: skip
 def test_times_suit_the_schedule_and_a_choice_stays(schedule, times):
     p = fs.Parametrization("edm", "tanh", 1.0, "unit")
-    assert _resolved(TrainConfig(), schedule, p).times == times
+    data = Dataset.of(POINTS)
+    assert _resolved(TrainConfig(), schedule, p, data).times == times
     for chosen in ("uniform", "lognormal"):
-        assert _resolved(TrainConfig(times=chosen), schedule, p).times == chosen
+        assert _resolved(TrainConfig(times=chosen), schedule, p, data).times == chosen
 
 
 def test_the_command_has_the_settings(tmp_path):

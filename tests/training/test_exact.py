@@ -17,6 +17,7 @@ from fastscore.ops.noise import NoiseKey
 from fastscore.process.parametrization import PREDICTIONS, SCALINGS, Parametrization
 from fastscore.process.schedule import g2
 from fastscore.training import checkpoint, losses, recipe
+from fastscore.training.recipe import largest_component, noise_levels
 from fastscore.training.train import TrainConfig, train
 
 SCHEDULES = [fs.VP(), fs.SubVP(), fs.VE(), fs.TutorialVE(), fs.EDM(), fs.Flow(), fs.discrete_vp(), fs.smld()]
@@ -314,3 +315,19 @@ def test_time_features_tell_the_times_of_any_label_apart_and_stay_smooth(label, 
         steps = features.diff(dim=0).norm(dim=1) / features.std(0).norm()
         assert steps.max() < 0.5
         assert (features[0] - features[-1]).norm() > 0.3 * features.std(0).norm()
+
+
+def test_noise_levels_reach_the_largest_component_and_are_edms_where_that_is_near():
+    rng = np.random.default_rng(0)
+    points = Dataset.of(rng.standard_normal((4000, 3)).astype(np.float32))
+    assert noise_levels(points, 0.5) == (math.log(0.5) - 0.5, 1.2)
+    bright = rng.choice([-1.0, 1.0], (4000, 1)) * np.ones(400) + 0.1 * rng.standard_normal((4000, 400))
+    images = Dataset.of(bright.astype(np.float32))
+    assert largest_component(images) == pytest.approx(20.0, rel=0.05)  # sqrt(400), the distance from the mean
+    mean, std = noise_levels(images, 1.0)
+    assert mean + std == pytest.approx(math.log(20.0), abs=3 * 0.05 + 0.03)  # std to two digits, the component too
+    assert mean - 2.0 * std == pytest.approx(-0.5 - 2.4)
+    assert noise_levels(images, 1.0, mean=-1.0) == (-1.0, 1.2)
+    assert noise_levels(images, 1.0, std=0.7) == (-0.5, 0.7)
+    one = Dataset.of(np.ones((1, 3), np.float32))
+    assert noise_levels(one, 1.0) == (-0.5, 1.2)

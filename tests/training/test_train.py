@@ -246,6 +246,7 @@ def test_networks_run_in_half_precision(spec, dtype):
     assert (half.float() - full).norm() < 0.05 * full.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["implicit", pytest.param("sliced", marks=pytest.mark.slow)])
 def test_losses_without_a_target_learn_the_same_score(tmp_path, loss):
     """On N(0, 0.5^2) the score of x_t is -x / (0.25 + sigma^2)."""
