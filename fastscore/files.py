@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
+import re
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+PROCESS = secrets.token_hex(4)  # tells this process from an earlier one of the same number, as in a container
+TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<process>[0-9a-f]{8})-\d+)?\.(?P<pid>\d{1,10})(@(?P<host>[\w-]+))?\.tmp")
+_count = itertools.count()
 
 
 def cache_folder() -> Path:
@@ -18,8 +25,10 @@ def cache_folder() -> Path:
 
 
 def here() -> str:
-    """Return this host's name, as it stands in names of files."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname())[:32] or "localhost"
+    """Return this host's name, as it stands in names of files; long ones, whose ends differ, by a hash of the end."""
+    host = socket.gethostname()
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in host) or "localhost"
+    return name if len(name) <= 32 else f"{name[:23]}-{hashlib.sha256(host.encode()).hexdigest()[:8]}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,8 +43,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
     A kill leaves a temporary file, whose name says of which file, process and host it is.
     """
-    name = path.name if len(path.name.encode()) < 160 else hashlib.sha256(path.name.encode()).hexdigest()[:32]
-    partial = path.with_name(f".{name}.{os.getpid()}@{here()}.tmp")
+    partial = temporary(path)
     try:
         with partial.open("wb") as file:
             yield file
@@ -45,6 +53,12 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def temporary(path: Path) -> Path:
+    """Return a place to write a file before it has its name, beside it and nobody else's; TEMPORARY reads the name."""
+    name = path.name if len(path.name.encode()) < 160 else hashlib.sha256(path.name.encode()).hexdigest()[:32]
+    return path.with_name(f".{name}.{PROCESS}-{next(_count)}.{os.getpid()}@{here()}.tmp")
 
 
 def sync(path: Path) -> None:
@@ -62,3 +76,11 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def sync_below(top: Path) -> None:
+    """Do the same for a folder with everything in it."""
+    for folder, _, files in os.walk(top, topdown=False):
+        for file in files:
+            sync(Path(folder, file))  # of what is on the disk already it asks nothing
+        sync(Path(folder))

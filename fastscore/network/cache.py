@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-from fastscore.files import atomic, cache_folder
+from fastscore.files import TEMPORARY, atomic, cache_folder
 
 HOUR = 3600.0  # what was used within one may be in use
-LEFT = re.compile(r"\.(build|probe)-.*|\..*\.\d+\.tmp")  # of builds, probes and atomic writes that never ended
+LEFT = re.compile(rf"\.(build|probe)-.*|{TEMPORARY.pattern}")  # of builds, probes and atomic writes that never ended
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 Say = Callable[[str], None]

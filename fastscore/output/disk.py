@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADVICE = "draw fewer samples at a time, write to another disk, or free some"
 
 
@@ -49,7 +49,7 @@ def allocate(handle: int, count: int, folder: Path, parts: Mapping[str, int]) ->
     try:
         os.posix_fallocate(handle, 0, count)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise full(folder, parts, free_bytes(folder), error) from None
 
@@ -58,7 +58,7 @@ def full(folder: Path, parts: Mapping[str, int], free: int, error: OSError | Non
     """Return the error of a disk without room for all parts."""
     listed = ", ".join(f"{what} {size(count)}" for what, count in parts.items() if count)
     limit = f" ({error.strerror})" if error is not None else ""
-    place = folder.parent if folder.name.startswith(".run-") else folder
+    place = folder.parent if folder.name.startswith(".run") else folder
     raised = OSError(
         f"{place} needs {size(sum(parts.values()))} of disk ({listed}) and has {size(free)} free{limit}; {ADVICE}"
     )

@@ -64,6 +64,16 @@ def refuse_if_locked(file: Path, what: Path | str) -> None:
             pass
 
 
+def holder(file: Path) -> tuple[int, str] | None:
+    """Return number and host of the process that a lock file names, if it runs as far as this one can know."""
+    try:
+        with file.open("rb") as opened:
+            pid, host = _holder(opened.fileno())
+    except OSError:
+        return None
+    return (pid, host) if pid and alive(pid, host) else None
+
+
 def _acquire(file: Path, what: Path | str) -> int:
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     for _ in range(1000):
