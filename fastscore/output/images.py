@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastscore.files import atomic
+
+THREADS = min(4, os.cpu_count() or 1)  # that make images files
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
