@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request, bad_samples, micro_batches
@@ -31,6 +30,7 @@ from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
+from fastscore.output.progress import Progress
 from fastscore.plan.passes import fold, validate
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.continuous import EDM
@@ -139,14 +139,14 @@ def run(
         loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
         x = torch.empty(start.shape, dtype=start.dtype, device=start.device)
         acceptance, states = x.new_empty(n), x.new_empty(n, len(kept), *model.shape)
-    bar = tqdm(total=steps * -(-n // execution.batch), unit="step", disable=not progress)
+    bar = Progress(progress, "steps").begin(steps * -(-n // execution.batch))
 
     def compute(at: slice, part: Request) -> Tensor:
         assert part.init is not None
         loop.load(part)
         if at.start == 0:
             _check(log_density, score, part.init.to(start.dtype).view(-1, *model.shape))
-        return _chain(loop, log_density if method == "mala" else None, part.init, step, kept, bar.update)
+        return _chain(loop, log_density if method == "mala" else None, part.init, step, kept, lambda: bar.advance(1))
 
     def not_finite(at: slice, part: Request, ends: Tensor) -> None:
         raise NonFiniteError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -24,6 +25,20 @@ class StepSizeError(ArithmeticError):
 
 class SelfCheckError(ArithmeticError):
     """This machine does not give the bits that fastscore promises."""
+
+
+class Coded(Exception):
+    """An error that knows the exit code of a command that it ends, ``code``."""
+
+    code = 70
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: torch's do it by their kind, or in words."""
+    words = "out of memory|allocate memory|not enough memory|ALLOC_FAILED"
+    named = type(error).__name__ == "OutOfMemoryError"
+    said = isinstance(error, RuntimeError) and (named or re.search(words, str(error)) is not None)
+    return isinstance(error, MemoryError) or said
 
 
 def typed(subject: Checked) -> Checked:

@@ -40,6 +40,7 @@ from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import prepare
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
+from fastscore.output.progress import Told
 from fastscore.process.continuous import EDM
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule, lam
@@ -184,7 +185,7 @@ class ProbabilityFlow:
         seed: int = 0,
         labels: Labels = None,
         cond: Tensor | None = None,
-        progress: bool = False,
+        progress: Told = False,
     ) -> LogLikelihood:
         """Return the log-likelihood of data.
 
@@ -222,23 +223,23 @@ class ProbabilityFlow:
             cost,
         )
 
-    def encode(self, x: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
+    def encode(self, x: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: Told = False) -> Tensor:
         """Return the latent x_T of data x, both [n, *shape]."""
         return self._transport(x, labels, cond, progress, up=True)
 
-    def decode(self, z: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: bool = False) -> Tensor:
+    def decode(self, z: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: Told = False) -> Tensor:
         """Return the data x of latents x_T, both [n, *shape]: what ``encode`` undoes."""
         return self._transport(z, labels, cond, progress, up=False)
 
     @in_turn
-    def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: bool, up: bool) -> Tensor:
+    def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: Told, up: bool) -> Tensor:
         x, request = self._request(x, None, 0, labels, cond)
         (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
         y, _ = self._solve(x / before, request, progress, up)
         return samples_of(y * after, self.model)
 
     def _solve(
-        self, y: Tensor, request: Request, progress: bool, up: bool, kind: str | None = None, probes: int = 0
+        self, y: Tensor, request: Request, progress: Told, up: bool, kind: str | None = None, probes: int = 0
     ) -> tuple[Tensor, Cost]:
         """Integrate the states [n, width] from one end to the other."""
         angles, place = self.angles[::-1] if up else self.angles, self.execution.place
@@ -295,6 +296,5 @@ def dequantize(levels: Tensor, key: NoiseKey, step: float, edge: float) -> Tenso
 
 def likelihood_end(schedule: Schedule) -> float:
     """Return the time at which a likelihood ends if nothing else is said."""
-    if schedule.t_clean == 0.0 and not isinstance(schedule, EDM):
-        return min(END, schedule.t_end)
-    return schedule.t_end
+    early = schedule.t_clean == 0.0 and not isinstance(schedule, EDM)
+    return min(END, schedule.t_end) if early else schedule.t_end

@@ -10,7 +10,7 @@ of the shared network and one update a part.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastscore import plan as plans
 from fastscore.engine.loop import Kind, Loop, Outputs, recorded
@@ -30,6 +29,7 @@ from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
 from fastscore.model.joint import JointModel, Tensors, alone
 from fastscore.network.surroundings import undisturbed
+from fastscore.output.progress import Told, followed, within
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Array, Schedule
@@ -178,7 +178,7 @@ class JointSampler:
         ids: Sequence[int] | Tensor | Request,
         seed: int | Sequence[int] | Tensor = 0,
         *,
-        progress: bool = False,
+        progress: Told = False,
         **fields: Unpack[RequestFields],
     ) -> Tensors:
         """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
@@ -195,18 +195,20 @@ class JointSampler:
         ids: Sequence[int] | Tensor | Request,
         seed: int | Sequence[int] | Tensor = 0,
         *,
-        progress: bool = False,
+        progress: Told = False,
         **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        batches = micro_batches(request, self.execution.batch, self.turn, self._run, self._report)
-        with tqdm(total=len(request), unit="sample", disable=not progress) as bar:
-            for at, x in batches:
-                bar.update(len(x))
+        with followed(progress, len(request)) as reach:
+
+            def compute(at: slice, part: Request) -> Tensor:
+                return self._run(part, within(reach, at.start, part.valid))
+
+            for at, x in micro_batches(request, self.execution.batch, self.turn, compute, self._report):
                 yield request.ids[at], {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
 
-    def _run(self, at: slice, part: Request) -> Tensor:
+    def _run(self, part: Request, told: Callable[[float], None] | None = None) -> Tensor:
         """Run all rows of a micro-batch, every part's row k before row k + 1 of any; [batch, D of all parts]."""
         loops = list(self.loops.values())
         for name, loop in self.loops.items():
@@ -215,11 +217,13 @@ class JointSampler:
         self.conditions.load(part.cond)
         noise = [recorded(part.columns(c)) for c in self.columns.values()]
         outputs: Sequence[Outputs] = [(None, None)] * len(loops)
-        for kinds in zip(*(loop.kinds for loop in loops), strict=True):
+        for row, kinds in enumerate(zip(*(loop.kinds for loop in loops), strict=True), 1):
             if kinds[0].evaluate:
                 outputs = self._evaluate(kinds)
             for k, (loop, kind) in enumerate(zip(loops, kinds, strict=True)):
                 loop.advance(replace(kind, evaluate=False), outputs[k], noise[k])
+            if told is not None:
+                told(row / len(loops[0].kinds))
         return torch.cat([loop.x for loop in loops], 1)
 
     def _evaluate(self, kinds: Sequence[Kind]) -> list[Outputs]:

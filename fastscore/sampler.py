@@ -30,6 +30,7 @@ from fastscore.guidance.per_sample import lines_of
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import Numerics, numerics, prepare
 from fastscore.network.surroundings import undisturbed
+from fastscore.output.progress import Told
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule
@@ -222,7 +223,7 @@ class Sampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         callback: Callable[[Step], None] | None = None,
-        progress: bool = False,
+        progress: Told = False,
         **fields: Unpack[RequestFields],
     ) -> Tensor:
         """Draw the samples ``ids`` of ``seed``.
@@ -231,7 +232,7 @@ class Sampler:
             ids: sample ids, 0 .. 2^63-1, in any order; sample k is the same whatever else is drawn. Or a Request.
             seed: 0 .. 2^64-1, one for all or one an id; a Request has its own, and its own of what follows.
             callback: called with a Step after each row of each micro-batch.
-            progress: show a progress bar.
+            progress: show a progress bar; or what is called with how many samples are done, parts of one included.
             labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
                 seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; its
                 dtype is kept. Left out: the model's null condition, if it has one.
@@ -247,10 +248,9 @@ class Sampler:
             NonFiniteError: a sample became NaN or Inf.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        engine, execution = self._engine_of(request), self.execution
+        engine, execution, transform = self._engine_of(request), self.execution, self.model.transform
         with torch.inference_mode(False):
             out = torch.empty((len(request), *self.model.shape), dtype=execution.dtype, device=execution.place)
-        transform = self.model.transform
         for at, x in outside(engine.stream(request, seen(callback, transform), progress), transform):
             out[at] = x
         return out
@@ -261,7 +261,7 @@ class Sampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         callback: Callable[[Step], None] | None = None,
-        progress: bool = False,
+        progress: Told = False,
         **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) a micro-batch at a time, or of an adaptive solver as they are done; else as ``run``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,8 @@ from torch import Tensor
 from bench.common import EAGER, OURS, Case, Check, Setting
 from fastscore.ops.quantize import quantize_ref
 from fastscore.output.images import write_png
-from fastscore.output.writer import Writer
+from fastscore.output.pictures import beside
+from fastscore.output.store.formats import Shard
 
 SHAPES = ((64, 1, 28, 28), (64, 3, 32, 32), (16, 3, 256, 256))
 BATCHES = 8
@@ -63,12 +65,15 @@ def case(setting: Setting, shape: tuple[int, ...]) -> Case:
             yield torch.arange(k * n, (k + 1) * n), x + 0.0 * y[0, 0]
 
     def ours() -> np.ndarray:
-        folder = fresh(root, numbers)
-        with Writer(folder, range(batch_count * n), (h, w, c), np.uint8, setting.ops.quantize, png=True) as writer:
+        folder, parts, waiting = fresh(root, numbers), [], None
+        write = beside(folder, png=True, subdirs=False)
+        with ThreadPoolExecutor(1) as pool:  # as output/store/work.py: one shard is written while the next computes
             for ids, images in batches():
-                writer.put(ids, images)
-            writer.finish()
-            return np.array(writer.samples)
+                parts.append(setting.ops.quantize(images).cpu().numpy())
+                if waiting is not None:
+                    waiting.result()
+                waiting = pool.submit(write, Shard(0, "bench", {"samples": parts[-1], "ids": ids.numpy()}))
+        return np.concatenate(parts)
 
     def between() -> np.ndarray:
         folder, parts = fresh(root, numbers), []

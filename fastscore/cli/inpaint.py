@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.options import load, make_solver, value_range
-from fastscore.cli.sample import draw_and_tell, drawing_options, make_execution, make_sampler, network_of
+from fastscore.cli.runs import draw_and_tell
+from fastscore.cli.sample import drawing_options, make_execution, make_sampler, network_of
 from fastscore.cli.types import Count, Name, Number, shorten
 
 if TYPE_CHECKING:
@@ -70,12 +71,10 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     original, masked, results) and run.json. Result j of image k has the id k n + j. A class-conditional model is told
     --class, else the labels that come with the images, else none. The other options are those of `fastscore sample`.
     """
-    from fastscore.output.run import refuse_earlier_run
 
     started, method = time.perf_counter(), options["method"]
     if (mask is None) == (options["box"] is None):
         raise ValueError("say what to fill in: either --mask FILE or --box TOP,LEFT,HEIGHT,WIDTH")
-    refuse_earlier_run(options["out"], options["overwrite"])
     _refuse_unused(method)
     if method == "repaint" and not _typed("solver"):
         options["solver"] = "ddpm"

@@ -15,7 +15,8 @@ class Ended(KeyboardInterrupt):
     """A signal asks the process to end: as Ctrl-C does, so that what is half written goes."""
 
     def __init__(self, number: int) -> None:
-        self.code, self.word = 128 + number, "terminated" if number == signal.SIGTERM else "hung up"
+        words = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+        self.code, self.word = 128 + number, words.get(signal.Signals(number), "hung up")
 
 
 def complete_streams() -> None:
@@ -38,12 +39,14 @@ def complete_streams() -> None:
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Ended, where nobody has said what they are to do; only once, so that all is tidied.
+    """Let SIGTERM, SIGHUP and Ctrl-C raise Ended, where nobody has said what they are to do.
 
-    A thread that is not the main one hears no signals, and changes none.
+    Only the first of them does, so that it can be tidied up behind it. A thread that is not the main one hears no
+    signals, and changes none.
     """
-    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-    ours = [k for k in numbers if k is not None and signal.getsignal(k) == signal.SIG_DFL]
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGINT")]
+    before = {k: signal.getsignal(k) for k in numbers if k is not None}
+    ours = [k for k, does in before.items() if does in (signal.SIG_DFL, signal.default_int_handler)]
 
     def end(number: int, frame: FrameType | None) -> None:
         for k in ours:
@@ -59,7 +62,7 @@ def orderly() -> Iterator[None]:
         yield
     finally:
         for k in ours:
-            signal.signal(k, signal.SIG_DFL)
+            signal.signal(k, before[k])
 
 
 def flush() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +20,8 @@ from fastscore.cli.options import (
     make_solver,
     solver_options,
 )
-from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, Out, shorten
+from fastscore.cli.runs import draw_and_tell, run_options
+from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number
 
 if TYPE_CHECKING:
     import torch
@@ -39,13 +39,6 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a command that draws: where to, guidance, how it is computed, schedule and solver."""
     options = [
         click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Seed of all noise."),
-        click.option(
-            "--out",
-            "--outdir",
-            type=Out(),
-            required=True,
-            help="Folder to write.",
-        ),
         click.option("--unconditional", is_flag=True, help="Use the null class of a class-conditional model."),
         click.option(
             "--guidance", type=Number(), help="Classifier-free guidance weight; 1 is none, above 1 sharpens the class."
@@ -86,10 +79,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What runs the solver's arithmetic: cpp on CPUs, triton on GPUs, reference (PyTorch) anywhere.",
         ),
         device_option,
-        click.option("--png", is_flag=True, help="Also write one PNG a sample, named by its id."),
-        click.option("--subdirs", is_flag=True, help="With --png: one folder for each 1000 ids."),
-        click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in --out."),
-        click.option("--quiet", is_flag=True, help="No progress bar, no summary."),
+        run_options,
         solver_options,
     ]
     for decorate in reversed(options):
@@ -99,7 +89,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("model")
-@click.option("-n", "--num", type=Count(0, 10_000_000), help="Number of samples: ids 0 .. n-1.  [default: 64]")
+@click.option("-n", "--num", type=Count(0, 10**12), help="Number of samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
 @click.option(
@@ -109,7 +99,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "solver times [K + 1, n], NaN after a sample's last step.",
 )
 @drawing_options
-def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -> None:
+def sample(model: str, num: int | None, ids: list[int] | range | None, **options: Any) -> None:
     """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder, or analytic:NAME.
 
     \b
@@ -118,18 +108,22 @@ def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -
     Writes samples.npz (key samples: uint8 images [N, H, W, C], or float32 points), grid.png and run.json (what was
     asked, how it was computed, plan hash, versions, timings). A sample is a function of the settings, --seed and its
     id: it does not depend on how many are drawn, or in which order. How the network ran is part of the settings; for
-    the same bytes on another machine of the same kind use --network own. In Python this is fastscore.draw, and with
-    --trajectory fastscore.trajectory.
+    the same bytes on another machine of the same kind use --network own.
+
+    A run is drawn in shards: ended in whatever way and called again, it goes on, and a complete one is left as it is.
+    `fastscore status` says how it stands, `fastscore verify` whether it is whole; `fastscore launch` writes the files
+    for many machines. Ends with 75 if it was stopped and can be gone on with, 4 for NaN, 5 for storage.
+
+    In Python this is fastscore.draw, and with --trajectory fastscore.trajectory.
     """
     from fastscore.ops.backend import named_device
-    from fastscore.output.record import ranges
-    from fastscore.output.run import refuse_earlier_run
+    from fastscore.output.store.digest import digest
+    from fastscore.output.store.job import Asked
 
     started = time.perf_counter()
     if num is not None and ids is not None:
         raise ValueError("-n and --ids exclude each other: -n 64 is --ids 0-63")
     chosen = ids if ids is not None else range(64 if num is None else num)
-    refuse_earlier_run(options["out"], options["overwrite"])
     solver, network = make_solver(options), network_of(options)
     device = named_device(options["device"])
     score_model = load(model, device)
@@ -138,9 +132,18 @@ def sample(model: str, num: int | None, ids: list[int] | None, **options: Any) -
     if labels is None and score_model.classes and not options["unconditional"]:
         labels = "random"
     settings = {"model": model, "seed": options["seed"], "num": len(chosen), "network": network}
-    settings |= {"ids": ranges(list(chosen))} if ids is not None else {}
-    request = sampler.request(chosen, options["seed"], labels=labels)
-    draw_and_tell(sampler, request, options, settings, started)
+    seed = options["seed"]
+    sampler.request(chosen[:1], seed, labels=labels)  # what is wrong with any request is said now
+
+    def lines(positions: Sequence[int]) -> Request:
+        ids = (
+            chosen[positions.start : positions.stop] if isinstance(positions, range) else [chosen[k] for k in positions]
+        )
+        return sampler.request(ids, seed, labels=labels)
+
+    asked = Asked(chosen, lines, digest([seed, labels]), seed)
+    settings |= {"ids": asked.text} if ids is not None else {}
+    draw_and_tell(sampler, asked, options, settings, started)
 
 
 def network_of(options: dict[str, Any]) -> str:
@@ -164,14 +167,17 @@ def network_of(options: dict[str, Any]) -> str:
 
 
 def make_execution(model: ScoreModel, options: dict[str, Any], device: torch.device, network: str) -> Execution:
-    """Return how the options say to compute; --batch auto times the model's network."""
+    """Return how the options say to compute; --batch auto is that of the run in --out, or times the model's network."""
     import torch
 
     from fastscore.execution import Execution
     from fastscore.network.timing import choose_batch
+    from fastscore.output.store.resume import begun
 
-    batch = options["batch"]
-    if batch == "auto":
+    batch, there = options["batch"], begun(options["out"]) if options["batch"] == "auto" else None
+    if there is not None and isinstance(there.numerics.get("batch"), int):
+        batch = there.numerics["batch"]
+    elif batch == "auto":
         choice = choose_batch(model, device)
         batch = choice.batch
         torch.set_num_threads(choice.threads or torch.get_num_threads())
@@ -210,48 +216,3 @@ def make_sampler(
         guide=guide,
         execution=execution,
     )
-
-
-def draw_and_tell(
-    sampler: Sampler,
-    request: Request,
-    options: dict[str, Any],
-    settings: dict[str, Any],
-    started: float,
-    **arguments: Any,
-) -> None:
-    """Write the samples of a request to --out, and say in one line what was done.
-
-    Args:
-        settings: what was asked for beside the options.
-        started: when the command began, by time.perf_counter.
-        arguments: of output.run.draw.
-    """
-    from fastscore.output.run import draw, files
-
-    out, quiet = options["out"], options["quiet"]
-    source: Any = sampler
-    if options.get("trajectory"):
-        from fastscore.engine.trajectory import Traced
-
-        source = Traced(sampler)
-        arguments |= {"further": source.write, "further_bytes": source.bytes(request)}
-    elsewhere = ("out", "overwrite", "quiet", "old_dtype", "old_compile")
-    run = draw(
-        source,
-        request,
-        out,
-        png=options["png"],
-        subdirs=options["subdirs"],
-        overwrite=options["overwrite"],
-        settings={k: v for k, v in options.items() if k not in elsewhere and v is not None} | settings,
-        command=shorten(" ".join(["fastscore", *sys.argv[1:]]), 2000),
-        started=started,
-        progress=not quiet,
-        **arguments,
-    )
-    if not quiet:
-        evaluations = f"{run['nfe']} evaluations each" if "nfe" in run else str(sampler.cost)
-        rate = run["timings"]["samples_per_s"]
-        speed = f", {rate:.1f} samples/s on {sampler.execution.place}" if rate else ""
-        click.echo(f"{len(request)} samples, {evaluations}{speed}: {out}/{', '.join(files(out))}")

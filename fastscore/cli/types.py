@@ -87,15 +87,52 @@ class Interval(click.ParamType):
 
 
 class Out(click.ParamType):
-    """The path of a file or folder to write."""
+    """The path of a file or folder to write; or, with ``buckets``, an address such as s3://bucket/run, as text."""
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def __init__(self, buckets: bool = False) -> None:
+        self.buckets = buckets
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Parse one path; what may be there the command decides, see output.commit."""
         if not str(value).strip():
             self.fail("the path to write to is empty; name one ('.' is the folder you are in).", param, ctx)
+        if re.match("(s3|gs|az)://", str(value)):
+            if not self.buckets:
+                self.fail(f"{shorten(value)} is in a bucket, and this command writes to a folder.", param, ctx)
+            return str(value)
         return Path(value)
+
+
+class Part(click.ParamType):
+    """A part I/N of a run, 0 <= I < N."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Parse one part."""
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if not isinstance(value, tuple) and (match is None or not int(match[1]) < int(match[2])):
+            self.fail(f"{shorten(value)!r} is not I/N with 0 <= I < N (example: 0/4).", param, ctx)
+        return (int(match[1]), int(match[2])) if match else value
+
+
+class Devices(click.ParamType):
+    """Numbers of CUDA devices, each once, or "all"."""
+
+    name = "devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int] | str:
+        """Parse one list."""
+        if isinstance(value, list) or str(value).lower() == "all":
+            return value if isinstance(value, list) else "all"
+        if not re.fullmatch(r"\d{1,3}(,\d{1,3})*", str(value)):
+            self.fail(f"{shorten(value)!r} is not a list of devices (examples: 0,1 and all).", param, ctx)
+        numbers = [int(part) for part in str(value).split(",")]
+        if len(set(numbers)) != len(numbers):
+            self.fail(f"{shorten(value)!r} names a device twice.", param, ctx)
+        return numbers
 
 
 class Ids(click.ParamType):
@@ -103,10 +140,13 @@ class Ids(click.ParamType):
 
     name = "ids"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """Parse one list."""
-        if isinstance(value, list):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int] | range:
+        """Parse one list; one range alone costs no memory, however long."""
+        if isinstance(value, list | range):
             return value
+        alone = re.fullmatch(r"(\d{1,19})-(\d{1,19})", str(value).strip())
+        if alone and int(alone[1]) <= int(alone[2]) < 2**63 and int(alone[2]) - int(alone[1]) < 10**12:
+            return range(int(alone[1]), int(alone[2]) + 1)
         ids: list[int] = []
         for part in str(value).split(","):
             match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())

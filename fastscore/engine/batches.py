@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step, recorded
@@ -18,6 +17,7 @@ from fastscore.errors import NonFiniteError
 from fastscore.network.prepared import Prepared
 from fastscore.network.surroundings import behind
 from fastscore.network.watch import frozen
+from fastscore.output.progress import Told, followed, within
 
 Callback = Callable[[Step], None]
 
@@ -69,13 +69,13 @@ class Batches:
         return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.mode, **times}
 
     def stream(
-        self, request: Request, callback: Callback | None = None, progress: bool = False
+        self, request: Request, callback: Callback | None = None, progress: Told = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in the request, samples) a micro-batch at a time.
 
         Args:
             callback: called with a Step after each row.
-            progress: show a progress bar.
+            progress: show a progress bar; or what is called with how many samples are done, parts of one included.
 
         Raises:
             RuntimeError: this is in the middle of a micro-batch already.
@@ -83,21 +83,21 @@ class Batches:
         """
         if callback is not None and not callable(callback):
             raise ValueError(f"callback = {callback!r} must be a function of a Step")
-        rows = len(self.loop.plan.rows) * -(-len(request) // self.loop.batch)
-        with tqdm(total=rows, unit="row", disable=not progress) as bar:
+        with followed(progress, len(request)) as reach:
 
             def compute(at: slice, part: Request) -> Tensor:
-                return self._run(part, callback, bar if progress else None)
+                told = within(reach, at.start, part.valid)
+                return self._run(part, callback, told)
 
             yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report)
 
-    def _run(self, part: Request, callback: Callback | None, bar: tqdm | None) -> Tensor:
-        loop, count = self.loop, part.valid
+    def _run(self, part: Request, callback: Callback | None, told: Callable[[float], None] | None) -> Tensor:
+        loop, count, rows = self.loop, part.valid, len(self.loop.plan.rows)
         loop.load(part)
 
         def observe(k: int, x0: Tensor | None) -> None:
-            if bar is not None:
-                bar.update()
+            if told is not None:
+                told((k + 1) / rows)
             if callback is not None:
                 row, shape = loop.plan.rows[k], (count, *loop.model.shape)
                 estimate = None if x0 is None else x0[:count].reshape(shape)
@@ -107,11 +107,11 @@ class Batches:
             del self.captured  # a tensor was replaced, which is more than a change of what it holds
         graphed = self.captured[0] if callback is None and part.noise is None else None
         if graphed is None:
-            watched = callback is not None or bar is not None
+            watched = callback is not None or told is not None
             return loop.run(recorded(part), observe if watched else None, callback is not None)
         x = graphed.run()
-        if bar is not None:
-            bar.update(len(loop.plan.rows))
+        if told is not None:
+            told(1.0)
         return x
 
     def _report(self, at: slice, part: Request, x: Tensor) -> None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
@@ -34,6 +33,7 @@ from fastscore.model.score import evaluate
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.norms import sum_of_squares
 from fastscore.ops.update import KnownRow
+from fastscore.output.progress import Told, followed, within
 from fastscore.plan.rows import Plan, Row
 from fastscore.process.schedule import transition
 
@@ -137,7 +137,7 @@ class Parallel:
         return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.mode}
 
     def stream(
-        self, request: Request, callback: Callback | None = None, progress: bool = False
+        self, request: Request, callback: Callback | None = None, progress: Told = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in the request, samples) a micro-batch at a time.
 
@@ -151,13 +151,13 @@ class Parallel:
         n, batch = len(request), self.loop.batch
         with undisturbed():
             self.sweeps, self.evaluations = (torch.zeros(n, dtype=torch.int64) for _ in range(2))
-        with tqdm(total=-(-n // batch), unit="batch", disable=not progress) as bar:
+        with followed(progress, n) as reach:
 
             def compute(at: slice, part: Request) -> Tensor:
                 self.loop.load(part)
-                x, sweeps, evaluations = self._run()
+                told = within(reach, at.start, part.valid)
+                x, sweeps, evaluations = self._run(told)
                 self.sweeps[at], self.evaluations[at] = sweeps[: part.valid].cpu(), evaluations[: part.valid].cpu()
-                bar.update()
                 return x
 
             yield from micro_batches(request, batch, self.turn, compute, self._report)
@@ -165,7 +165,7 @@ class Parallel:
     def _report(self, at: slice, part: Request, x: Tensor) -> None:
         raise NonFiniteError(f"{bad_samples(x, part.ids)}; a run without parallel names the row")
 
-    def _run(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, told: Callable[[float], None] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Run the loaded micro-batch; return samples, sweeps and evaluations of each."""
         loop = self.loop
         loop.reset()
@@ -186,6 +186,8 @@ class Parallel:
             source = (self.place + moved).clamp(max=self.window)
             self.x.copy_(self.x.gather(0, source[:, :, None].expand_as(self.x)))
             self.hist.copy_(self.hist.gather(0, source[:, None, :, None].expand_as(self.hist)))
+            if told is not None:
+                told(int(at.sum()) / (self.stages * loop.batch))
         return self.x[0].clone().view(loop.batch, *loop.model.shape), sweeps, evaluations
 
     def _sweep(self, stage: Tensor, live: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Request:
         guide: what a guide holds for each sample, [n, ..] each; see guidance/per_sample.py.
         noise: recorded normals in place of generated ones, [draws, n, D].
         valid: how many lines are samples; the rest pads a micro-batch.
+        among: how many samples the run has of which these are a part.
     """
 
     key: NoiseKey
@@ -60,10 +61,12 @@ class Request:
     guide: tuple[Tensor, ...] = ()
     noise: Tensor | None = None
     valid: int = -1
+    among: int = 0
 
     def __post_init__(self) -> None:
         if self.valid < 0:
             object.__setattr__(self, "valid", len(self.key.ids))
+        object.__setattr__(self, "among", max(self.among, len(self.key.ids)))
 
     @classmethod
     def of(
@@ -142,6 +145,17 @@ class Request:
         """Return the lines of some samples."""
         return self._each(lambda v, axis: v[at] if axis == 0 else v[:, at])
 
+    def at(self, positions: Sequence[int]) -> Request:
+        """Return the lines at some positions, in their order."""
+        if isinstance(positions, range) and positions.step == 1:
+            return self.part(slice(positions.start, positions.stop))
+        index = torch.as_tensor(positions, dtype=torch.int64, device=self.ids.device)
+        return self._each(lambda v, axis: v.index_select(axis, index))
+
+    def of_run(self, n: int) -> Request:
+        """Return it as a part of a run of n samples."""
+        return replace(self, among=n)
+
     def padded(self, batch: int) -> Request:
         """Return it with copies of its last line up to ``batch``."""
         padding = batch - len(self)
@@ -161,12 +175,12 @@ class Request:
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Request:
         """Return it with every tensor changed along its axis of samples."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("key", "valid")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("key", "valid", "among")}
         guide = tuple(change(v, 0) for v in values.pop("guide"))
         new = {name: None if v is None else change(v, int(name == "noise")) for name, v in values.items()}
         seed = self.key.seed if len(self.key.seed) == 1 else change(self.key.seed, 0)
         ids = change(self.key.ids, 0)
-        return Request(NoiseKey(seed, ids), **new, guide=guide, valid=min(self.valid, len(ids)))
+        return Request(NoiseKey(seed, ids), **new, guide=guide, valid=min(self.valid, len(ids)), among=self.among)
 
 
 def micro_batches(
@@ -191,7 +205,7 @@ def micro_batches(
         RuntimeError: the turn is taken.
     """
     n = len(request)
-    turn.look(n)
+    turn.look(request.among)
     for start in range(0, n, batch):
         at = slice(start, min(start + batch, n))
         with turn:

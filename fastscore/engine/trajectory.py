@@ -19,6 +19,7 @@ from fastscore.engine.loop import Step
 from fastscore.engine.request import Request
 from fastscore.ops.backend import Ops
 from fastscore.output.images import write_npz
+from fastscore.output.progress import Told
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule, t_of_lam
@@ -42,7 +43,7 @@ class SamplerLike(Protocol):
     @property
     def engine(self) -> Any: ...
     def request(self, ids: Any, seed: Any = 0, **fields: Any) -> Request: ...
-    def stream(self, ids: Any, *, callback: Any = None, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def stream(self, ids: Any, *, callback: Any = None, progress: Told = False) -> Iterator[tuple[Tensor, Tensor]]: ...
     def record(self) -> dict[str, Any]: ...
 
 
@@ -93,7 +94,7 @@ class Traced:
         """Return what the sampler's ``record`` returns."""
         return self.sampler.record()
 
-    def stream(self, request: Request, *, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(self, request: Request, *, progress: Told = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) as the sampler does; the trajectory is there after the last."""
         if isinstance(self.sampler.engine, AdaptiveBatches):
             yield from self._adaptive(self.sampler.engine, request, progress)
@@ -112,7 +113,7 @@ class Traced:
         states = 0 if plan is None else (2 * len(plan.rows) - 1) * n * math.prod(self.sampler.model.shape)
         return 4 * states + (1 << 16)
 
-    def _planned(self, request: Request, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _planned(self, request: Request, progress: Told) -> Iterator[tuple[Tensor, Tensor]]:
         sampler, plan = self.sampler, self.sampler.plan
         assert plan is not None and not isinstance(sampler.grid, Span)
         fits_memory(self.bytes(request), f"the trajectory of {len(request)} samples", "draw fewer, or in fewer steps")
@@ -148,7 +149,7 @@ class Traced:
         states = torch.empty(len(ends), 0, *shape) if states is None else states
         self.trajectory = Trajectory(times, states, torch.empty(len(lengths), 0, *shape) if x0 is None else x0)
 
-    def _adaptive(self, engine: AdaptiveBatches, request: Request, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _adaptive(self, engine: AdaptiveBatches, request: Request, progress: Told) -> Iterator[tuple[Tensor, Tensor]]:
         sampler, n, transform = self.sampler, len(request), self.sampler.model.transform
         sampler.stream(request)  # refuses a request that does not fit; nothing runs
         trail, samples = Trail(states=True), torch.empty(n, *sampler.model.shape)

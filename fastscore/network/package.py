@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,6 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from fastscore.network import cache as files
 from fastscore.network.jit import compiler
 from fastscore.network.watch import attributes, tensors
+from fastscore.ops.machine import processor, raw
 
 RECIPE = 2  # of what is compiled; another one makes other packages
 # Measured best of plain, freezing, max-autotune and channels_last weights: freezing packs constant
@@ -83,14 +82,14 @@ def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str) -> str:
     the numerics, the number of threads, versions and processor.
     """
     digest = hashlib.sha256()
-    facts = [RECIPE, shape, dtype, torch.get_num_threads(), torch.__version__, _processor(), repr(net), OPTIONS]
+    facts = [RECIPE, shape, dtype, torch.get_num_threads(), torch.__version__, processor(), repr(net), OPTIONS]
     digest.update(json.dumps(facts, default=str).encode())
     for file in sorted({_source(type(m)) for m in net.modules()} - {""}):
         digest.update(Path(file).read_bytes())
     digest.update(repr(attributes(net)).encode())
     for name, tensor in tensors(net):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(raw(tensor))
     return digest.hexdigest()[:32]
 
 
@@ -244,18 +243,6 @@ def _runner(file: Path) -> Call:
     from torch._inductor import aoti_load_package
 
     return aoti_load_package(str(file))
-
-
-@cache
-def _processor() -> str:
-    """Return what compiled code depends on: architecture, vector width, the kernel's list of features."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    features = {line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(lines)
-    about = f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return about + hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()[:16]
 
 
 def _compiler() -> list[Any]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from fastscore.data.limits import fits_memory
+from fastscore.files import write_text
 from fastscore.ops.quantize import quantize_ref
 from fastscore.output.commit import Stage
-from fastscore.output.record import FILES, Written
-from fastscore.output.run import SPARE, contact_or_density, finish, rescued
+from fastscore.output.images import write_npz
+from fastscore.output.pictures import contact_or_density, pack
+from fastscore.output.record import FILES, RECORD, Written
+from fastscore.output.room import SPARE
+from fastscore.output.run import finish
 
 
 def reserve_chains(stage: Stage, num: int, kept: int, shape: Sequence[int]) -> None:
@@ -52,6 +58,17 @@ def write_chains(
     samples, kept = (quantize_ref(x) if x.ndim == 4 else x.float()).cpu().numpy(), states.float().cpu().numpy()
     shown = samples if x.ndim == 4 or not kept.size else kept.reshape(-1, *x.shape[1:])
     arrays = {"samples": samples, "states": kept, "ids": np.asarray(ids, np.int64), **arrays}
-    stage.keep(lambda place: rescued(place, arrays, run))
+    stage.keep(lambda place: _rescued(place, arrays, run))
     stage.spend(1 << 62)
-    finish(stage, arrays, contact_or_density(shown), run, Written(FILES))
+    pack(stage, arrays, contact_or_density(shown))
+    finish(stage, run, Written(FILES))
+
+
+def _rescued(place: Path, arrays: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Write chains that could not be put in place beside the folder, if there is room; say what is where."""
+    try:
+        write_npz(place / "samples.npz", **arrays)
+        write_text(place / RECORD, json.dumps(run, indent=1) + "\n")
+    except OSError:
+        return "nowhere: there is no room"
+    return f"{place / 'samples.npz'}; np.load reads it"

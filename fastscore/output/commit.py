@@ -4,11 +4,12 @@
         ...  # write to stage.new
         stage.commit()
 
-Files are made in a folder ``.run-*`` of the output, on its disk. The commit is one rename, of that folder to
-``.run-committed``; what follows (delete what the earlier run wrote, move the new files, the record last) can be
-repeated, and whoever begins there next does so if a kill came in between. Until then run.json is absent, so that no
-record stands beside files that it does not describe. A lock makes one process do all this at a time; leftovers of dead
-ones are swept. Nothing goes through symbolic links, and nothing is deleted that no record lists.
+Files are made in a folder of the output, on its disk: ``.run-*``, or ``.run`` of a run in shards, which stays for the
+next call when a process ends. The commit is one rename, of that folder to ``.run-committed``; what follows (delete what
+the earlier run wrote, move the new files, the record last) can be repeated, and whoever begins there next does so if a
+kill came in between. Until then run.json is absent, so that no record stands beside files that it does not describe. A
+lock makes one process do all this at a time; leftovers of dead ones are swept. Nothing goes through symbolic links, and
+nothing is deleted that no record lists.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastscore.files import atomic, sync
+from fastscore.files import TEMPORARY, atomic, sync, sync_below
 from fastscore.output.disk import Reserve
 from fastscore.output.lock import alive, locked, refuse_if_locked
 from fastscore.output.places import checked, refuse, refuse_odd, refuse_others
 from fastscore.output.record import PNG, RECORD, Written, plausible, written
 
-LOCK, COMMITTED = ".run-lock", ".run-committed"
-_STAGE, _TEMPORARY = re.compile(r"\.run-[a-z0-9_]{8}"), re.compile(r"\.(.+)\.(\d{1,10})(?:@([\w-]+))?\.tmp")
+LOCK, COMMITTED, LASTING = ".run-lock", ".run-committed", ".run"
+_STAGE = re.compile(r"\.run-[a-z0-9_]{8}")
 
 
 class Stage:
@@ -43,12 +44,22 @@ class Stage:
         folder: where they will be.
         new: the folder to write them to, by the same names.
         work: a folder for everything else.
+        lasting: whether both stay if the run ends before its commit; so if an earlier process left them.
     """
 
     def __init__(self, folder: Path, work: Path, earlier: Written) -> None:
         self.folder, self.work, self.new = folder, work, work / "new"
-        self._earlier, self._reserve = earlier, None
+        self._earlier, self._reserve, self.lasting = earlier, None, self.new.exists()
         self._rescue: Callable[[Path], str] | None = None
+        self.new.mkdir(exist_ok=True)
+
+    def clear(self) -> None:
+        """Begin anew: remove what an earlier process left, and keep the room that was taken."""
+        for path in self.work.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != "reserve":
+                path.unlink()
         self.new.mkdir()
 
     def reserve(self, **parts: int) -> None:
@@ -73,13 +84,13 @@ class Stage:
         """
         old = self._earlier.found(self.folder)
         names = _files(self.new)
+        for name in names:
+            if not plausible(name):
+                raise ValueError(f"{self.new / name} is no file that a run has; look at it, move it away, and go on")
         refuse_others(self.folder, names, old)
         order = {"record": record, "remove": [name for name in old if name not in set(names)]}
         (self.work / "order.json").write_text(json.dumps(order))
-        for folder, _, files in os.walk(self.new, topdown=False):
-            for file in files:
-                sync(Path(folder, file))  # of what is on the disk already it asks nothing
-            sync(Path(folder))
+        sync_below(self.new)
         sync(self.work / "order.json")
         sync(self.work)
         os.rename(self.work, self.folder / COMMITTED)
@@ -94,14 +105,16 @@ def begin(
     overwrite: bool = False,
     planned: Written,
     earlier: Callable[[Path], Written] = written,
+    lasting: bool = False,
 ) -> Iterator[Stage]:
-    """Begin a run: hold its folder and give a place for its files.
+    """Begin a run, or go on with one: hold its folder and give a place for its files.
 
     Args:
         folder: made if it is not there; removed again if the run fails and nothing else is in it.
         overwrite: replace what the folder's record lists.
         planned: what will be written.
         earlier: returns what an earlier run wrote, by its record.
+        lasting: use the files that an earlier process left; they stay if ``stage.lasting``.
 
     Raises:
         ValueError: the folder holds a run that is not to be replaced, or files in the way that are not its run's, or
@@ -111,16 +124,17 @@ def begin(
     with claim(folder, planned.files) as out:
         old = earlier(out)
         refuse(out, overwrite, old, planned)
-        work = Path(tempfile.mkdtemp(prefix=".run-", dir=out))
+        stage = Stage(out, _lasting(out) if lasting else Path(tempfile.mkdtemp(prefix=".run-", dir=out)), old)
         try:
-            stage = Stage(out, work, old)
-            try:
-                yield stage
-            except BaseException as error:
-                _keep(stage, error)
-                raise
+            yield stage
+        except BaseException as error:
+            _keep(stage, error)
+            raise
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if stage.lasting:
+                (stage.work / "reserve").unlink(missing_ok=True)  # its room is free for others meanwhile
+            else:
+                shutil.rmtree(stage.work, ignore_errors=True)
             _finish(out)  # if an interrupt came after the commit
 
 
@@ -195,6 +209,15 @@ def settle(folder: Path) -> None:
             pass
 
 
+def _lasting(out: Path) -> Path:
+    """Return the folder in which an earlier process may have left a run; raises ValueError for a link or a file."""
+    work = out / LASTING
+    if os.path.lexists(work) and (work.is_symlink() or not work.is_dir()):
+        raise ValueError(f"{work} is not what a run leaves there; move it away")
+    work.mkdir(exist_ok=True)
+    return work
+
+
 def _keep(stage: Stage, error: BaseException) -> None:
     """Move the work of a run that was sampled to the end to a folder of its own, and say so."""
     if stage._rescue is None or not stage.work.exists():
@@ -254,18 +277,23 @@ def _sweep(folder: Path, names: Collection[str], stages: bool) -> None:
             if stages:
                 shutil.rmtree(entry.path, ignore_errors=True)
             continue
-        match = _TEMPORARY.fullmatch(entry.name)
-        if match and match[1] in names and entry.is_file(follow_symlinks=False):
-            if not alive(int(match[2]), match[3]):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and match["name"] in names and entry.is_file(follow_symlinks=False):
+            if not alive(int(match["pid"]), match["host"]):
                 os.unlink(entry.path)
 
 
 def _files(folder: Path) -> list[str]:
-    """Return the regular files below a folder, by their paths; raises ValueError if there is anything else."""
+    """Return the regular files below a folder, by their paths; raises ValueError if there is anything else.
+
+    Left out are the temporary files and leases of workers that were killed: those are no part of a run.
+    """
     names = []
     for path in sorted(folder.rglob("*")):
-        if not path.is_dir() or path.is_symlink():
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise ValueError(f"{path} is no regular file")
-            names.append(path.relative_to(folder).as_posix())
+        name = path.relative_to(folder).as_posix()
+        if TEMPORARY.fullmatch(path.name) or name.startswith("leases/") or (path.is_dir() and not path.is_symlink()):
+            continue
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError(f"{path} is no regular file")
+        names.append(name)
     return names

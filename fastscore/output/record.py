@@ -15,27 +15,30 @@ from numpy.typing import NDArray
 
 from fastscore.data.limits import numpy_arrays
 
-RECORD, PNG = "run.json", "png"
+RECORD, PNG, MANIFEST, SHARDS = "run.json", "png", "manifest.json", "shards"
 FILES = ("samples.npz", "trajectory.npz", "grid.png", RECORD)
 MODEL = ("model.safetensors", "config.json")
 LARGEST = 1 << 30  # bytes of a record that is read
 _IMAGE, _FOLDER = re.compile(r"\d{6,19}\.png"), re.compile(r"\d{6,19}")
+_SHARD = re.compile(rf"{SHARDS}/\d{{4,16}}/\d{{7,19}}\.(npz|npy|tar|parquet)")
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a run: some of FILES, and images by id.
+    """The files of a run: some of FILES, manifest.json, images by id, and shards.
 
     Attributes:
         files: their names.
         first, last: int64, rising: ranges of the ids of the images in ``png``.
         subdirs: whether these are in folders of 1000 ids.
+        shards: whether what lies in ``shards`` under the name of one is the run's.
     """
 
     files: tuple[str, ...] = ()
     first: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     last: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     subdirs: bool = False
+    shards: bool = False
 
     @staticmethod
     def of(files: Iterable[str], ids: NDArray[np.int64], subdirs: bool) -> Written:
@@ -57,6 +60,9 @@ class Written:
     def found(self, folder: Path) -> list[str]:
         """Return which of these files a folder holds, by path below it; whatever they are."""
         names = [name for name in self.files if os.path.lexists(folder / name)]
+        if self.shards and not (folder / SHARDS).is_symlink():
+            below = (path.relative_to(folder).as_posix() for path in (folder / SHARDS).glob("*/*"))
+            names += sorted(name for name in below if _SHARD.fullmatch(name))
         top = folder / PNG
         if not len(self.first) or top.is_symlink() or not top.is_dir():
             return names
@@ -71,11 +77,12 @@ class Written:
 
     def entry(self) -> dict[str, Any]:
         """Return what run.json holds under ``wrote``."""
+        entry = {"files": list(self.files), **({"shards": True} if self.shards else {})}
         if not len(self.first):
-            return {"files": list(self.files)}
+            return entry
         spans = zip(self.first.tolist(), self.last.tolist(), strict=True)
         images = ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
-        return {"files": list(self.files), "png": images, "subdirs": self.subdirs}
+        return {**entry, "png": images, "subdirs": self.subdirs}
 
 
 def image_name(k: int, subdirs: bool) -> str:
@@ -88,24 +95,34 @@ def plausible(name: str) -> bool:
     parts = name.split("/")
     above = parts[1:-1]
     image = parts[0] == PNG and 2 <= len(parts) <= 3 and _IMAGE.fullmatch(parts[-1]) is not None
-    return name in FILES + MODEL or (image and all(_FOLDER.fullmatch(part) for part in above))
+    return (
+        name in (*FILES, MANIFEST, *MODEL)
+        or _SHARD.fullmatch(name) is not None
+        or (image and all(_FOLDER.fullmatch(part) for part in above))
+    )
 
 
 def written(folder: Path) -> Written:
-    """Return what the run that a folder holds wrote, from its run.json; nothing if there is none, or no run's."""
+    """Return what the run that a folder holds wrote, from its run.json, or of one that many processes draw its shards.
+
+    Nothing if there is none, or no run's.
+    """
     file = folder / RECORD
     try:
+        if not os.path.lexists(file) and (folder / MANIFEST).is_file():
+            return Written((MANIFEST,), shards="manifest" in json.loads((folder / MANIFEST).read_text()))
         if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST:
             return Written()
         run = json.loads(file.read_text())
         if "wrote" not in run:
             return _unlisted(folder, run)
         wrote = run["wrote"]
-        files = [name for name in FILES if name in wrote["files"]]
+        files = [name for name in (*FILES, MANIFEST) if name in wrote["files"]]
         spans = [part.split("-") for part in wrote.get("png", "").split(",") if part]
         ends = np.array([(int(span[0]), int(span[-1])) for span in spans], np.int64).reshape(-1, 2)
         ends = ends[np.argsort(ends[:, 0], kind="stable")]
-        return Written(tuple(files), ends[:, 0], ends[:, 1], bool(wrote.get("subdirs", False)))
+        subdirs, shards = bool(wrote.get("subdirs", False)), bool(wrote.get("shards", False))
+        return Written(tuple(files), ends[:, 0], ends[:, 1], subdirs, shards)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError):
         return Written()
 

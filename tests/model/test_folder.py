@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from fastscore.model.folder import load_model, save_model
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.output.images import contact_sheet, density_sheet, write_npz, write_png
-from fastscore.output.writer import THREADS, Writer
 from fastscore.process.continuous import SubVP
 from fastscore.process.parametrization import Parametrization
 
@@ -58,6 +56,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, change, message):
         load_model(tmp_path / "m")
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_weights_are_refused_or_harmless(tmp_path, data):
@@ -147,50 +146,3 @@ def test_a_name_that_is_also_a_folder_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"write \./fashion for the folder"):
         load_model("fashion")
     assert load_model("./fashion").shape == (2,)
-
-
-def test_a_writer_puts_samples_where_their_ids_stand(tmp_path):
-    ids, x = [7, 3, 1007, 9], torch.arange(16, dtype=torch.uint8).reshape(4, 2, 2, 1)
-    with Writer(tmp_path, ids, (2, 2, 1), np.uint8, png=True, subdirs=True) as writer:
-        for part in ([2, 0], [3], [1]):
-            writer.put(torch.tensor([ids[k] for k in part]), x[part])
-        writer.finish()
-        assert np.array_equal(writer.samples, x.numpy())
-    names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert names == ["png/000000/000003.png", "png/000000/000007.png", "png/000000/000009.png", "png/001000/001007.png"]
-    with Image.open(tmp_path / "png/001000/001007.png") as read:
-        assert np.array_equal(np.asarray(read), x[2, :, :, 0].numpy())
-
-
-def test_an_error_of_a_writing_thread_is_raised(tmp_path):
-    def convert(x):
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"), Writer(tmp_path, range(1000), (1,), np.float32, convert) as writer:
-        for k in range(1000):
-            writer.put(torch.tensor([k]), torch.zeros(1, 1))
-    assert k < 1000 - 1 and not list(tmp_path.iterdir())
-
-
-def test_few_batches_wait_for_a_writing_thread(tmp_path):
-    """The sampler is held up rather than memory filled."""
-    gate, begun = threading.Event(), []
-
-    def convert(x):
-        begun.append(len(begun))
-        gate.wait()
-        return x
-
-    def fill(writer):
-        for k in range(10 * THREADS):
-            writer.put(torch.tensor([k]), torch.full((1, 1), float(k)))
-
-    with Writer(tmp_path, range(10 * THREADS), (1,), np.float32, convert) as writer:
-        filler = threading.Thread(target=fill, args=(writer,))
-        filler.start()
-        filler.join(0.3)
-        held = filler.is_alive()
-        gate.set()
-        filler.join()
-        writer.finish()
-        assert held and np.array_equal(writer.samples[:, 0], np.arange(10 * THREADS))

@@ -298,6 +298,7 @@ def test_one_file_is_replaced_only_when_asked(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_long_names_and_deep_folders_are_written_or_refused(tmp_path):
     with new_file(tmp_path / ("x" * 240)) as write:
         write(np.save, np.arange(3))
@@ -360,3 +361,16 @@ def test_a_run_without_room_at_the_end_is_kept(tmp_path):
 
 def test_commit_is_what_the_module_says():
     assert COMMITTED in commit.__doc__ and commit._STAGE.fullmatch(COMMITTED) is None
+
+
+def test_what_killed_workers_have_left_in_a_stage_is_no_part_of_the_run(tmp_path):
+    """Neither their temporary files nor their leases stand in the way of the commit, or come along with it."""
+
+    def end(stage):
+        for name in ("shards/0000/.0000001.npz.0a0a0a0a-1.17@elsewhere.tmp", "leases/0000001"):
+            (stage.new / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage.new / name).write_text("")
+        stage.commit()
+
+    write_run(tmp_path / "out", 0, [], files=("samples.npz", "run.json"), end=end)
+    assert set(contents(tmp_path / "out")) == {"samples.npz", "run.json"}

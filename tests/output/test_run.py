@@ -80,8 +80,12 @@ def test_a_second_run_into_a_folder_is_refused(tmp_path):
     sampler = points()
     draw(sampler, sampler.request([1]), tmp_path)
     before = (tmp_path / "samples.npz").read_bytes()
-    with pytest.raises(ValueError, match=r"already holds samples.npz; choose another folder, or overwrite"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds a run with other settings \(ids: '1' there, '2' here\); choose another",
+    ):
         draw(sampler, sampler.request([2]), tmp_path)
+    assert draw(sampler, sampler.request([1]), tmp_path).pop("already_complete")
     with pytest.raises(ValueError, match="already holds"):
         refuse_earlier_run(tmp_path)
     assert (tmp_path / "samples.npz").read_bytes() == before
@@ -192,3 +196,12 @@ def test_trajectories_are_written_beside_the_samples(tmp_path, solver):
     assert "trajectory.npz" in files(command)
     draw(sampler, sampler.request(range(5)), command, overwrite=True)
     assert "trajectory.npz" not in files(command)
+
+
+def test_the_last_shard_of_a_run_is_no_batch_that_is_mostly_padding(tmp_path, recwarn):
+    """The network pads there, too, but the run has enough samples for its batch; three samples have not."""
+    model = load_model("fashion")
+    for n, warned in ((9, 0), (3, 1)):
+        sampler = Sampler(model, steps=1, batch=8)
+        draw(sampler, sampler.request(range(n), labels=0), tmp_path / str(n), shard=8)
+        assert sum("lines of padding" in str(w.message) for w in recwarn) == warned

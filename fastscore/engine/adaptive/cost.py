@@ -53,10 +53,11 @@ class Cost:
         )
 
     def summary(self) -> dict[str, float]:
-        """Return the figures of a report."""
+        """Return the figures of a report; "samples" is how many these are of: in shards, those of the last one here."""
         nfe = self.nfe.double()
         spread = {"mean": float(nfe.mean()), "min": float(nfe.min()), "max": float(nfe.max())} if len(nfe) else {}
         return {
+            "samples": len(nfe),
             **{f"nfe_{name}": round(value, 2) for name, value in spread.items()},
             "rejected_share": round(self.rejected_share, 4),
             "utilisation": round(self.utilisation, 4),

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastscore.engine.adaptive.adjoint import Trail
 from fastscore.engine.adaptive.brownian import UNITS, Path
@@ -24,6 +23,7 @@ from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.errors import NonFiniteError, StepSizeError
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import sum_of_squares
+from fastscore.output.progress import Told, followed
 from fastscore.solvers.adaptive_steps import Method
 
 POLL = 4
@@ -70,8 +70,7 @@ class Lanes:
         self.start, self.end, self.lanes, self.settle = start, end, lanes, settle
         self.key, self.path, self.trail = key, path, trail
         device, width = key.ids.device, sum(field.parts)
-        self.padded = padded_lanes(lanes)
-        self.index = torch.arange(lanes, device=device)
+        self.padded, self.index = padded_lanes(lanes), torch.arange(lanes, device=device)
 
         def scalar(value: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.full((self.padded,), value, dtype=dtype, device=device)
@@ -89,14 +88,14 @@ class Lanes:
         self.shortest = abs(end - start) * (SHORTEST if path is None else 1.0 / UNITS)
 
     def run(
-        self, n: int, begin: Callable[[int, int], Tensor], key: NoiseKey, progress: bool = False
+        self, n: int, begin: Callable[[int, int], Tensor], key: NoiseKey, progress: Told = False
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Integrate samples 0 .. n-1; yield (positions, y, k) of those that arrived, k being their last evaluation 0.
 
         Args:
             begin: begin(first, last) returns the initial states, [last - first, width].
             key: of the samples, for noise and messages.
-            progress: show a progress bar.
+            progress: show a progress bar; or what is called with how many samples are done, parts of one included.
 
         Raises:
             NonFiniteError: a sample became NaN or Inf.
@@ -107,7 +106,7 @@ class Lanes:
         self.live.fill_(False)
         occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")  # their samples' positions
         loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
-        with tqdm(total=n, unit="sample", disable=not progress) as bar:
+        with followed(progress, n) as reach:
             free = torch.arange(self.lanes, device="cpu")
             while True:
                 if loaded < n and len(free):
@@ -123,6 +122,9 @@ class Lanes:
                 if self.trail is not None:
                     self.trail.settle(occupants)
                 finished = (occupants >= 0) & ~self.live[: self.lanes].cpu()
+                if reach is not None:
+                    way = ((self.tau - self.start) / (self.end - self.start))[: self.lanes].cpu()
+                    reach(loaded - int((occupants >= 0).sum()) + float(way[occupants >= 0].sum()))
                 if not bool(finished.any()):
                     free = free[:0]
                     continue
@@ -133,7 +135,6 @@ class Lanes:
                 self.cost = Cost.of(counts, ticks, self.lanes)
                 arrived.append((positions, self.buffer[0][at], self.buffer[1][at]))
                 occupants[free] = -1
-                bar.update(len(free))
                 if sum(len(part[0]) for part in arrived) >= self.lanes:
                     yield _joined(arrived)
                     arrived = []
@@ -246,8 +247,7 @@ class Lanes:
         return torch.cat([length.expand(-1, state), torch.ones_like(length).expand(-1, further)], 1)
 
     def _raise_faults(self, at: Tensor) -> None:
-        finite = torch.isfinite(self.buffer[0][at]).all(1)
-        fault = torch.where(finite, self.fault[at], 1).tolist()
+        fault = torch.where(torch.isfinite(self.buffer[0][at]).all(1), self.fault[at], 1).tolist()
         faulty = next((k for k, code in enumerate(fault) if code), None)
         if faulty is None:
             return

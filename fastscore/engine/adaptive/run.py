@@ -24,6 +24,7 @@ from fastscore.guidance.mixture import Guidance
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import Ops
 from fastscore.ops.noise import NoiseKey
+from fastscore.output.progress import Told
 from fastscore.process.grid import Span
 from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers.adaptive import Adaptive, GottaGoFast
@@ -110,12 +111,12 @@ class AdaptiveBatches:
         return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.mode}
 
     def stream(
-        self, request: Request, callback: Callback | None = None, progress: bool = False
+        self, request: Request, callback: Callback | None = None, progress: Told = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (positions in the request, samples) as they arrive, about as many at a time as there are lanes.
 
         Args:
-            progress: show a progress bar.
+            progress: show a progress bar; or what is called with how many samples are done, parts of one included.
 
         Raises:
             ValueError: a callback; or recorded noise or known data for a stochastic solver.
@@ -132,10 +133,10 @@ class AdaptiveBatches:
                 f"known: {type(self.solver).__name__} integrates the SDE, whose noise known data would need along the "
                 "way; use an adaptive solver of the ODE (Dopri5, DPMAdaptive), or a solver with a grid"
             )
-        self.turn.look(len(request))
+        self.turn.look(request.among)
         yield from self.turn.steps(self._arrivals(request, progress))
 
-    def _arrivals(self, request: Request, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _arrivals(self, request: Request, progress: Told) -> Iterator[tuple[Tensor, Tensor]]:
         self.field.begin(request)
         for at, y, k in self.lanes.run(len(request), self.begin, request.key, progress):
             state, change = self.output

@@ -16,6 +16,7 @@ from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.engine.turn import Turn
 from fastscore.execution import Execution
 from fastscore.ops.noise import NoiseKey
+from fastscore.output.progress import Told
 from fastscore.solvers.adaptive_steps import Method
 
 
@@ -30,7 +31,7 @@ def transport(
     key: NoiseKey,
     execution: Execution,
     turn: Turn,
-    progress: bool,
+    progress: Told,
 ) -> tuple[Tensor, Cost]:
     """Return the states [n, width] at the second of the ``ends``, with a gradient in y if y asks for one; and the cost.
 

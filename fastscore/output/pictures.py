@@ -1,0 +1,84 @@
+"""What a run has beside its samples: an image file each, and one picture of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastscore.files import atomic
+from fastscore.output.commit import Stage
+from fastscore.output.images import THREADS, contact_sheet, density_sheet, save_png, write_npz, write_png
+from fastscore.output.record import FILES, PNG, Written, image_name
+from fastscore.output.store.formats import Shard
+from fastscore.output.store.gather import SAMPLES, whole_shard
+from fastscore.output.store.job import Job
+from fastscore.output.store.place import Place
+from fastscore.output.store.work import present
+
+SHEET = "grid.png"
+
+
+def pack(stage: Stage, arrays: Mapping[str, Any], picture: NDArray[np.uint8] | None) -> None:
+    """Write samples.npz and, if there is one and it is grey or RGB, grid.png."""
+    write_npz(stage.new / SAMPLES, **arrays)
+    if picture is not None and picture.shape[2] in (1, 3):
+        write_png(stage.new / SHEET, picture)
+
+
+def beside(new: Path, png: bool, subdirs: bool) -> Callable[[Shard], None]:
+    """Return what writes into a folder the images of a shard, before the shard itself is there."""
+
+    def write_one(k: int, image: NDArray[np.uint8]) -> None:
+        path = new / image_name(k, subdirs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            save_png(file, image)
+
+    def write(shard: Shard) -> None:
+        if png:
+            with ThreadPoolExecutor(THREADS, "fastscore-images") as pool:
+                list(pool.map(write_one, shard.arrays["ids"].tolist(), shard.arrays["samples"]))
+
+    return write
+
+
+def catch_up(
+    new: Path, planned: Written, traced: bool, job: Job, place: Place, images: Callable[[Shard], None]
+) -> None:
+    """Make what lies beside the shards that are there that of this call: an earlier one may have asked for other files.
+
+    Args:
+        new: the folder of the files.
+        planned: what this call writes.
+        traced: whether it writes a trajectory.
+        images: writes those of a shard.
+    """
+    if not traced:
+        (new / FILES[1]).unlink(missing_ok=True)
+    for path in (new / PNG).rglob("*.png"):
+        if not planned.image(path.relative_to(new).as_posix()):
+            path.unlink()
+    for number in sorted(present(place, job.manifest)) if len(planned.first) else ():
+        ids = job.asked.ids[slice(*job.manifest.span(number))]
+        if not all((new / image_name(int(k), planned.subdirs)).exists() for k in ids):
+            images(whole_shard(job, place, number))
+
+
+def contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return grid.png of samples: of images a contact sheet, of points their density."""
+    return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))
+
+
+def check_png(shape: tuple[int, ...], png: bool, subdirs: bool) -> None:
+    """Raise ValueError for PNG files of samples that are no pictures, or for subfolders of none."""
+    if subdirs and not png:
+        raise ValueError("subdirs sorts the files of png; add png, or leave subdirs out")
+    if png and len(shape) != 3:
+        raise ValueError(f"samples of shape {shape} are not images; leave png out")
+    if png and shape[0] not in (1, 3):
+        raise ValueError(f"a PNG needs 1 or 3 channels; this model has {shape[0]}; leave png out")
