@@ -1,0 +1,1 @@
+"""Many processes on one run: on this machine, under Ray, and as jobs of schedulers."""
