@@ -1,14 +1,14 @@
 """The command line. Importing it, and every --help, costs no torch.
 
 Exit codes: 0 done, 2 bad input, 3 missing package or memory, 4 NaN, Inf or a failed self-check, 5 storage,
-70 a fault of fastscore's own, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM, 141 nobody reads the output.
+70 a fault of fastscore's own, 75 stopped in a run of samples, which the same command goes on with, 129, 130 and 143
+ended by SIGHUP, SIGINT and SIGTERM outside of one, 141 nobody reads the output.
 FASTSCORE_TRACEBACK=1 shows where an error comes from.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -19,16 +19,21 @@ import click
 from fastscore import __version__
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
+from fastscore.cli.export import export, merge
 from fastscore.cli.inpaint import inpaint
 from fastscore.cli.langevin import langevin
+from fastscore.cli.launch import launch
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
 from fastscore.cli.plan import plan
-from fastscore.cli.process import Ended, complete_streams, flush, orderly
+from fastscore.cli.process import complete_streams, flush, orderly
 from fastscore.cli.sample import sample
+from fastscore.cli.status import status
 from fastscore.cli.threads import wait_briefly
 from fastscore.cli.train import train, train_classifier
 from fastscore.cli.types import shorten
+from fastscore.cli.verify import verify
+from fastscore.errors import Coded, out_of_memory
 
 DEEPEST = 250  # levels of a path; what walks it stops at some 900
 
@@ -45,7 +50,10 @@ def group(context: click.Context) -> None:
         context.exit(2)
 
 
-for command in (sample, inpaint, langevin, plan, train, train_classifier, evaluate, likelihood, models, env, doctor):
+for command in (
+    sample, inpaint, langevin, status, verify, export, merge, launch,
+    plan, train, train_classifier, evaluate, likelihood, models, env, doctor,
+):  # fmt: skip
     group.add_command(command)
 
 
@@ -58,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         with orderly(), warnings.catch_warnings():
             warnings.showwarning = _warn
             _refuse_odd(words)
-            code = group.main(words, prog_name="fastscore", standalone_mode=False)
+            code = group.main(words, prog_name="fastscore", standalone_mode=False, obj=list(words))
             flush()
     except SystemExit as error:  # click's own way out of a broken pipe
         _fail(141 if error.code == 1 else 70, "")
@@ -89,7 +97,9 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         case click.Abort() if isinstance(error.__cause__, EOFError):  # click takes any for the end of a prompt
             return 5, f"a file ends too early: {error.__cause__}"
         case click.Abort() | KeyboardInterrupt():
-            return (error.code, error.word) if isinstance(error, Ended) else (130, "interrupted")
+            return getattr(error, "code", 130), getattr(error, "word", "interrupted")
+        case Coded():
+            return error.code, text
         case BrokenPipeError():
             return 141, ""
         case ArithmeticError():
@@ -102,10 +112,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
             return 3, f"{error}; install it with: pip install {error.name or 'fastscore'}"
         case OSError():
             return 5, text
-        case MemoryError():
-            return 3, f"out of memory ({text or 'MemoryError'}); use a smaller --batch or fewer samples"
-        case RuntimeError() if re.search("out of memory|allocate memory|not enough memory", text):
-            return 3, f"out of memory ({text}); use a smaller --batch or fewer samples"
+        case _ if out_of_memory(error):
+            return 3, f"out of memory ({text or type(error).__name__}); use a smaller --batch or fewer samples"
         case Warning():  # python -W error
             return 2, f"{text} (an error because Python runs with -W error)"
     where = traceback.extract_tb(error.__traceback__)[-1:]

@@ -19,6 +19,7 @@ def doctor(device: str) -> None:
     from fastscore.network.bf16 import native_bf16
     from fastscore.network.jit import has_compiler
     from fastscore.ops.backend import named_device, resolve
+    from fastscore.output.load import load
 
     place = named_device(device)
     ops = resolve("auto", place)
@@ -32,6 +33,10 @@ def doctor(device: str) -> None:
         kind = "bf16 where the scores agree within 1 %" if native_bf16() else "fp32 (this CPU has no bfloat16)"
         click.echo(f"network on cpu: --network auto is {kind if has_compiler() else 'the network as it is'}")
     advice = []
+    if (busy := load())["busy"]:
+        advice.append(
+            f"fewer other processes: the load is {busy['average']} on {busy['cores']} cores, so that threads wait"
+        )
     if place.type == "cuda" and importlib.util.find_spec("triton") is None:
         advice.append("pip install triton for the fused kernels")
     if place.type != "cuda":

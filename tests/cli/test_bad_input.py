@@ -51,7 +51,7 @@ BAD = {
     "command": ("sampel", "No such command"),
     "data": ("train nothing --out {out}", "neither a known set"),
     "evaluate": ("evaluate {out}", "neither a known set"),
-    "num": ("sample analytic:gaussian -n 300M --out {out}", "outside 0 .. 10000000"),
+    "num": ("sample analytic:gaussian -n 3000G --out {out}", "outside 0 .. 1000000000000"),
     "unused": ("sample analytic:gaussian --snr 3 --out {out}", "snr belongs to the correctors"),
     "unused norm": ("plan --norm batch", "norm belongs to"),
     "huge snr": ("plan --corrector ald --snr 1e200", "at most 1000"),

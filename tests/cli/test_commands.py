@@ -83,7 +83,21 @@ def test_counts(text, number):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "sample", "inpaint", "langevin", "plan", "train", "evaluate", "likelihood", "models", "env"]
+    "command",
+    [
+        "",
+        "sample",
+        "inpaint",
+        "langevin",
+        "plan",
+        "train",
+        "evaluate",
+        "likelihood",
+        "export",
+        "merge",
+        "models",
+        "env",
+    ],
 )
 def test_every_command_has_help(run, command):
     code, said, _ = run(*command.split(), "--help")

@@ -39,6 +39,7 @@ def test_the_files_hold_the_chains_of_the_library(run, tmp_path, method):
     assert (tmp_path / "out" / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_mala_finds_the_law_of_a_mixture_with_the_defaults(run, tmp_path):
     """Thinned to one state a chain; the modes of this target are close enough to cross."""
     flags = ("-n", 2000, "--steps", 400, "--step", 0.02, "--thin", 400, "--sigma", 0.5, "--batch", 2000, "--quiet")

@@ -94,15 +94,17 @@ def test_an_earlier_run_is_replaced_only_when_asked_and_only_by_a_whole_one(run,
     before = (tmp_path / "samples.npz").read_bytes()
     code, _, error = run(*base, "--seed", "1")
     assert code == 2
-    assert "already holds samples.npz; choose another folder, or overwrite" in error
+    assert "already holds a run with other settings (seed: 0 there, 1 here" in error
     with monkeypatch.context() as broken:
         broken.setattr("fastscore.output.run.write_text", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
         assert run(*base, "--seed", "1", "--overwrite")[0] == 5
     assert (tmp_path / "samples.npz").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "run.json", "samples.npz", "unsaved-1"]
-    assert run(*base, "--seed", "1", "--overwrite")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".run", "grid.png", "run.json", "samples.npz"]
+    with monkeypatch.context() as idle:
+        idle.setattr("fastscore.sampler.Sampler.stream", lambda *_, **__: pytest.fail("drawn again"))
+        assert run(*base, "--seed", "1", "--overwrite")[0] == 0
     assert (tmp_path / "samples.npz").read_bytes() != before
-    assert np.array_equal(np.load(tmp_path / "unsaved-1/samples.npy"), arrays_of(tmp_path)["samples"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "run.json", "samples.npz"]
 
 
 def test_full_disk_is_a_storage_error(run, tmp_path):

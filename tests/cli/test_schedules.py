@@ -31,6 +31,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # five steps and an untrained network
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("name", CASES)
