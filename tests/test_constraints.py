@@ -85,7 +85,10 @@ def test_every_pin_is_there_for_every_python(index, python):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(
+    "python",
+    [pytest.param(python, marks=pytest.mark.nightly if python not in PYTHONS[::4] else ()) for python in PYTHONS],
+)
 def test_pins_satisfy_each_other(index, python):
     """The metadata of each pinned wheel names what it requires; torch names one triton."""
     chosen, clashes, read = pins(python), [], 0
