@@ -20,7 +20,7 @@ FLOORS = (
     "solvers model execution output",
     "guidance network report",
     "engine training",
-    "sampler joint flow chains",
+    "sampler joint flow chains launch",
     "cli",
     "__main__",
 )
@@ -62,8 +62,10 @@ def test_kernels_are_a_leaf():
     assert not any(imported(path) for path in (ROOT / "kernels").rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", ["process.grid", "process.discrete", "plan", "solvers"])
-def test_plans_need_no_torch(name):
+@pytest.mark.parametrize(
+    "name", ["process.grid", "process.discrete", "plan", "solvers", "output.store.export", "output.store.runs"]
+)
+def test_plans_and_stores_need_no_torch(name):
     code = f"import sys, fastscore.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -20,7 +20,7 @@ TUTORIALS = ROOT / "fastscore/TUTORIALS.md"
 FILES = [
     README,
     TUTORIALS,
-    *sorted(ROOT.glob("fastscore/*/README.md")),
+    *sorted(ROOT.glob("fastscore/**/README.md")),
     ROOT / "kernels/README.md",
     ROOT / "bench/README.md",
 ]
@@ -31,7 +31,9 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 PYTHON = [
-    pytest.param(code, id=f"{path.parent.name}-{k}") for path in FILES for k, code in enumerate(blocks(path, "python"))
+    pytest.param(code, id=f"{path.parent.name}-{k}", marks=[] if path in (README, TUTORIALS) else [pytest.mark.slow])
+    for path in FILES
+    for k, code in enumerate(blocks(path, "python"))
 ]
 SHELL = blocks(README, "bash")
 
