@@ -66,6 +66,7 @@ def test_an_old_module_is_an_attribute_too_and_a_wrong_name_is_none():
         import_module("fastscore.nothing")
 
 
+@pytest.mark.slow
 def test_nothing_of_ours_uses_an_old_path():
     code = "import warnings; warnings.simplefilter('error', DeprecationWarning)\nimport fastscore as fs\nfs.Sampler"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

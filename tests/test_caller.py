@@ -300,6 +300,7 @@ def sequences(count: int) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the network")
 def test_sequences_of_what_callers_do():
     sequences(20)

@@ -307,6 +307,7 @@ def test_a_score_that_is_nan_is_named():
         langevin.run(lambda x: squares(x.detach()), torch.zeros(1, 2), 0.2, 2, range(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [ncsn, ncsnv2])
 def test_presets_are_the_papers_loops(preset):
     """Song & Ermon's algorithm over the same normals; its text has alpha_i / 2, their code alpha_i."""

@@ -51,6 +51,7 @@ def test_gaussians_have_their_closed_form(schedule, probe):
     assert noise < 0.011
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "solver"), [(VP(), None), (SubVP(), RK4()), (VE(), None)], ids=["VP-dopri5", "SubVP-rk4", "VE-dopri5"]
 )
@@ -140,6 +141,7 @@ def test_one_forward_pass_serves_value_and_divergence():
     assert len(backward) == found.cost.ticks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Dopri5(1e-8, 1e-8), RK4()], ids=["dopri5", "rk4"])
 def test_decoding_undoes_encoding(solver):
     m = mixture(6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from bench import records
@@ -39,6 +40,7 @@ def test_a_cell_has_the_most_steps_that_its_budget_allows():
     assert study.Cell("mixture", "implicit-midpoint", "karras levels", 3).sampler(model, 4) is None
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped_and_recommends_the_least_error(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RECORDS", tmp_path / "r.jsonl")
     monkeypatch.setattr(tables, "FIGURE", tmp_path / "f.png")

@@ -70,6 +70,7 @@ def test_labels_stay_with_their_samples():
         assert torch.equal(s.run([k], labels=int(labels[k]))[0], whole[k])
 
 
+@pytest.mark.slow
 def test_a_batch_norm_couples_a_micro_batch_and_no_more():
     solver = replace(SOLVERS["dpm12"], norm="batch")
 
@@ -172,6 +173,7 @@ def test_the_error_is_within_three_tolerances(schedule):
         assert float(rms.quantile(0.9)) < 3.0, solver
 
 
+@pytest.mark.slow
 def test_every_error_is_within_three_tolerances_where_the_flow_keeps_distances():
     target = analytic.score_model(analytic.gaussian(0.3, 0.4, (12,)))
 
@@ -242,6 +244,7 @@ def test_dpm_solver_12_steps_as_its_paper_says(lam, h):
 # --- coefficients ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "x0", "edm"])
 @pytest.mark.parametrize("quantity", ["v", "eps", "drift"])
 def test_coefficients_between_the_nodes(prediction, quantity):
@@ -390,6 +393,7 @@ def test_bad_calls_are_named(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_weights_of_a_path_have_the_covariance_of_brownian_motion():
     """cov(W(s), W(t)) = min(s, t) follows from the weights of the draws: no sampling, so no coefficient may be off."""
     path = paths(2)

@@ -47,6 +47,7 @@ def test_weight_one_and_an_empty_interval_are_the_unguided_run_to_the_bit(name):
     assert not torch.equal(draw(FAST[name], guidance=fs.Guidance(1.01)), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule", [fs.SubVP(), pytest.param(fs.VE(), marks=pytest.mark.slow)], ids=lambda s: type(s).__name__
 )
@@ -65,6 +66,7 @@ def test_a_mixture_is_that_of_the_rows(schedule):
     assert (adaptive - rows).abs().max() < 0.1 * (adaptive - everywhere).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["v", *(pytest.param(p, marks=pytest.mark.slow) for p in ("eps", "x0", "edm"))])
 @pytest.mark.parametrize("guidance", [None, fs.Guidance(2.5, (0.1, 3.0))], ids=["plain", "mixture"])
 def test_a_guide_that_changes_nothing_changes_nothing(prediction, guidance):
@@ -124,6 +126,7 @@ def test_pigdm_draws_from_the_exact_posterior():
     assert torch.allclose(torch.cov(x.T), cov, atol=4.5 * float(cov.max()) * math.sqrt(2 / 4000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [fs.Dopri5(1e-4, 1e-4), fs.DPMAdaptive(3)], ids=["dopri5", "dpm"])
 @pytest.mark.parametrize("schedule", [fs.VP(), fs.VE()], ids=["vp", "ve"])
 def test_known_data_follow_their_own_path(solver, schedule):

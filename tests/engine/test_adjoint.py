@@ -111,6 +111,7 @@ def test_on_a_fixed_grid_the_gradient_is_that_of_the_steps(solver):
     assert torch.allclose((gradient(lambda v: f.log_likelihood(v).nats, x) * step).sum(1), second, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "probe"),
     [("adaptive", "exact"), pytest.param("fixed", "exact", marks=pytest.mark.slow),
@@ -156,6 +157,7 @@ def test_the_result_is_the_same_to_the_bit_and_carries_no_gradient_where_none_is
     assert f.encode(torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_backward_leaves_the_network_as_it_is():
     """In training mode with dropout 0.5, and trained between the two passes' calls of another run."""
     model = small()

@@ -72,6 +72,7 @@ def load(loop: Loop, seed: int) -> None:
     loop.load(Request(NoiseKey.of(seed, [7, 1, 2**40]), torch.tensor([0, 1, 2])).padded(BATCH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["step", pytest.param("loop", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "schedule"), PAIRS)
 def test_replay_equals_the_loop(name, schedule, mode):

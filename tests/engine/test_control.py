@@ -120,6 +120,7 @@ def agree(a: tuple, b: tuple) -> bool:
     return a[1:] == b[1:] and bool(np.allclose(a[0], b[0], rtol=1e-6, atol=1e-8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_is_the_oracles(case):
     name, solver, settings = CASES[case]

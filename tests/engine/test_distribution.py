@@ -79,7 +79,9 @@ def test_the_tests_see_a_component_five_percent_too_wide():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in ("em", "pc") else ()) for name in SAMPLERS]
+)  # these two take 500 evaluations and more
 def test_samples_follow_the_law(name):
     x = draw(name)
     assert np.isfinite(x).all()

@@ -57,6 +57,7 @@ def test_defaults_are_within_their_tolerance(solver, name, mean, std):
     assert ((found - exact).abs() <= bound).all(), (found - exact) / bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("name", ["flow", "zero-SNR table"])
 def test_no_sample_leaps_over_what_decides_it(order, name):

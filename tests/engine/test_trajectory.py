@@ -39,6 +39,7 @@ def ends(path):
 QUICK = ("ddim", "dpmpp-2m", "heun-sde", "edm-churn", "dopri5", "ggf")  # the others with the slow tests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SOLVERS])
 def test_it_ends_at_the_samples_and_begins_at_the_prior(solver):
     s = sampler(solver)
@@ -95,6 +96,7 @@ def test_each_state_follows_from_the_one_before():
         assert torch.allclose(path.states[k + 1], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "schedule", "clean"),
     [
@@ -130,6 +132,7 @@ def test_an_adaptive_path_lies_on_the_curve_of_the_ode(solver, schedule, clean):
     assert error.max() < 10.0  # each step keeps the tolerance; some dozens of them add up
 
 
+@pytest.mark.slow
 def test_a_stochastic_adaptive_path_has_the_variances_of_the_sde():
     """States at each sample's own times, scaled by the exact moments there, are standard normal."""
     s = fs.Sampler(GAUSSIAN, schedule=VP, solver=named("ggf", rtol=0.05, atol=0.05), batch=1000)

@@ -182,6 +182,7 @@ def load(loop: Loop, seed: int) -> None:
     loop.load(request.padded(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["loop", pytest.param("step", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_guided_and_masked_rows_are_captured(name, mode):

@@ -52,6 +52,7 @@ def sampler(guide, engine: str = "plan", batch: int = 3, **kw) -> Sampler:
     return Sampler(MODEL, schedule=VP(), guide=guide, dtype=torch.float64, batch=batch, **(ENGINES[engine] | kw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guide", "operator", "engine"),
     [

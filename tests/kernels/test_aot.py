@@ -105,6 +105,7 @@ def test_machine_code(name, target, capfd):
             assert code.count("STG") == wide[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HIP)
 def test_amd(name, capfd, monkeypatch):
     monkeypatch.setattr(triton.knobs.compilation, "always_compile", True)  # errors are printed, not raised

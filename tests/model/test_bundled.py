@@ -66,7 +66,10 @@ def edm(tmp_path_factory):
     return samples(tmp_path_factory.mktemp("edm"), *FEW).astype(float)
 
 
-@pytest.mark.parametrize("schedule", ["vp", "subvp", "ve", "flow", "vp-cosine", "tutorial", "ddpm", "ddpm-cosine"])
+OTHERS = ("subvp", "ve", "vp-cosine", "tutorial", "ddpm", "ddpm-cosine")
+
+
+@pytest.mark.parametrize("schedule", ["vp", "flow", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_one_network_runs_on_every_schedule(tmp_path, schedule, edm):
     """All schedules integrate the same flow, so the same seed and id give nearly the same image."""
     ours = samples(tmp_path / schedule, *FEW, "--schedule", schedule).astype(float)

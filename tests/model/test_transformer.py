@@ -100,6 +100,7 @@ def misfit(x):
     return np.array(off)
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_samples(tmp_path, capsys):
     def run(line):
         with pytest.raises(SystemExit) as ended:

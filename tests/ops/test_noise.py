@@ -96,6 +96,7 @@ def test_normal_law(samples):
     assert stats.kstest(z[:2_000_000].numpy(), "norm").pvalue > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["element", "id", "id-high", "draw", "seed"])
 def test_streams_are_independent(axis):
     n, d = 1000, 1000

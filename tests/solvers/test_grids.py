@@ -123,6 +123,7 @@ def test_narrow_data_come_out_as_narrow(std, schedule):
     assert abs(float(x.std()) / std - 1.0) < 0.05 + 4.0 * (0.5 / x.numel()) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-4])
 @pytest.mark.parametrize("schedule", [VP(), EDM(), Flow(), discrete_vp()], ids=lambda s: type(s).__name__)
 def test_a_posterior_is_as_narrow_as_its_measurement(noise, schedule):
