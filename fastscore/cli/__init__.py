@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     complete_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
-        with orderly(), warnings.catch_warnings():
+        with orderly(last=argv is None), warnings.catch_warnings():
             warnings.showwarning = _warn
             _refuse_odd(words)
             code = group.main(words, prog_name="fastscore", standalone_mode=False, obj=list(words))

@@ -38,17 +38,23 @@ def complete_streams() -> None:
 
 
 @contextmanager
-def orderly() -> Iterator[None]:
+def orderly(last: bool = False) -> Iterator[None]:
     """Let SIGTERM, SIGHUP and Ctrl-C raise Ended, where nobody has said what they are to do.
 
     Only the first of them does, so that it can be tidied up behind it. A thread that is not the main one hears no
     signals, and changes none.
+
+    Args:
+        last: this is all that the process does: once one was heard none is any more, while Python itself ends.
     """
+    heard = False
     numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGINT")]
     before = {k: signal.getsignal(k) for k in numbers if k is not None}
     ours = [k for k, does in before.items() if does in (signal.SIG_DFL, signal.default_int_handler)]
 
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
         for k in ours:
             signal.signal(k, signal.SIG_IGN)
         raise Ended(number)
@@ -61,7 +67,7 @@ def orderly() -> Iterator[None]:
     try:
         yield
     finally:
-        for k in ours:
+        for k in [] if heard and last else ours:
             signal.signal(k, before[k])
 
 

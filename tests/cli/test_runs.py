@@ -119,11 +119,11 @@ def test_a_signal_is_heard_once(tmp_path, monkeypatch, capsys, first, word):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("pauses", [(0.0,), (0.001, 0.0), (0.1, 0.1, 0.1, 0.0)], ids=["once", "twice", "while it ends"])
 @pytest.mark.parametrize(
     ("name", "word"), [("SIGTERM", "terminated"), ("SIGINT", "interrupted"), ("SIGHUP", "hung up")]
 )
-def test_a_signal_ends_a_run_that_can_be_resumed(run, tmp_path, name, word, times):
+def test_a_signal_ends_a_run_that_can_be_resumed(run, tmp_path, name, word, pauses):
     out = tmp_path / "out"
     words = ("sample", "analytic:mixture", "-n", 400_000, "--steps", 100, "--batch", 1000, "--shard-size", 1000,
              "--network", "own", "--device", "cpu", "--quiet", "--out", out)  # fmt: skip
@@ -140,9 +140,9 @@ def test_a_signal_ends_a_run_that_can_be_resumed(run, tmp_path, name, word, time
             break
         assert process.poll() is None
         time.sleep(0.02)
-    for _ in range(times):
+    for pause in pauses:
         process.send_signal(getattr(signal, name))
-        time.sleep(0.001)
+        time.sleep(pause)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
     assert re.fullmatch(rf"fastscore: error: {word}: \d+ of 400 shards are kept in .*goes on there", error.strip())
