@@ -307,6 +307,7 @@ def test_sequences_of_what_callers_do():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:the network")
 def test_many_sequences_of_what_callers_do():
     sequences(200)

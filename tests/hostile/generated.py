@@ -35,8 +35,9 @@ class Reached(BaseException):
 
 
 def sizes(few: int, many: int) -> pytest.MarkDecorator:
-    """Give a test its number of cases: few in every run, many among the slow ones."""
-    return pytest.mark.parametrize("cases", [few, pytest.param(many, marks=pytest.mark.slow)])
+    """Give a test its number of cases: few in every run, a third of many in the gate, all of them nightly."""
+    nightly = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.nightly])
+    return pytest.mark.parametrize("cases", [few, pytest.param(many // 3, marks=pytest.mark.slow), nightly])
 
 
 def search(strategy: st.SearchStrategy, check: Callable[[object], None], cases: int) -> None:

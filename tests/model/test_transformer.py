@@ -124,6 +124,7 @@ def test_the_command_trains_and_samples(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_it_learns_circles(tmp_path):
     """16 points that lie on one circle: a law of the whole set, which no point can follow alone."""
     data = circles(20_000)

@@ -27,6 +27,7 @@ def test_six_pairs_train_like_the_best(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_study_tells_good_from_bad(tmp_path, monkeypatch, capsys):
     """Verdicts on samples that are the data, a distance too wide, a share too small, and a run that failed."""
     draws = {"good": study.examples("four", 20_000, 7), "other": study.examples("four", 20_000, 8)}
