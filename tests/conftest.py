@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def one_thread() -> None:
     """One thread, whatever the test before has set."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process; return exit code, stdout and stderr."""
+    from fastscore import cli
+
+    def command(*argv: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return command
 
 
 @pytest.fixture

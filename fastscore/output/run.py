@@ -37,9 +37,8 @@ from fastscore.output.store.gather import gather, named, recorded
 from fastscore.output.store.job import Asked, Job, RequestLike, Source, job_of
 from fastscore.output.store.place import Place
 from fastscore.output.store.resume import continued, found, refuse_another, refuse_differences
-from fastscore.output.store.work import Beat, Stopped, Tally, present, work
-
-Crew = Callable[[Job, Place, Beat], Tally]
+from fastscore.output.store.share import Crew
+from fastscore.output.store.work import Stopped, Tally, present, work
 
 
 def draw(

@@ -9,9 +9,11 @@ import pytest
 
 from fastscore import execution
 from fastscore.cli import options as o
+from fastscore.cli import runs
 from fastscore.cli.plan import plan
 from fastscore.model.analytic import by_name
 from fastscore.ops.backend import BACKENDS, named_device
+from fastscore.output.store.formats import FORMATS
 from fastscore.plan import NORMS
 from fastscore.process.continuous import EDM, VE, VP, Flow, Trig
 from fastscore.process.discrete import smld
@@ -137,5 +139,6 @@ def test_words_that_the_command_line_repeats_are_those_of_the_library():
     assert sorted(o.GRAPHS) == sorted(("auto", "off", *execution.GRAPHS))
     assert o.BACKENDS == BACKENDS
     assert o.NORMS == NORMS
+    assert runs.FORMATS == tuple(FORMATS)
     for spacing in SPACINGS:
         assert Grid(spacing, 3).spacing == spacing

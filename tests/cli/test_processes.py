@@ -156,7 +156,7 @@ def test_surroundings_change_nothing(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() != 0 or not shutil.which("setpriv"),
-    reason="setpriv by root runs it",
+    reason="only root may become another user, by setpriv",
 )
 def test_a_user_without_name_or_home(tmp_path):
     os.chmod(tmp_path, 0o777)
@@ -164,7 +164,7 @@ def test_a_user_without_name_or_home(tmp_path):
         os.chmod(parent, os.stat(parent).st_mode | 0o055)
     other = "setpriv --reuid 54321 --regid 54321 --clear-groups env -u HOME -u XDG_CACHE_HOME -u USER -u LOGNAME"
     if shell(f"{other} $F --version", tmp_path).returncode == 126:
-        pytest.skip(f"another user may not run {sys.executable}")
+        pytest.skip(f"the folders above {sys.executable} are closed to another user, who cannot run it")
     done = shell(f"{other} $F {' '.join(SAMPLE)}", tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == FILES

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
+from yaml import safe_load as load
 
 from fastscore.launch.kubernetes import kubernetes
 from fastscore.launch.parts import MOST, RETRIES, Parts
 
 from .conftest import HOSTILE
 
-load = pytest.importorskip("yaml", reason="PyYAML reads what is written").safe_load
 SAMPLE = ("sample", "fashion", "--out", "s3://bucket/run")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 

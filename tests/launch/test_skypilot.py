@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from yaml import safe_load as load
 
 from fastscore.launch.parts import RETRIES, Parts
 from fastscore.launch.skypilot import INSTALL, skypilot
 
 from .conftest import HOSTILE
 
-load = pytest.importorskip("yaml", reason="PyYAML reads what is written").safe_load
 SAMPLE = ("sample", "fashion", "--out", "s3://bucket/run")
 
 

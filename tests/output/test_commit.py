@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from forks import fork
 
 from fastscore.files import atomic, here
 from fastscore.output import commit, disk
@@ -35,18 +36,6 @@ def write_run(folder, seed, ids, *, overwrite=False, subdirs=False, files=FILES,
 
 def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def fork(child):
-    """Run a function in a copy of this process, which is never cleaned up; return how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def at_event(number, act):

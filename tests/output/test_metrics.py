@@ -8,7 +8,6 @@ import warnings
 
 import pytest
 
-from fastscore.output import metrics as module
 from fastscore.output.metrics import Metrics, escaped
 from fastscore.output.progress import Progress
 
@@ -35,21 +34,6 @@ def read(text):
 
 def about_names(about):
     return {name.removeprefix("fastscore_") for name in about}
-
-
-class Clock:
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr("fastscore.output.progress.time", clock)
-    return clock
 
 
 def test_it_is_written_at_the_start_each_five_seconds_and_at_the_end(tmp_path, clock):
@@ -95,19 +79,6 @@ def test_what_cannot_be_written_is_one_warning(tmp_path, clock):
 
 
 SAMPLE = ("sample", "analytic:mixture", "-n", "25", "--steps", "3", "--batch", "10", "--shard-size", "10")
-
-
-@pytest.fixture
-def run(capsys):
-    from fastscore import cli
-
-    def command(*argv):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(word) for word in argv])
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return command
 
 
 def test_the_command_writes_it_and_it_is_no_setting(run, tmp_path):

@@ -17,25 +17,10 @@ from fastscore.errors import NonFiniteError
 from fastscore.joint import JointSampler
 from fastscore.model.analytic import by_name
 from fastscore.model.joint import JointModel, Part
-from fastscore.output import progress as module
 from fastscore.output.progress import Progress, duration, followed
 from fastscore.output.store.folder import Folder
 from fastscore.output.store.job import job_of
 from fastscore.output.store.work import work
-
-
-class Clock:
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
 
 
 def test_a_log_has_a_line_each_ten_seconds_and_one_at_the_end(clock, capsys):

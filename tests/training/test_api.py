@@ -263,7 +263,8 @@ def test_the_command_has_the_settings(tmp_path):
 @pytest.mark.parametrize("loss", [[0.5, 0.2, 0.1], [0.3, -0.2, -4.0], [-3.0, -5.0, -5.1]])
 def test_losses_of_either_sign_are_drawn(tmp_path, loss, monkeypatch):
     """Implicit and sliced score matching end below zero: a logarithmic axis showed nothing."""
-    plt = pytest.importorskip("matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
     (tmp_path / "loss.csv").write_text("images,loss\n" + "".join(f"{k},{v}\n" for k, v in enumerate(loss)))
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)

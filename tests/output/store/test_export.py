@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from fastscore.files import here
 from fastscore.output.store import export as module
@@ -39,7 +40,7 @@ def shards(arrays=IMAGES, size=SIZE, run="run"):
         yield Shard(number, run, {name: x[number * size :][:size] for name, x in arrays.items()})
 
 
-def equal(found, arrays):
+def assert_equal(found, arrays):
     assert set(found) == set(arrays)
     for name, x in arrays.items():
         assert (found[name].dtype, found[name].shape) == (x.dtype, x.shape), name
@@ -51,7 +52,7 @@ def equal(found, arrays):
 def test_one_npz_is_the_arrays_of_the_run(tmp_path, arrays, size):
     export(shards(arrays, size), tmp_path / "all.npz", "npz", COUNT)
     with np.load(tmp_path / "all.npz") as found:
-        equal(dict(found), arrays)
+        assert_equal(dict(found), arrays)
     assert os.listdir(tmp_path) == ["all.npz"]
 
 
@@ -66,16 +67,15 @@ def test_adm_npz_has_the_names_of_its_evaluator(tmp_path):
     export(shards(), tmp_path / "adm.npz", "adm-npz", COUNT)
     with np.load(tmp_path / "adm.npz") as found:
         names = {"arr_0": "samples", "arr_1": "labels"}
-        equal({names.get(name, name): x for name, x in found.items()}, IMAGES)
+        assert_equal({names.get(name, name): x for name, x in found.items()}, IMAGES)
 
 
 def test_one_npy_is_the_samples(tmp_path):
     export(shards(), tmp_path / "all.npy", "npy", COUNT)
-    equal({"samples": np.load(tmp_path / "all.npy", mmap_mode="r")}, {"samples": IMAGES["samples"]})
+    assert_equal({"samples": np.load(tmp_path / "all.npy", mmap_mode="r")}, {"samples": IMAGES["samples"]})
 
 
 def test_parquet_is_a_row_a_sample(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="the format parquet needs pyarrow")
     export(shards(), tmp_path / "all.parquet", "parquet", COUNT)
     file = parquet.ParquetFile(tmp_path / "all.parquet")
     table = file.read()
@@ -84,10 +84,10 @@ def test_parquet_is_a_row_a_sample(tmp_path):
     assert features["samples"] == {"_type": "Image"}
     images = [np.array(Image.open(BytesIO(x["bytes"]))) for x in table["samples"].to_pylist()]
     rest = {name: np.array(table[name].to_pylist(), IMAGES[name].dtype) for name in ("ids", "labels", "seeds", "cond")}
-    equal({"samples": np.stack(images), **rest}, IMAGES)
+    assert_equal({"samples": np.stack(images), **rest}, IMAGES)
     assert [x["path"] for x in table["samples"].to_pylist()][7:9] == ["002345.png", "1234567.png"]
     export(shards(POINTS), tmp_path / "points.parquet", "parquet", COUNT)
-    equal(
+    assert_equal(
         {
             "samples": parquet.read_table(tmp_path / "points.parquet")["samples"]
             .combine_chunks()

@@ -14,6 +14,7 @@ import tracemalloc
 from contextlib import contextmanager
 
 import pytest
+from forks import fork
 
 from fastscore.files import here, temporary
 from fastscore.output.store import claim, folder
@@ -32,18 +33,6 @@ def no_links(monkeypatch, number=errno.EPERM):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", link)
-
-
-def fork(child):
-    """Run a function in a copy of this process, which is never cleaned up; return how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def die():

@@ -57,14 +57,8 @@ CASES = [
 ]
 
 
-def skip_without(format: str) -> None:
-    if format == "parquet":
-        pytest.importorskip("pyarrow", reason="the format parquet needs pyarrow")
-
-
 @pytest.mark.parametrize(("shard", "format"), CASES)
 def test_every_format_gives_back_what_it_was_given(shard, format):
-    skip_without(format)
     back = decode(encode(shard, format), format)
     assert (back.number, back.run, back.sha256, len(back)) == (shard.number, shard.run, shard.sha256, len(shard))
     assert list(back.arrays) == list(shard.arrays)
@@ -76,7 +70,6 @@ def test_every_format_gives_back_what_it_was_given(shard, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_changed_byte_and_every_truncation_is_found(format):
-    skip_without(format)
     data = encode(images(1, (1, 2, 3), labels=np.array([4])), format)
     for at in range(len(data)):
         for flip in (1, 32, 255):  # 32 makes capitals of hex digits
@@ -190,7 +183,6 @@ def test_what_a_format_cannot_hold_is_refused():
 
 
 def test_parquet_has_no_entries_without_values():
-    skip_without("parquet")
     for name in ("images of no rows", "one axis of none"):
         with pytest.raises(ValueError, match="take npz"):
             encode(SHARDS[name], "parquet")

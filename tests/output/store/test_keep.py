@@ -88,8 +88,6 @@ def test_workers_that_do_not_agree_are_told_and_all_is_kept(tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_byte_flipped_and_every_end_cut_off_is_found(tmp_path, format):
     """In each of 100 shards a byte, and ten ends."""
-    if format == "parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     place, manifest, chance = Folder(tmp_path), manifest_of(100, format), random.Random(0)
     for number in range(100):
         keep(place, manifest, shard_of(manifest, number))

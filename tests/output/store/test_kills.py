@@ -13,6 +13,7 @@ from pathlib import Path
 
 import killed
 import pytest
+from forks import begin
 from killed import POINTS, command
 
 from fastscore.output.store import folder
@@ -56,18 +57,6 @@ def work(run: Path, count: int, point: str) -> None:
             leases.release(number)
 
 
-def fork(child):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
-    return pid
-
-
 @pytest.mark.slow
 def test_a_hundred_kills_of_two_workers(tmp_path):
     """At the points between write, fsync, link and unlink, or at random before; none makes more than one shard."""
@@ -76,7 +65,7 @@ def test_a_hundred_kills_of_two_workers(tmp_path):
     while ended < 2:
         while len(workers) + ended < 2:
             point = chance.choice(POINTS) if kills < 100 else ""
-            workers.add(fork(lambda point=point: work(run, count, point)))
+            workers.add(begin(lambda point=point: work(run, count, point)))
         if kills < 100 and chance.random() < 0.5:
             time.sleep(chance.uniform(0, 0.02))
             os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
@@ -221,8 +210,7 @@ def test_a_hundred_kills_of_processes(tmp_path, whole, capsys):
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_kills_of_the_client_of_a_server_of_s3(tmp_path, whole, monkeypatch, capsys):
-    pytest.importorskip("obstore", reason="obstore is not installed")
-    pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    pytest.importorskip("moto.server", reason="pip install 'moto[server]': a local S3")
     from s3 import environment, server
 
     with server() as port:

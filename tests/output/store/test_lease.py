@@ -58,7 +58,6 @@ def place():
 def real(request, tmp_path):
     if request.param == "folder":
         return Folder(tmp_path)
-    pytest.importorskip("obstore", reason="obstore is not installed")
     from obstore.store import MemoryStore
 
     from fastscore.output.store.objects import Bucket

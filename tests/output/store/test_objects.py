@@ -6,15 +6,14 @@ import multiprocessing
 import threading
 import time
 
+import obstore
 import pytest
+from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError
+from obstore.store import MemoryStore
 
-obstore = pytest.importorskip("obstore", reason="obstore is not installed")
-from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError  # noqa: E402
-from obstore.store import MemoryStore  # noqa: E402
-
-from fastscore.output.store import objects  # noqa: E402
-from fastscore.output.store.objects import Bucket  # noqa: E402
-from fastscore.output.store.place import place_of  # noqa: E402
+from fastscore.output.store import objects
+from fastscore.output.store.objects import Bucket
+from fastscore.output.store.place import place_of
 
 NAME = "shards/0000/0000001.npz"
 put = obstore.put
@@ -152,7 +151,7 @@ def test_plain_http_is_refused_unless_the_environment_allows_it(monkeypatch, act
 
 @pytest.fixture(scope="module")
 def s3():
-    pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    pytest.importorskip("moto.server", reason="pip install 'moto[server]': a local S3")
     from s3 import server
 
     with server() as port:

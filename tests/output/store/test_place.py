@@ -15,7 +15,6 @@ from fastscore.output.store.place import place_of
 def place(request, tmp_path):
     if request.param == "folder":
         return Folder(tmp_path / "above" / "run")
-    pytest.importorskip("obstore", reason="obstore is not installed")
     from obstore.store import MemoryStore
 
     from fastscore.output.store.objects import Bucket
@@ -77,7 +76,6 @@ def test_places_by_their_names(tmp_path, monkeypatch):
 
 
 def test_buckets_by_their_names(monkeypatch):
-    pytest.importorskip("obstore", reason="obstore is not installed")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     for url in ("s3://bucket/some/prefix", "gs://bucket/x", "az://container/x", "s3://bucket"):
         assert place_of(url).url == place_of(url + "/").url == url
@@ -115,7 +113,6 @@ def test_a_bucket_without_obstore_says_what_to_install(monkeypatch):
 
 
 def test_an_azure_bucket_without_account_says_which_variable(monkeypatch):
-    pytest.importorskip("obstore", reason="obstore is not installed")
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(OSError, match="AZURE_STORAGE_ACCOUNT_NAME"):

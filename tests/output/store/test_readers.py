@@ -101,7 +101,7 @@ def test_programs_of_the_system_read_what_is_written(tmp_path):
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_webdataset_reads_the_tars(tmp_path):
-    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    webdataset = pytest.importorskip("webdataset", reason="pip install webdataset: its own reader")
     export(shards(), tmp_path / "out", "tar", N)
     data = webdataset.WebDataset(f"{tmp_path}/out/{{000000..000002}}.tar", shardshuffle=False)
     found = list(data.decode("rgb8").to_tuple("__key__", "png", "cls", "cond.npy"))
@@ -117,7 +117,7 @@ def test_webdataset_reads_the_tars(tmp_path):
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_zarr_reads_the_group(tmp_path):
-    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    zarr = pytest.importorskip("zarr", reason="pip install zarr: its own reader")
     flags = {**POINTS, "mask": np.arange(N) % 2 == 0, "half": np.arange(N, dtype=np.float16)}
     flags["nothing"] = np.empty((N, 0))
     for k, arrays in enumerate((IMAGES, flags)):
@@ -135,9 +135,8 @@ def test_zarr_reads_the_group(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["pandas", "polars"])
 def test_libraries_of_tables_read_parquet(tmp_path, name):
-    pytest.importorskip("pyarrow", reason="the format parquet needs pyarrow")
     (tmp_path / "a.parquet").write_bytes(encode(shard(POINTS), "parquet"))
-    library = pytest.importorskip(name, reason=f"{name} is not installed")
+    library = pytest.importorskip(name, reason=f"pip install {name}: its own reader")
     table = library.read_parquet(tmp_path / "a.parquet")
     assert list(table.columns) == ["samples", "ids"]
     assert (np.stack([np.asarray(x) for x in table["samples"]]) == POINTS["samples"]).all()
@@ -146,9 +145,8 @@ def test_libraries_of_tables_read_parquet(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_datasets_of_hugging_face_have_images(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow", reason="the format parquet needs pyarrow")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets = pytest.importorskip("datasets", reason="pip install datasets: its own reader")
     export(shards(), tmp_path / "a.parquet", "parquet", N)
     files = str(tmp_path / "a.parquet")
     data = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))

@@ -34,13 +34,7 @@ def some(cases, *quick):
     return [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in cases]
 
 
-@pytest.fixture(autouse=True)
-def no_faults(monkeypatch):
-    """Every test begins with a network that works; and what is synced is not in question."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
-    FAULTS.clear()
-    yield
-    FAULTS.clear()
+pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-from fastscore import cli
 from fastscore.output.lock import locked
 from fastscore.output.store import status as module
 from fastscore.output.store import work as work_module
@@ -22,17 +21,6 @@ from fastscore.output.store.place import Entry
 from fastscore.output.store.status import status
 
 SAMPLE = ("sample", "analytic:mixture", "-n", "25", "--steps", "3", "--batch", "10", "--shard-size", "10")
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*argv):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(word) for word in argv])
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return command
 
 
 def cut(run, monkeypatch, *argv):
@@ -194,7 +182,6 @@ def test_no_run_is_bad_input(run, tmp_path):
 
 
 def test_a_bucket(run, tmp_path, monkeypatch):
-    pytest.importorskip("obstore", reason="obstore is not installed")
     from obstore.store import MemoryStore
 
     from fastscore.output.store.objects import Bucket

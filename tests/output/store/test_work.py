@@ -22,14 +22,7 @@ from fastscore.output.store.seal import DamagedError
 from fastscore.output.store.work import OutOfMemory, Tally, keep, present, work
 from fastscore.solvers import Dopri5
 
-
-@pytest.fixture(autouse=True)
-def no_faults(monkeypatch):
-    """Every test begins with a network that works; and what is synced is not in question."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
-    FAULTS.clear()
-    yield
-    FAULTS.clear()
+pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 def begun(source, ids, where, shard, **settings):
@@ -362,7 +355,10 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
             return {"nfe": 0}
 
     source, peaks = Cheap(), []
-    lines = lambda positions: source.inner.request(positions, cond=torch.zeros(len(positions), 1))  # noqa: E731
+
+    def lines(positions):
+        return source.inner.request(positions, cond=torch.zeros(len(positions), 1))
+
     for n in (1000, 20_000, 200_000):  # the first loads what a run needs
         tracemalloc.start()
         draw(source, Asked(range(n), lines, "", 0), tmp_path / str(n), shard=2000, gathered=False)
