@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastscore.adapters.diffusers.scheduler import Scheduler
     from fastscore.chains import Chains
     from fastscore.engine.picard import Picard
     from fastscore.engine.request import Request
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from fastscore.joint import JointSampler
     from fastscore.model.analytic import Empirical, GaussianMixture, score_model
     from fastscore.model.conditions import Known
+    from fastscore.model.constrained import Constrained
     from fastscore.model.coordinates import whitened
+    from fastscore.model.decoder import Decoder
     from fastscore.model.folder import bundled, load_model
     from fastscore.model.joint import JointModel, Part
+    from fastscore.model.projection import Centred, Intersection, Padded, Projection
     from fastscore.model.score import ScoreModel
     from fastscore.network.prepare import Numerics, prepare
     from fastscore.network.timing import choose_batch
@@ -105,6 +109,7 @@ from fastscore import _aliases
 __version__ = "0.1.0"
 
 _HOME = {
+    "adapters.diffusers.scheduler": "Scheduler SchedulerMixin",
     "chains": "Chains",
     "engine.picard": "Picard",
     "engine.request": "Request",
@@ -117,9 +122,12 @@ _HOME = {
     "joint": "JointSampler",
     "model.analytic": "Empirical GaussianMixture score_model",
     "model.conditions": "Known",
+    "model.decoder": "Decoder",
+    "model.constrained": "Constrained",
     "model.coordinates": "whitened",
     "model.folder": "bundled load_model",
     "model.joint": "JointModel Part",
+    "model.projection": "Centred Intersection Padded Projection",
     "model.score": "ScoreModel",
     "network.prepare": "Numerics prepare",
     "network.timing": "choose_batch",
@@ -141,8 +149,11 @@ _HOME = {
     "solvers.unipc": "TauWindow",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+# Those that need diffusers: attributes, but no part of ``import *``. A saved pipeline names its scheduler by the
+# package, where diffusers looks for the base class, too, to know how it is loaded.
+_OPTIONAL = ("Scheduler", "SchedulerMixin")
 
-__all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULE.keys() - _OPTIONAL)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -152,4 +163,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE])
+    return sorted([*globals(), *__all__])

@@ -26,7 +26,8 @@ from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError, typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
-from fastscore.model.conditions import constant
+from fastscore.model.condition_shapes import each, null_label
+from fastscore.model.conditions import Given, condition_of, constant
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
@@ -40,6 +41,7 @@ from fastscore.solvers import AnnealedLangevin
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+Function = Callable[[Tensor], Tensor]
 METHODS = ("ula", "mala")
 ACCEPT_DRAW = 1 << 31  # plus the number of the step: the uniform that accepts; draws of plans stay below 2^24
 
@@ -83,16 +85,14 @@ def run(
     element 0 of draw 2^31 + k.
 
     Args:
-        log_density: ln p up to a constant, [N, *shape] -> [N], each chain's from its own state alone. ULA with a score,
-            as of a network, needs none: None.
+        log_density: ln p up to a constant, [N, *shape] -> [N], each chain's of its own state; None of ULA with a score.
         start: first states, [n, *shape], or [1, *shape] for all chains.
         step: h > 0.
         steps: of each chain, at least 1.
         score: grad ln p, [N, *shape] -> like it; differentiates ``log_density`` if left out.
         spread: adds spread z to the start, at least 0.
         method: "mala" or "ula".
-        burn_in, thin: keep the state after steps burn_in + thin, burn_in + 2 thin, ..; none if ``thin`` is left out.
-            They are held in memory.
+        burn_in, thin: keep, in memory, the states after steps burn_in + thin, burn_in + 2 thin, ..; none without thin.
         progress: show a progress bar.
         execution, fields: as for Sampler; batch, 1024 if left out, is how many chains run together. Both functions
             always see that many (the tail is padded).
@@ -163,32 +163,35 @@ def run(
 
 
 @typed
-def level_score(model: ScoreModel, t: float | None = None, label: int | None = None) -> Callable[[Tensor], Tensor]:
+def level_score(model: ScoreModel, t: float | None = None, label: int | None = None, cond: Given = None) -> Function:
     """Return grad ln p_t of a network at one noise level: a score for ``run``, which then needs method="ula".
 
     Args:
-        model: its condition is the class alone.
+        model: the score model.
         t: time of the model's schedule, above the data's; t_end, the smallest noise, if left out.
-        label: class of every chain; the model's null class if left out.
+        label, cond: of every chain, [*cond_shape]; the model's null condition if left out.
 
     Raises:
-        ValueError: a time where the score is singular, or a label that the model does not have.
+        ValueError: a singular time, a label or condition that the model does not take, or a projection.
     """
+    if model.projection is not None:
+        raise ValueError("projection: the noise of a chain leaves the subspace; use a Sampler with Langevin correctors")
     t = model.schedule.t_end if t is None else t
     if not model.schedule.t_clean < t <= model.schedule.T:
         raise ValueError(f"t = {t} must lie above {model.schedule.t_clean} (the data) and up to {model.schedule.T}")
     if label is not None and not 0 <= label < model.classes:
         raise ValueError(f"label = {label} must be one of the model's {model.classes} classes")
-    label = model.null if label is None and isinstance(model.null, int) else label
-    if model.classes and label is None:
+    constant(cond=cond)
+    if model.classes and label is None and null_label(model) is None:
         raise ValueError(f"label is missing: this model has {model.classes} classes and no null class")
+    told = condition_of(model, NoiseKey.of(0, [0], torch.device("cpu")), label, cond)
     plan = Plan(model.schedule, (Row(t, t, 1.0, 1.0, m="score"),))
     row = validate(fold(plan, model.schedule, model.parametrization)).rows[0]
 
     def score(x: Tensor) -> Tensor:
-        cond = None if label is None else x.new_full((len(x),), label, dtype=torch.int64)
+        lines = each(lambda v: v.to(x.device).expand(len(x), *v.shape[1:]), told)
         y = x if model.transform is None else model.transform.inverse(x)
-        F = evaluate(model, row.c_in * y, x.new_full((1,), row.c_noise), cond)
+        F = evaluate(model, row.c_in * y, x.new_full((1,), row.c_noise), lines)
         s = row.p * y + row.q * F.view_as(y)
         return s if model.transform is None else s / x.new_tensor(model.transform.scale)
 
@@ -203,12 +206,7 @@ def _plan(step: float, steps: int, spread: float) -> Plan:
 
 
 def _chain(
-    loop: Loop,
-    log_density: Callable[[Tensor], Tensor] | None,
-    start: Tensor,
-    step: float,
-    kept: range,
-    tick: Callable[[], object],
+    loop: Loop, log_density: Function | None, start: Tensor, step: float, kept: range, tick: Callable[[], object]
 ) -> Tensor:
     """Run the loaded micro-batch; return kept states, last states and share of proposals taken, [batch, (K + 1) D + 1].
 
@@ -262,7 +260,7 @@ def _chain(
     return torch.cat([*path, loop.x, (acceptances.to(x.dtype) / (len(loop.kinds) - 1))[:, None]], 1)
 
 
-def _check(log_density: Callable[[Tensor], Tensor] | None, score: Callable[[Tensor], Tensor], x: Tensor) -> None:
+def _check(log_density: Function | None, score: Function, x: Tensor) -> None:
     """Raise ValueError unless both functions give each of the states [N, *shape] a value of its own."""
     n = len(x)
     number = torch.arange(n * x[0].numel(), dtype=x.dtype, device=x.device).view_as(x)
@@ -288,7 +286,7 @@ def _check(log_density: Callable[[Tensor], Tensor] | None, score: Callable[[Tens
             )
 
 
-def _gradient(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _gradient(log_density: Function) -> Function:
     def score(x: Tensor) -> Tensor:
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import wraps
+from functools import cache, wraps
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
@@ -92,6 +92,9 @@ def _typed_class(cls: Any) -> Any:
     return cls
 
 
+_PLAIN = {kind.__name__: kind for kind in (bool, float, int, str)}
+
+
 def checked(owner: str, name: str, value: Any, annotation: Any, module: str, default: Any = None) -> Any:
     """Return a value as its annotation has it; see ``typed``.
 
@@ -101,7 +104,9 @@ def checked(owner: str, name: str, value: Any, annotation: Any, module: str, def
     """
     if not isinstance(annotation, str):
         return value
-    kinds, words = [kind.strip() for kind in _alternatives(annotation)], list[str]()
+    if type(value) is _PLAIN.get(annotation) and value == value:  # no NaN: there is nothing more to look at
+        return value
+    kinds, words = _alternatives(annotation), list[str]()
     for kind in kinds:
         accepted, new, word = _as(kind, value, module)
         if accepted:
@@ -118,6 +123,7 @@ def checked(owner: str, name: str, value: Any, annotation: Any, module: str, def
     raise ValueError(f"{owner}: {name} = {short(value)} must be {must}, not {what}")
 
 
+@cache
 def _alternatives(annotation: str) -> list[str]:
     """Split a union at the bars that stand in no brackets."""
     parts, depth = [""], 0
@@ -127,7 +133,7 @@ def _alternatives(annotation: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += c
-    return parts
+    return [part.strip() for part in parts]
 
 
 def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:

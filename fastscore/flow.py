@@ -3,9 +3,10 @@ r"""The probability-flow ODE as a normalizing flow: encode, decode, and the log-
 From the data's end to the prior's the ODE dx/dphi = v on the unit circle (see solvers/adaptive.py) carries a density
 along: with x = L x^ for a schedule of length L = hypot(alpha, sigma) in D dimensions,
 
-    ln p(x) = ln N(x^_T; 0, s^2 I) + int div v dphi - D ln L_0,     s = prior_std / L_T.
+    ln p(x) = ln N(x^_T; m, s^2) + int div v dphi - D ln L_0,     m = 0, s = prior_std / L_T or by the model's base.
 
-p is the model's density of x at the end of the span, t_end, whose noise is part of it.
+p is the model's density of x at the end of the span, t_end, whose noise is part of it. Of a model with a projection it
+is the density on the subspace (model/projection.py), whose dimensions D, of each sample its own, then stand above.
 
 All three are differentiable in x (log-likelihood and latent) or z (decode), once: see engine/adaptive/adjoint.py.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,30 +32,31 @@ from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
 from fastscore.engine.adaptive.field import Field, ScoreField
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.adaptive.transport import transport
+from fastscore.engine.base import columns, prior_at
 from fastscore.engine.request import Request
+from fastscore.engine.subspace import check_inside, check_subspace
 from fastscore.engine.turn import Turn, in_turn, made
 from fastscore.engine.units import inside, log_determinant, samples_of
 from fastscore.errors import short, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
-from fastscore.model.conditions import Labels, finite
+from fastscore.model.conditions import Given, Labels, finite
+from fastscore.model.projection import dimensions, onto
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import prepare
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
 from fastscore.output.progress import Told
-from fastscore.process.continuous import EDM
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
-from fastscore.solvers.grids import within
+from fastscore.solvers.grids import likelihood_end, within
 from fastscore.solvers.names import named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 FlowSolver = Dopri5 | BogackiShampine | Euler | Heun | RK2 | RK4
-END = 1e-5  # of a continuous schedule's time; Song et al. 2021 end likelihoods there
 EXACT_DIMENSIONS = 16  # up to which "auto" takes the exact divergence
 
 
@@ -66,12 +69,14 @@ class LogLikelihood:
         stderr: standard error of ``nats`` over the probes, float64 [n]; 0 if exact, NaN for a single probe.
         latent: x_T, [n, *shape]; of a model with a transform in the units of the data, as every state is.
         cost: what it cost.
+        dimensions: D of each sample, int64 [n]; None for all the numbers of a sample.
     """
 
     nats: Tensor
     stderr: Tensor
     latent: Tensor
     cost: Cost
+    dimensions: Tensor | None = None
 
     @typed
     def bits_per_dim(self, step: float = 1.0) -> Tensor:
@@ -82,7 +87,7 @@ class LogLikelihood:
         """
         if not 0.0 < step < math.inf:
             raise ValueError(f"step = {step} must be positive")
-        d = math.prod(self.latent.shape[1:])
+        d = math.prod(self.latent.shape[1:]) if self.dimensions is None else self.dimensions.double()
         return -self.nats / (d * math.log(2.0)) - math.log2(step)
 
 
@@ -149,9 +154,9 @@ class ProbabilityFlow:
         ends, place = (float(knots[0]), float(knots[-1])), self.execution.place
         with undisturbed(self.execution.dtype, place):
             self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
-        self.lengths = [math.hypot(float(self.schedule.alpha(t)), float(self.schedule.sigma(t))) for t in knots]
-        top = math.hypot(*(float(v(self.schedule.T)) for v in (self.schedule.alpha, self.schedule.sigma)))
-        self.prior_std = self.schedule.prior_std / top
+        self.alphas = [float(self.schedule.alpha(t)) for t in knots]
+        self.lengths = np.hypot(self.alphas, self.schedule.sigma(knots)).tolist()
+        self.prior = prior_at(model, self.schedule, ends[0])
         self.turn = Turn(*model.networks, execution=self.execution, gradients=True)
 
     @cached_property
@@ -184,7 +189,7 @@ class ProbabilityFlow:
         ids: Sequence[int] | None = None,
         seed: int = 0,
         labels: Labels = None,
-        cond: Tensor | None = None,
+        cond: Given = None,
         progress: Told = False,
     ) -> LogLikelihood:
         """Return the log-likelihood of data.
@@ -200,43 +205,47 @@ class ProbabilityFlow:
             labels, cond, progress: as for Sampler.run.
 
         Raises:
-            ValueError: bad shapes, ids, probes or conditions, or a network that cannot be differentiated.
+            ValueError: bad shapes, ids, probes or conditions, a network without derivatives, or an x off the subspace.
             NonFiniteError, StepSizeError: as for Sampler.run.
         """
-        d = math.prod(self.model.shape)
-        kind = ("exact" if d <= EXACT_DIMENSIONS else "rademacher") if probe == "auto" else probe
+        width = math.prod(self.model.shape)
+        kind = ("exact" if width <= EXACT_DIMENSIONS else "rademacher") if probe == "auto" else probe
         if kind not in PROBES:
             raise ValueError(f"probe = {probe!r} must be auto, {', '.join(PROBES)}")
         if not 1 <= probes <= 1 << 16 or (kind == "exact" and probes != 1):
             raise ValueError(f"probes = {probes} must lie in 1 .. 65536, and be 1 where the divergence is exact")
-        x, request = self._request(x, ids, seed, labels, cond)
+        x, request = self._request(x, ids, seed, labels, cond, -1)
         zeros = torch.zeros(len(x), probes, dtype=x.dtype, device=x.device)
         y, cost = self._solve(torch.cat([x / self.lengths[-1], zeros], 1), request, progress, True, kind, probes)
-        latent, change = y[:, :d], y[:, d:].double()
-        prior = -0.5 * (latent.double() / self.prior_std).square().sum(1)
-        prior -= d * (0.5 * math.log(2.0 * math.pi) + math.log(self.prior_std) + math.log(self.lengths[-1]))
+        latent = onto(self.model, y[:, :width], request.cond, self.alphas[0] / self.lengths[0])
+        count, change = dimensions(self.model, request.cond, len(x), x.device), y[:, width:].double()
+        d, (mean, std) = count.double(), columns(self.prior, self.model.shape, change)
+        free = onto(self.model, latent.double(), request.cond, 0.0) * self.lengths[0]
+        prior = -0.5 * ((free - mean) / std).square().sum(1) - d * std.log().mean()
+        prior -= d * math.log(math.sqrt(2.0 * math.pi) * self.lengths[-1] / self.lengths[0])
         spread = d * change.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(prior, math.nan)
         return LogLikelihood(
             prior + d * change.mean(1) - log_determinant(self.model),
             torch.zeros_like(prior) if kind == "exact" else spread,
             samples_of(latent * self.lengths[0], self.model),
             cost,
+            count,
         )
 
-    def encode(self, x: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: Told = False) -> Tensor:
+    def encode(self, x: Tensor, *, labels: Labels = None, cond: Given = None, progress: Told = False) -> Tensor:
         """Return the latent x_T of data x, both [n, *shape]."""
         return self._transport(x, labels, cond, progress, up=True)
 
-    def decode(self, z: Tensor, *, labels: Labels = None, cond: Tensor | None = None, progress: Told = False) -> Tensor:
+    def decode(self, z: Tensor, *, labels: Labels = None, cond: Given = None, progress: Told = False) -> Tensor:
         """Return the data x of latents x_T, both [n, *shape]: what ``encode`` undoes."""
         return self._transport(z, labels, cond, progress, up=False)
 
     @in_turn
-    def _transport(self, x: Tensor, labels: Labels, cond: Tensor | None, progress: Told, up: bool) -> Tensor:
-        x, request = self._request(x, None, 0, labels, cond)
-        (before, after) = (self.lengths[-1], self.lengths[0]) if up else (self.lengths[0], self.lengths[-1])
-        y, _ = self._solve(x / before, request, progress, up)
-        return samples_of(y * after, self.model)
+    def _transport(self, x: Tensor, labels: Labels, cond: Given, progress: Told, up: bool) -> Tensor:
+        before, after = (-1, 0) if up else (0, -1)
+        x, request = self._request(x, None, 0, labels, cond, before)
+        y, _ = self._solve(x / self.lengths[before], request, progress, up)
+        return samples_of(onto(self.model, y * self.lengths[after], request.cond, self.alphas[after]), self.model)
 
     def _solve(
         self, y: Tensor, request: Request, progress: Told, up: bool, kind: str | None = None, probes: int = 0
@@ -251,22 +260,14 @@ class ProbabilityFlow:
         with torch.no_grad():
             forward = self._field(request, kind, probes, self.prepared)
         return transport(
-            y,
-            forward,
-            lambda: self._field(request, kind, probes, self.model),
-            RungeKutta(self.solver.tableau, place),
-            self.levels,
-            rule,
-            (angles[0], angles[-1]),
-            request.key,
-            self.execution,
-            self.turn,
-            progress,
-        )
+            y, forward, lambda: self._field(request, kind, probes, self.model), RungeKutta(self.solver.tableau, place),
+            self.levels, rule, (angles[0], angles[-1]), request.key, self.execution, self.turn, progress,
+        )  # fmt: skip
 
     def _request(
-        self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Tensor | None
+        self, x: Tensor, ids: Sequence[int] | None, seed: int, labels: Labels, cond: Given, end: int
     ) -> tuple[Tensor, Request]:
+        """Return states [n, D] at one end of the span, and the request that they are the lines of."""
         if not isinstance(x, Tensor) or x.shape[1:] != self.model.shape or not x.is_floating_point():
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x: {shape} must be a floating-point tensor [n, {', '.join(map(str, self.model.shape))}]")
@@ -274,7 +275,10 @@ class ProbabilityFlow:
         request = Request.of(self.model, place, range(len(x)) if ids is None else ids, seed, labels=labels, cond=cond)
         if len(request) != len(x):
             raise ValueError(f"ids: {len(request)} ids for {len(x)} samples")
-        return inside(x, self.model.transform).to(place, self.execution.dtype).flatten(1), request
+        x = inside(x, self.model.transform).to(place, self.execution.dtype).flatten(1)
+        check_subspace(self.model, request, self.schedule)
+        check_inside(self.model, "x", x, request, self.alphas[end])
+        return onto(self.model, x, request.cond, self.alphas[end]), request
 
 
 def dequantize(levels: Tensor, key: NoiseKey, step: float, edge: float) -> Tensor:
@@ -292,9 +296,3 @@ def dequantize(levels: Tensor, key: NoiseKey, step: float, edge: float) -> Tenso
         raise ValueError(f"dequantize: levels are integers, not {levels.dtype}")
     r = key.uniform(LEVEL_DRAW, levels[0].numel() if len(levels) else 0).reshape(levels.shape)
     return edge + step * (levels.to(torch.float32) + r)
-
-
-def likelihood_end(schedule: Schedule) -> float:
-    """Return the time at which a likelihood ends if nothing else is said."""
-    early = schedule.t_clean == 0.0 and not isinstance(schedule, EDM)
-    return min(END, schedule.t_end) if early else schedule.t_end

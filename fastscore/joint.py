@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from fastscore import plan as plans
+from fastscore.engine.given import destinations, with_noise
 from fastscore.engine.loop import Kind, Loop, Outputs, recorded
 from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
+from fastscore.engine.subspace import check_subspace
 from fastscore.engine.turn import Turn, keep_up, made
+from fastscore.engine.units import check_alike
 from fastscore.errors import NonFiniteError, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
@@ -118,11 +121,13 @@ class JointSampler:
         if clip is not None:
             plan = plans.clip(plan, clip)
         rows = tuple(replace(row, draw=row.draw * parts + k) if row.noisy else row for row in plan.rows)
-        guidance = self.guidance
+        guidance, model = self.guidance, alone(part, self.model.cond_shape)
         if guidance is not None:
             # A condition is the joint network's and not a part's; a part only has its coefficients.
-            guidance = Guidance(guidance.weight, guidance.interval, alone(self.second.parts[name]))
-        return BoundPlan(replace(plan, rows=rows), alone(part), guidance)
+            second = alone(self.second.parts[name], self.second.cond_shape)
+            check_alike(model, second)
+            guidance = Guidance(guidance.weight, guidance.interval, second)
+        return BoundPlan(replace(plan, rows=rows), model, guidance)
 
     @cached_property
     def loops(self) -> dict[str, Loop]:
@@ -168,10 +173,10 @@ class JointSampler:
         if request.known is not None or request.y is not None:
             raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
         request.check_start(self.start)
-        draws = max(plan.draws for plan in self.plans.values())
-        if request.noise is not None and len(request.noise) < draws:
-            raise ValueError(f"recorded noise has {len(request.noise)} draws; these plans need {draws}")
-        return request
+        for name, bound in self.bound.items():
+            first = bound.plan.rows[0].t if self.start == "state" else None
+            check_subspace(bound.model, request.columns(self.columns[name]), bound.plan.schedule, first)
+        return with_noise(request, max(plan.draws for plan in self.plans.values()))
 
     def run(
         self,
@@ -179,16 +184,20 @@ class JointSampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         progress: Told = False,
+        out: Mapping[str, Tensor] | None = None,
         **fields: Unpack[RequestFields],
     ) -> Tensors:
         """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
 
-        Arguments and errors as for Sampler.run: labels, cond, noise [draws, n, D of all parts], init (a dict by part).
+        Arguments and errors as for Sampler.run: labels, cond, noise [draws, n, D of all parts], init and out (dicts by
+        part).
         """
-        batches = [x for _, x in self.stream(ids, seed, progress=progress, **fields)]
-        empty = {name: loop.result()[:0] for name, loop in self.loops.items()}
-        with torch.inference_mode(False):
-            return {name: torch.cat([part[name] for part in [empty, *batches]]) for name in self.loops}
+        request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
+        result = destinations(out, request, self.model.shape, self.execution)
+        for at, x in self._batches(request, progress):
+            for name, part in x.items():
+                result[name][at] = part
+        return result
 
     def stream(
         self,
@@ -200,13 +209,17 @@ class JointSampler:
     ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
+        return ((request.ids[at], x) for at, x in self._batches(request, progress))
+
+    def _batches(self, request: Request, progress: Told) -> Iterator[tuple[slice, Tensors]]:
+        """Yield (positions in the request, samples by part) a micro-batch at a time."""
         with followed(progress, len(request)) as reach:
 
             def compute(at: slice, part: Request) -> Tensor:
                 return self._run(part, within(reach, at.start, part.valid))
 
             for at, x in micro_batches(request, self.execution.batch, self.turn, compute, self._report):
-                yield request.ids[at], {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
+                yield at, {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
 
     def _run(self, part: Request, told: Callable[[float], None] | None = None) -> Tensor:
         """Run all rows of a micro-batch, every part's row k before row k + 1 of any; [batch, D of all parts]."""
@@ -233,10 +246,18 @@ class JointSampler:
         label = {name: loop.labels.index_select(0, loop.row).expand(batch) for name, loop in self.loops.items()}
         first = self.model.evaluate(u, label, self.conditions.first)
         if not any(kind.mixed for kind in kinds):
-            return [(F, None) for F in first]
+            return self._projected([(F, None) for F in first])
         inputs = {name: loop.second_input() for name, loop in self.loops.items()}
         u2, label2 = {k: v for k, (v, _) in inputs.items()}, {k: v.expand(batch) for k, (_, v) in inputs.items()}
-        return list(zip(first, self.second.evaluate(u2, label2, self.conditions.second), strict=True))
+        second = self.second.evaluate(u2, label2, self.conditions.second)
+        return self._projected(list(zip(first, second, strict=True)))
+
+    def _projected(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> list[Outputs]:
+        """Return the outputs of each part on its subspace."""
+        return [
+            pair if loop.subspace is None else loop.subspace.outputs(*pair, loop.row)
+            for loop, pair in zip(self.loops.values(), outputs, strict=True)
+        ]
 
     def _report(self, at: slice, part: Request, x: Tensor) -> None:
         for name, columns in self.columns.items():

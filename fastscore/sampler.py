@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,12 +14,14 @@ from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
 from fastscore.engine.bind import bind, fitting
+from fastscore.engine.given import destination, with_noise
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
+from fastscore.engine.subspace import check_subspace
 from fastscore.engine.turn import check_together, keep_up, made
-from fastscore.engine.units import outside, seen
+from fastscore.engine.units import check_alike, described, outside, seen
 from fastscore.errors import typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.denoiser import Guide
@@ -96,8 +97,7 @@ class Sampler:
             "schedule": schedule, "solver": solver, "grid": grid, "steps": steps, "clip": clip, "parallel": parallel,
             "guidance": guidance, "guide": guide, "start": start, "execution": asked,
         }  # fmt: skip
-        if second.transform != model.transform:
-            raise ValueError("guidance: the second model's data are in other units; train both on the same data")
+        check_alike(model, second)
         if clip is not None and model.transform is not None:
             raise ValueError(f"clip = {clip}: this model's columns have ranges of their own, which no one bound fits")
         self.model, self.second = model, second
@@ -207,15 +207,13 @@ class Sampler:
     def _fitting(self, request: Request) -> Request:
         """Return a request if it goes with the settings of this sampler."""
         request.check_start(self.start)
+        at = float(self.grid(self.schedule)[0]) if self.start == "state" else None
+        check_subspace(self.model, request, self.schedule, at)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
-        if request.noise is not None:
-            draws = 1 if self.plan is None else self.plan.draws
-            draws += len(self.plan.rows) if self.plan is not None and request.known is not None else 0
-            if len(request.noise) < draws:
-                raise ValueError(f"recorded noise has {len(request.noise)} draws; this plan needs {draws}")
-            request = request if draws else replace(request, noise=None)
-        return request.guided(lines_of(self.guide, len(self.model.shape)))
+        draws = 1 if self.plan is None else self.plan.draws
+        draws += len(self.plan.rows) if self.plan is not None and request.known is not None else 0
+        return with_noise(request, draws).guided(lines_of(self.guide, len(self.model.shape)))
 
     def run(
         self,
@@ -224,6 +222,7 @@ class Sampler:
         *,
         callback: Callable[[Step], None] | None = None,
         progress: Told = False,
+        out: Tensor | None = None,
         **fields: Unpack[RequestFields],
     ) -> Tensor:
         """Draw the samples ``ids`` of ``seed``.
@@ -233,9 +232,10 @@ class Sampler:
             seed: 0 .. 2^64-1, one for all or one an id; a Request has its own, and its own of what follows.
             callback: called with a Step after each row of each micro-batch.
             progress: show a progress bar; or what is called with how many samples are done, parts of one included.
+            out: where to write the samples, and what is then returned: any strides; see engine/given.py.
             labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
-                seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; its
-                dtype is kept. Left out: the model's null condition, if it has one.
+                seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; a dict
+                of such by name; in dtypes that are kept. What is left out is the model's null condition, if it has one.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
             known: Known, the part of the data that the samples fill in. y: what the guide steers to, [n, ..].
             noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
@@ -248,12 +248,11 @@ class Sampler:
             NonFiniteError: a sample became NaN or Inf.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        engine, execution, transform = self._engine_of(request), self.execution, self.model.transform
-        with torch.inference_mode(False):
-            out = torch.empty((len(request), *self.model.shape), dtype=execution.dtype, device=execution.place)
+        engine, transform = self._engine_of(request), self.model.transform
+        result = destination(out, request, self.model.shape, self.execution)
         for at, x in outside(engine.stream(request, seen(callback, transform), progress), transform):
-            out[at] = x
-        return out
+            result[at] = x
+        return result
 
     def stream(
         self,
@@ -285,10 +284,8 @@ class Sampler:
         plan = self.plan
         cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": self.cost.summary()}
         engines = [vars(self)[name] for name in ("engine", "inpainting") if name in vars(self)]
-        transform, names = self.model.transform, self.model.class_names
         return {
-            **({"transform": asdict(transform)} if transform is not None else {}),
-            **({"class_names": list(names)} if names else {}),
+            **described(self.model),
             "schedule": repr(self.schedule) if len(repr(self.schedule)) < 500 else type(self.schedule).__name__,
             "solver": repr(self.solver),
             "grid": repr(self.grid),

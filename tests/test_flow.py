@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import elementwise, elementwise_model
 
-from fastscore.flow import ProbabilityFlow, dequantize, likelihood_end
+from fastscore.flow import ProbabilityFlow, dequantize
 from fastscore.model import analytic
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import NoiseKey
@@ -18,6 +18,7 @@ from fastscore.process.grid import Span, karras, uniform
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, DPMpp2M, Euler, Heun
+from fastscore.solvers.grids import likelihood_end
 
 SCHEDULES = [VP(), SubVP(), VE(), EDM(), Flow()]
 D = 12
@@ -36,8 +37,14 @@ def flow(model: ScoreModel, **kw) -> ProbabilityFlow:
     return ProbabilityFlow(model, **{"dtype": torch.float64, "batch": 32, **kw})
 
 
-@pytest.mark.parametrize("probe", ["exact", "rademacher"])
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    ("schedule", "probe"),
+    [
+        pytest.param(s, probe, id=f"{type(s).__name__}-{probe}", marks=() if (k + m) % 2 else pytest.mark.slow)
+        for k, s in enumerate(SCHEDULES)
+        for m, probe in enumerate(("rademacher", "exact"))
+    ],
+)
 def test_gaussians_have_their_closed_form(schedule, probe):
     x = 0.4 * normals(20, D)
     found = flow(analytic.score_model(analytic.gaussian(0.0, 0.4, (D,))), schedule=schedule).log_likelihood(

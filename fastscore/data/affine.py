@@ -45,6 +45,10 @@ class Affine:
         """Return y = (x - shift) / scale, computed in float64, in the type of x; float32 of integers."""
         return _map(x, lambda v, shift, scale: (v - shift) / scale, self)
 
+    def shift_like(self, x: V) -> V:
+        """Return the shift as a tensor of the type of x."""
+        return x.new_tensor(self.shift)
+
     def log_determinant(self, shape: tuple[int, ...]) -> float:
         """Return ln |dx/dy| of a sample of this shape: ln p(x) = ln p(y) - ln |dx/dy|."""
         return math.prod(shape[:-1]) * math.fsum(map(math.log, self.scale))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fastscore.data.limits import check_labels, numpy_arrays
 
-KINDS = ("auto", "images", "sequences")
-IMAGES, LABELS = ("samples", "images", "x", "arr_0"), ("labels", "y", "arr_1")
+KINDS = ("auto", "images", "sequences", "latents")
+IMAGES, LABELS = ("samples", "images", "x", "arr_0", "latents"), ("labels", "y", "arr_1")
 Range = tuple[float, float]
 
 
@@ -92,6 +92,19 @@ def is_image(x: NDArray[Any], kind: str, key: str, shape: tuple[int, ...] | None
         f"{where}: {x.dtype} {x.shape} may be images of {a} x {b} pixels, or sequences of {a} tokens of {b} numbers. "
         f"Say which: --net unet or --net transformer; or save images as [N, {a}, {b}, 1]"
     )
+
+
+def as_latents(x: NDArray[Any], where: str) -> NDArray[np.float32]:
+    """Return latents [N, C, H, W] as a network sees them: as they are, in whatever units.
+
+    Raises:
+        ValueError: another number of axes, no floats, or values that are not finite.
+    """
+    if x.ndim != 4 or x.dtype.kind != "f":
+        raise ValueError(f"{where}: {x.dtype} {x.shape} are no latents; they are floats [N, C, H, W]")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{where}: holds values that are not finite")
+    return np.ascontiguousarray(x, np.float32)
 
 
 def channels_last(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscore.data.affine import Affine, standardising
-from fastscore.data.arrays import KINDS, Range, channels_last, examples_and_labels, in_range, is_image
+from fastscore.data.arrays import KINDS, Range, as_latents, channels_last, examples_and_labels, in_range, is_image
 from fastscore.data.idx import idx_folder
 from fastscore.data.images import ALPHAS, SUFFIXES, image_folder, read_image
 from fastscore.data.toys import CIRCLES, TOYS, circles, toy
@@ -39,6 +39,7 @@ class Dataset:
         class_names: one per class; empty if unlabelled.
         value_range: (black, white) of images whose floats or range it was; None for others.
         transform: of points and sequences, to the units that ``x`` is in from those that a network sees.
+        latents: whether ``x``, floats [N, C, H, W] in any units, is what an autoencoder made of images.
     """
 
     x: NDArray[Any]
@@ -46,6 +47,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     value_range: Range | None = None
     transform: Affine | None = None
+    latents: bool = False
 
     @classmethod
     def of(cls, x: Any) -> Dataset:
@@ -123,7 +125,8 @@ def load(
             ``arr_0``; labels under ``labels``, ``y`` or ``arr_1``; a split's own as ``x_test`` or ``test_images``).
         split: "train" or "test", where the source has both.
         toy_size: points drawn of a toy set.
-        kind: "images" or "sequences" says what an array [N, A, B] is; "auto" goes by the rule of data/arrays.py.
+        kind: "images" or "sequences" says what an array [N, A, B] is, "latents" that floats [N, C, H, W] are those of
+            an autoencoder and not images, as the key ``latents`` does; "auto" goes by the rule of data/arrays.py.
         shape: of a sample of the model that the data are for: settles which axis is what, and the class of numbers.
         value_range: (black, white) of the images, if it is not that of their type.
         alpha: what becomes of transparency; see data/images.py.
@@ -153,10 +156,14 @@ def load(
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         key, x, labels = examples_and_labels(path, split)
         last = key == "samples" and x.dtype == np.uint8  # a run of samples
+        if kind == "latents" or (kind == "auto" and "latents" in key):
+            return Dataset(as_latents(x, source), labels, _numbered(labels), latents=True)
         if not is_image(x, kind, key, shape, source):
             if not np.isfinite(x).all():
                 raise ValueError(f"{source}: holds values that are not finite")
             return Dataset(x.astype(np.promote_types(x.dtype, np.float32)), labels, _numbered(labels))
+    elif kind == "latents":
+        raise ValueError(f"{source}: latents are floats [N, C, H, W] in an .npy or .npz file")
     elif (path.is_dir() and any(path.glob("*-idx[0-9]-*"))) or (path.is_dir() and any(path.glob("*.idx[0-9]-*"))):
         x, labels = idx_folder(path, split)
         x, last = (x[..., None], True) if x.ndim == 3 else (x, False)

@@ -45,7 +45,7 @@ class Batches:
         """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
         networks, conditions = self.loop.networks, self.loop.conditions
         code = [id(net.call) for net in networks if isinstance(net, Prepared)]
-        return [*code, id(conditions.first), id(conditions.second), *frozen(behind(*networks))]
+        return [*code, conditions.made, *frozen(behind(*networks))]
 
     @property
     def mode(self) -> str:

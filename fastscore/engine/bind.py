@@ -99,6 +99,8 @@ def bind(
     guide: Guide | None = None,
 ) -> Binding:
     """Make the plan of a solver and fold the networks into it."""
+    if start == "prior" and model.base is not None:
+        start = "base"
     plan = plans.make_plan(solver, schedule, grid(schedule), start)
     clipped = plan if clip is None else plans.clip(plan, clip)
     return Binding(BoundPlan(clipped, model, guidance, guide is not None), plan, solver, start, guide)

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.engine.base import base_at, columns
 from fastscore.engine.request import Request
+from fastscore.engine.subspace import Subspace
 from fastscore.execution import Execution
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.guidance.mixture import BoundPlan, Conditions
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
+from fastscore.model.condition_shapes import Condition, each
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network.prepared import Prepared
 from fastscore.ops.backend import REFERENCE, Ops
@@ -122,11 +125,14 @@ class Loop:
         self.key = NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2)))
         self.update = ops.bind(self.x, self.hist, self.table, self.idx, self.key, self.u)
         self.conditions = Conditions(model, bound.guidance, batch)
-        self.init = zeros(batch, d) if plan.rows[0].a else None
+        self.init, first = zeros(batch, d) if plan.rows[0].a else None, plan.rows[0]
+        law = base_at(model, plan.schedule, first.t) if first.a and not first.noisy and first.draw == 0 else None
+        self.base = None if law is None else columns(law, model.shape, self.x)
         self.known = self.mask = self.known_table = None
         if known:
             self.known, self.mask = zeros(batch, d), zeros(batch, d, dtype=torch.bool)
             self.known_table = torch.tensor(lower_known(plan), dtype=dtype, device=device)
+        self.subspace = Subspace(bound, self.conditions, self.x) if model.projection is not None else None
         self.y: Tensor | None = None  # read by guides, which are never captured
         self.lines: tuple[Tensor, ...] = ()  # what the guide holds for each sample; ``guided`` is the guide with them
         self.guided = guide
@@ -158,7 +164,13 @@ class Loop:
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer.copy_(values)
+        if self.base is not None and self.init is not None:
+            noise = recorded(part) or self.key
+            z = noise.normal(torch.zeros_like(self.row), self.init.shape[1], self.init.dtype)
+            torch.addcmul(self.base[0], self.base[1], z, out=self.init)
         self.conditions.load(part.cond)
+        if self.subspace is not None:
+            self.subspace.load()
         self.y, self.lines = part.y, part.guide
         self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
         self.count = part.valid
@@ -193,6 +205,7 @@ class Loop:
                     x0 = row.p * before + row.q * F.to(before.dtype)
                     x0 = x0 if F2 is None else x0 + row.q2 * F2.to(before.dtype)
                     x0 = x0.clamp(-row.clip, row.clip) if row.clip else x0
+                    x0 = x0 if self.subspace is None else self.subspace.estimate(x0)
                 observer(k, x0)
         return self.result()
 
@@ -218,6 +231,10 @@ class Loop:
             self.update(F, F2, kind.noisy)
         else:
             self._update(kind, F, F2, self.key if noise is None else noise, self.ops if noise is None else REFERENCE)
+        if self.subspace is not None:
+            self.x.copy_(self.subspace.state(self.x, self.row))
+            # The next input again, with the arithmetic of a row.
+            self.u.copy_(self.table.index_select(0, self.row)[:, abi.C_IN : abi.C_IN + 1] * self.x)
         self.row.add_(1)
         return outputs
 
@@ -225,7 +242,8 @@ class Loop:
         """Do a row whose step, noise or known data come from elsewhere."""
         table, idx = self.table, self.idx
         if kind.norm is not None:
-            ops.langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid, F2=F2)
+            langevin = ops.langevin if self.subspace is None else self.subspace.langevin
+            langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid, F2=F2)
             table, idx = self.scratch, self.scratch_row
         known = None
         if self.known is not None and self.mask is not None and self.known_table is not None:
@@ -249,14 +267,15 @@ class Loop:
             denoise = self.denoiser.at(self.level(self.row), kind.mixed, conditions.first, conditions.second)
             return denoise.guided(self.guided, self.x.view_as(self.input), self.y), None
         F = self._output(self.model, self.input, self.labels.index_select(0, self.row), conditions.first)
-        return F, self._output(self.second, *self.second_input(), conditions.second) if kind.mixed else None
+        F2 = self._output(self.second, *self.second_input(), conditions.second) if kind.mixed else None
+        return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 
-    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Tensor | None) -> Tensor:
+    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Condition) -> Tensor:
         """Return a network's output, [batch, D]; lines of padding that it need not compute repeat its last one."""
         needed = model.net.needed(self.count) if isinstance(model.net, Prepared) else self.batch
         if needed >= self.batch:
             return evaluate(model, u, label, cond)
-        F = evaluate(model, u[:needed], label, None if cond is None else cond[:needed])
+        F = evaluate(model, u[:needed], label, each(lambda v: v[:needed], cond))
         return torch.cat([F, F[-1:].expand(self.batch - needed, -1)])
 
 

@@ -29,6 +29,8 @@ from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError, typed
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
+from fastscore.model.condition_shapes import each
+from fastscore.model.projection import dimensions
 from fastscore.model.score import evaluate
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.norms import sum_of_squares
@@ -103,6 +105,7 @@ class Parallel:
         self.table = torch.cat([loop.table, idle])
         self.table[:, abi.DRAW].clamp_(min=0.0)
         self.known_table = None if known is None else torch.cat([known, known])
+        self.last = count - 1
         self.noisy = any(row.noisy for row in loop.plan.rows[self.first :])
         mixed = [kind.mixed for kind in loop.kinds]
         self.mixed, self.mixed_rows = any(mixed), torch.tensor(mixed, device=device)
@@ -169,12 +172,12 @@ class Parallel:
         """Run the loaded micro-batch; return samples, sweeps and evaluations of each."""
         loop = self.loop
         loop.reset()
-        lines = tuple(line.repeat(self.window, *[1] * (line.ndim - 1)) for line in loop.lines)
-        self.guided = with_lines(loop.guide, len(loop.model.shape), lines)
+        self.guided = with_lines(loop.guide, len(loop.model.shape), tuple(map(self._windowed, loop.lines)))
         for kind in loop.kinds[: self.first]:
             loop.advance(kind, (None, None))
         self.x.copy_(loop.x)  # every state of the window starts as its first one
         self.hist.zero_()
+        self.size = dimensions(loop.model, loop.conditions.first, loop.batch, self.x.device).clamp_min(1)
         at = torch.zeros(loop.batch, dtype=torch.int64, device=self.x.device)  # each sample's first stage
         sweeps, evaluations = torch.zeros_like(at), torch.zeros_like(at)
         while bool((at < self.stages).any()):
@@ -208,8 +211,12 @@ class Parallel:
                 if self.known_table is not None and loop.known is not None and loop.mask is not None:
                     known = KnownRow(loop.known, loop.mask, self.known_table, idx, loop.key)
                 loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise, F2=second, known=known)
+                if loop.subspace is not None:
+                    x = loop.subspace.state(self.x[k + 1], idx.clamp(max=self.last))
+                    # Not where an idle row keeps what was projected already: the last bit would change.
+                    self.x[k + 1].copy_(torch.where((idx <= self.last)[:, None], x, self.x[k + 1]))
         change = self.x[1:-1] - before[1:-1]
-        square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.x.shape[2]
+        square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.size
         limit = self.limit[stage[1:-1]]
         # Squares of tiny changes underflow to 0, so that no change is asked for by itself.
         settled = (change == 0.0).all(2) | ((limit > 0.0) & (square <= limit)) | ~live[1:-1]
@@ -222,7 +229,7 @@ class Parallel:
         """
         loop, shape, n = self.loop, self.loop.model.shape, self.window * self.loop.batch
         rows = self.row_of[stage].flatten()
-        cond, cond2 = self._windowed(loop.conditions.first), self._windowed(loop.conditions.second)
+        cond, cond2 = (each(self._windowed, v) for v in (loop.conditions.first, loop.conditions.second))
 
         def settled(F: Tensor) -> Tensor:
             # What the network says past the end is not used, and need not be finite.
@@ -230,18 +237,28 @@ class Parallel:
 
         if self.guided is not None and loop.denoiser is not None:
             denoise = loop.denoiser.at(loop.level(rows), self.mixed, cond, cond2)
-            return settled(denoise.guided(self.guided, self.x[:-1].reshape(n, *shape), self._windowed(loop.y))), None
+            y = None if loop.y is None else self._windowed(loop.y)
+            return settled(denoise.guided(self.guided, self.x[:-1].reshape(n, *shape), y)), None
         u = (self.c_in[stage][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
         F = settled(evaluate(loop.model, u, loop.labels[rows], cond))
         if not self.mixed:
-            return F, None
+            return self._projected(F, None, rows)
         u2 = (loop.c_in2[rows].view(*stage.shape, 1) * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
         F2 = settled(evaluate(loop.second, u2, loop.labels2[rows], cond2))
-        return F, F2.masked_fill(~self.mixed_rows[rows].view(*stage.shape, 1), 0.0)
+        return self._projected(F, F2.masked_fill(~self.mixed_rows[rows].view(*stage.shape, 1), 0.0), rows)
 
-    def _windowed(self, values: Tensor | None) -> Tensor | None:
+    def _projected(self, F: Tensor, F2: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs of a window, [window, batch, D], on the subspace of what they predict."""
+        subspace = self.loop.subspace
+        if subspace is None:
+            return F, F2
+        places = zip(F, [None] * len(F) if F2 is None else F2, rows.view(F.shape[:2]), strict=True)
+        first, second = zip(*(subspace.outputs(*place) for place in places), strict=True)
+        return torch.stack(first), None if F2 is None else torch.stack(second)
+
+    def _windowed(self, values: Tensor) -> Tensor:
         """Return what each sample has, once for every place of the window."""
-        return None if values is None else values.repeat(self.window, *[1] * (values.ndim - 1))
+        return values.repeat(self.window, *[1] * (values.ndim - 1))
 
 
 def _scales(plan: Plan, starts: list[int]) -> list[float]:

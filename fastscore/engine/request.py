@@ -13,9 +13,9 @@ from torch import Tensor
 from fastscore.engine.turn import Turn
 from fastscore.engine.units import inside
 from fastscore.errors import short
-from fastscore.model.conditions import Known, Labels, condition_of, constant, per_sample
+from fastscore.model.condition_shapes import Condition, Conditioned, each
+from fastscore.model.conditions import Given, Known, Labels, condition_of, constant, per_sample
 from fastscore.model.conditions import finite as finite_input
-from fastscore.model.score import Conditioned
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
 
@@ -26,7 +26,7 @@ class RequestFields(TypedDict, total=False):
     """Keywords of what a run may give its samples beside seed and ids; see Request.of."""
 
     labels: Labels
-    cond: Tensor | None
+    cond: Given
     init: Any
     known: Any
     y: Tensor | None
@@ -42,7 +42,7 @@ class Request:
 
     Attributes:
         key: seed, int64 [1] or one a sample [n], and ids, int64 [n].
-        cond: labels, int64 [n], or conditioning tensors [n, *cond_shape]; None for what the network does not take.
+        cond: labels, int64 [n], a conditioning tensor [n, *cond_shape], or a dict of such; None for no condition.
         init: where samples start from, [n, D].
         known, mask: known data and where it is known, [n, D].
         y: what a guide steers to, [n, ..].
@@ -53,7 +53,7 @@ class Request:
     """
 
     key: NoiseKey
-    cond: Tensor | None = None
+    cond: Condition = None
     init: Tensor | None = None
     known: Tensor | None = None
     mask: Tensor | None = None
@@ -77,7 +77,7 @@ class Request:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         labels: Labels = None,
-        cond: Tensor | None = None,
+        cond: Given = None,
         init: Any = None,
         known: Any = None,
         y: Tensor | None = None,
@@ -103,7 +103,7 @@ class Request:
             data, mask = _known(known, shapes, key)
             return cls(
                 NoiseKey(_usable(key.seed), _usable(key.ids)),
-                _usable(condition_of(model, key, labels, cond)),
+                each(_usable, condition_of(model, key, labels, cond)),
                 _usable(_init(init, shapes, key)),
                 _usable(data),
                 _usable(mask),
@@ -177,10 +177,12 @@ class Request:
         """Return it with every tensor changed along its axis of samples."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("key", "valid", "among")}
         guide = tuple(change(v, 0) for v in values.pop("guide"))
+        cond = each(lambda v: change(v, 0), values.pop("cond"))
         new = {name: None if v is None else change(v, int(name == "noise")) for name, v in values.items()}
         seed = self.key.seed if len(self.key.seed) == 1 else change(self.key.seed, 0)
         ids = change(self.key.ids, 0)
-        return Request(NoiseKey(seed, ids), **new, guide=guide, valid=min(self.valid, len(ids)), among=self.among)
+        valid = min(self.valid, len(ids))
+        return Request(NoiseKey(seed, ids), cond, **new, guide=guide, valid=valid, among=self.among)
 
 
 def micro_batches(

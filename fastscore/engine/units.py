@@ -6,7 +6,7 @@ Whatever a caller sees or gives is an x: samples, states on the way, estimates, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -51,6 +51,26 @@ def samples_of(y: Tensor, model: ScoreModel) -> Tensor:
     """Return states [n, D] of a network as samples [n, *shape] in the units of the data."""
     y = y.reshape(-1, *model.shape)
     return y if model.transform is None else model.transform(y)
+
+
+def check_alike(model: ScoreModel, second: ScoreModel) -> None:
+    """Raise ValueError unless a second model's samples are in the units and on the subspace of the first one's."""
+    if second.transform != model.transform:
+        raise ValueError("guidance: the second model's data are in other units; train both on the same data")
+    if second.projection != model.projection:
+        raise ValueError(
+            f"guidance: the second model's projection is {second.projection}, the first one's {model.projection}; "
+            "give both the same"
+        )
+
+
+def described(model: ScoreModel) -> dict[str, Any]:
+    """Return what a record says of a model beside its network and schedule: units, subspace and names of classes."""
+    columns = {"transform": model.transform, "base": model.base}
+    said: dict[str, Any] = {name: asdict(own) for name, own in columns.items() if own is not None}
+    if model.projection is not None:
+        said["projection"] = repr(model.projection)
+    return said | ({"class_names": list(model.class_names)} if model.class_names else {})
 
 
 def log_determinant(model: ScoreModel) -> float:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fastscore.data.affine import Affine
 from fastscore.guidance.mixture import BoundPlan
+from fastscore.model.condition_shapes import Condition
+from fastscore.model.projection import onto
 from fastscore.model.score import ScoreModel, evaluate
 
 
@@ -77,7 +79,7 @@ class Denoiser:
     def __init__(self, model: ScoreModel, second: ScoreModel, dtype: torch.dtype) -> None:
         self.model, self.second, self.dtype = model, second, dtype
 
-    def at(self, level: Level, mixed: bool, cond: Tensor | None, cond2: Tensor | None) -> Denoiser:
+    def at(self, level: Level, mixed: bool, cond: Condition, cond2: Condition) -> Denoiser:
         """Move to a level; ``mixed`` if there is a second output, whose condition is ``cond2``."""
         self.level, self.mixed, self.cond, self.cond2 = level, mixed, cond, cond2
         return self
@@ -91,12 +93,13 @@ class Denoiser:
         alpha, sigma = (v.expand(len(x)).reshape(-1, *[1] * (x.ndim - 1)) for v in (self.level.alpha, self.level.sigma))
         transform, denoise, at = self.model.transform, self, x
         if transform is not None:
-            units = InUnits(self, alpha * x.new_tensor(transform.shift), x.new_tensor(transform.scale), transform)
+            units = InUnits(self, alpha * transform.shift_like(x), x.new_tensor(transform.scale), transform)
             denoise, at, sigma = units, units.outside(x), sigma * units.scale
         D = guide(denoise, at, alpha, sigma, y)  # pyright: ignore[reportArgumentType]
         if D.shape != x.shape:
             raise ValueError(f"the guide returned {tuple(D.shape)} for a state of {tuple(x.shape)}")
-        return (D if transform is None else transform.inverse(D)).detach().reshape(len(x), -1)
+        guided = (D if transform is None else transform.inverse(D)).detach().reshape(len(x), -1)
+        return onto(self.model, guided, self.cond)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.both(x)[0]
@@ -110,12 +113,16 @@ class Denoiser:
             raise ValueError(
                 "this guide differentiates the network, whose output has no gradient; use network='own' and no no_grad"
             )
-        first = c["p1"] * x + c["q1"] * F
+        first = self._onto(c["p1"] * x + c["q1"] * F)
         if not self.mixed:
             return first, first
         u2 = (c["c_in2"] * x).to(self.dtype)
         F2 = evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
-        return c["p"] * x + c["q"] * F + c["q2"] * F2, first
+        return self._onto(c["p"] * x + c["q"] * F + c["q2"] * F2), first
+
+    def _onto(self, D: Tensor) -> Tensor:
+        """Return an estimate on the subspace of the data, by the sample's own condition and never the null one."""
+        return onto(self.model, D.flatten(1), self.cond).view_as(D)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,18 @@ the outputs, so the mixture of one is the mixture of all, and any solver takes i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastscore.errors import typed
+from fastscore.model.condition_shapes import Condition, Conditioned, checked_null, each, tensors_of
 from fastscore.model.conditions import constant
-from fastscore.model.score import Conditioned, ScoreModel
+from fastscore.model.score import ScoreModel
 from fastscore.plan.passes import Folding, inside, mix, validate
 from fastscore.plan.rows import Plan, Row
 
@@ -37,7 +40,8 @@ class Guidance:
         interval: (low, high), the noise-to-signal ratios sigma / alpha that are mixed: low < sigma / alpha <= high.
             EDM's sigma, whatever the schedule.
         model: the second model (a JointModel for a JointSampler); None for the same network under the null condition.
-        null: the null condition in place of the model's own, of a model with ``cond_shape``: [*cond_shape].
+        null: the null condition in place of the model's own: a label, a tensor [*cond_shape], or a dict of such by
+            name. Each sample keeps its own value of names that are not in the dict.
 
     Raises:
         ValueError: a weight that is not finite or an interval that is empty.
@@ -49,7 +53,7 @@ class Guidance:
     weight: float
     interval: tuple[float, float] = (0.0, math.inf)
     model: Conditioned | None = None
-    null: Tensor | None = None
+    null: int | Tensor | Mapping[str, int | Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not -math.inf < self.weight < math.inf:
@@ -58,6 +62,8 @@ class Guidance:
         if not 0.0 <= low < high:
             raise ValueError(f"guidance interval = {self.interval} must be 0 <= low < high, in sigma / alpha")
         constant(null=self.null)
+        if isinstance(self.null, Mapping):
+            object.__setattr__(self, "null", dict(self.null))  # that nobody else changes
 
     def check(self, model: Conditioned) -> None:
         """Raise ValueError unless ``model`` can be mixed so."""
@@ -75,10 +81,7 @@ class Guidance:
             model.cond_shape,
         ):
             raise ValueError("guidance: the second model must take the first one's condition, or none")
-        if self.null is not None and (model.cond_shape is None or tuple(self.null.shape) != tuple(model.cond_shape)):
-            raise ValueError(
-                f"guidance: null has shape {tuple(self.null.shape)}; the condition's is {model.cond_shape}"
-            )
+        checked_null("guidance: null", self.null, model.classes, model.cond_shape)
         if self.model is None and self.null is None and model.null is None:
             remedy = f"null={model.classes}" if model.classes else "null=torch.zeros(..)"
             raise ValueError(
@@ -86,34 +89,60 @@ class Guidance:
                 f"with it: ScoreModel({remedy}), or give Guidance a second model"
             )
 
-    def null_condition(self, model: Conditioned, cond: Tensor) -> Tensor | None:
-        """Return the second evaluation's conditions, given the buffer ``cond`` of the first one's."""
+    def null_condition(self, model: Conditioned, cond: Condition) -> Condition:
+        """Return the second evaluation's conditions, given the buffers ``cond`` of the first one's.
+
+        Raises:
+            ValueError: null has values that the dtype of what the samples were given has not.
+        """
         if self.model is not None:
-            return cond if self.model.classes or self.model.cond_shape else None
-        null = model.null if self.null is None else self.null
-        return torch.as_tensor(null).to(cond).expand_as(cond).contiguous()
+            return cond if self.model.classes or self.model.cond_shape is not None else None
+        null: Any = model.null if self.null is None else self.null
+        null = checked_null("guidance: null", null, model.classes, model.cond_shape)
+        if isinstance(cond, dict):
+            return {name: _lines(f"[{name!r}]", null[name], v) if name in null else v for name, v in cond.items()}
+        return None if cond is None else _lines("", null, cond)
 
 
 class Conditions:
     """The conditions of a micro-batch where its networks read them, in the dtype that they came in.
 
+    They stay where they are, as CUDA graphs need it, until they come in another dtype or length.
+
     Attributes:
         first: of the first network, [batch, ..]; None if it takes none. second: of the second output.
+        made: how often they were made anew.
     """
 
     def __init__(self, model: Conditioned, guidance: Guidance | None, batch: int) -> None:
-        self.model, self.guidance, self.batch = model, guidance, batch
-        self.first: Tensor | None = None
-        self.second: Tensor | None = None
+        self.model, self.guidance, self.batch, self.made = model, guidance, batch, 0
+        self.first: Condition = None
+        self.second: Condition = None
 
-    def load(self, values: Tensor | None) -> None:
+    def load(self, values: Condition) -> None:
         """Take the conditions of a micro-batch, [batch, ..]; of another number, the first of them for all lines."""
-        if values is None or not len(values):
+        lines = tensors_of(values)
+        if not lines or not len(lines[0]):
             return
-        if self.first is None or self.first.dtype != values.dtype:
-            self.first = values.new_empty(self.batch, *values.shape[1:])
+        kinds = [(v.dtype, v.shape[1:]) for v in lines]
+        if [(v.dtype, v.shape[1:]) for v in tensors_of(self.first)] != kinds:
+            self.made += 1
+            self.first = each(lambda v: v.new_empty(self.batch, *v.shape[1:]), values)
             self.second = self.first if self.guidance is None else self.guidance.null_condition(self.model, self.first)
-        self.first.copy_(values if len(values) == self.batch else values[:1])
+        for buffer, v in zip(tensors_of(self.first), lines, strict=True):
+            buffer.copy_(v if len(v) == self.batch else v[:1])
+
+
+def _lines(name: str, null: int | Tensor, like: Tensor) -> Tensor:
+    """Return a null condition once a line of ``like``, in its dtype."""
+    value = torch.as_tensor(null, device=like.device)
+    found = value.to(like.dtype)
+    if not (value.is_floating_point() and like.is_floating_point()) and not found.to(value.dtype).equal(value):
+        raise ValueError(
+            f"guidance: null{name} is {value.dtype} and has values that the {like.dtype} of cond{name} has not; give "
+            "both in one dtype, as the network takes it"
+        )
+    return found.expand(len(like), *value.shape).contiguous()
 
 
 class BoundPlan:
@@ -154,13 +183,23 @@ class BoundPlan:
         """The rows with m = x0 of the first network alone."""
         return self._first.rows("x0")
 
+    @property
+    def data_weights(self) -> tuple[list[float], list[float]]:
+        """A of every row's outputs, F = A D + B eps: how much of the data's own subspace each of them holds."""
+        mixed, folding = self._second
+        weights = iter([] if folding is None else folding.data_weights())
+        return self._first.data_weights(), [next(weights) if at else 0.0 for at in mixed]
+
     @cached_property
     def _second(self) -> tuple[list[bool], Folding | None]:
         """The rows that have a second output, and the coefficients of its network there."""
-        guidance, plan = self.guidance, replace(self.unfolded, rows=self._first.rows())
-        mixed = [False] * len(plan.rows) if guidance is None else inside(plan, guidance.interval)
-        if guidance is None or guidance.weight == 1.0 or not any(mixed):
-            return [False] * len(plan.rows), None
+        guidance, none = self.guidance, [False] * len(self.unfolded.rows)
+        if guidance is None or guidance.weight == 1.0:
+            return none, None
+        plan = replace(self.unfolded, rows=self._first.rows())
+        mixed = inside(plan, guidance.interval)
+        if not any(mixed):
+            return none, None
         second = guidance.model or self.model
         assert isinstance(second, ScoreModel)
         chosen = tuple(row for row, at in zip(self.unfolded.rows, mixed, strict=True) if at)

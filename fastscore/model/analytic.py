@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastscore.data.toys import GAUSSIANS, TOYS, toy
 from fastscore.errors import typed
-from fastscore.model.score import ScoreModel, sizes
+from fastscore.model.condition_shapes import sizes
+from fastscore.model.score import ScoreModel
 from fastscore.process.continuous import Trig
 from fastscore.process.parametrization import Parametrization
 

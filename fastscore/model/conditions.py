@@ -1,4 +1,4 @@
-"""Conditions of a sample: class labels, conditioning tensors, known data; checked, one an id."""
+"""What runs give each sample: class labels, conditioning tensors, known data; checked, one line an id."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastscore.errors import short, typed
-from fastscore.model.score import Conditioned
+from fastscore.model.condition_shapes import LABELS, Condition, Conditioned, Shape, fits, null_label, plain
 from fastscore.ops.noise import LABEL_DRAW, NoiseKey
 
 Labels = int | str | Sequence[int] | Tensor | None
+Given = Tensor | Mapping[str, Tensor] | None  # for cond=
 
 
 @dataclass(frozen=True)
@@ -66,63 +67,87 @@ def constant(**values: Any) -> None:
             constant(**{f"{name}[{key!r}]": part for key, part in value.items()})
         elif isinstance(value, Known):
             constant(**{f"{name}.y": value.y})
-        elif isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided or value.is_complex()):
-            kind = "on meta, without values" if value.is_meta else "complex" if value.is_complex() else "sparse"
-            raise ValueError(f"{name} is {kind}; it must be a plain tensor of real numbers")
-        elif isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        elif isinstance(value, Tensor) and plain(name, value).requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{name} requires a gradient, and would get none: give {name}.detach(), or call under torch.no_grad(); "
                 "what is differentiable in its input is ProbabilityFlow (log_likelihood, encode, decode)"
             )
 
 
-def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Tensor | None) -> Tensor | None:
-    """Return the condition of each sample of ``key`` as the network takes it: labels, a tensor, or None.
+def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Given) -> Condition:
+    """Return the condition of each sample of ``key`` as the network takes it.
 
     Args:
         labels: see labels_of.
-        cond: [n, *cond_shape], or [*cond_shape] for all, in any dtype; None is the model's null condition.
+        cond: [n, *cond_shape], or [*cond_shape] for all, in any dtype, which stays; of a model with named tensors a
+            dict of such. What is left out is the model's null condition.
 
     Raises:
         ValueError: a condition that the model does not take, one of another shape or not finite, or none where the
             model has no null condition.
     """
-    if model.cond_shape is None:
-        if cond is not None:
-            raise ValueError("cond: this model takes no conditioning tensor (its cond_shape is None)")
+    shape, null = model.cond_shape, model.null
+    if shape is None and cond is not None:
+        raise ValueError("cond: this model takes no conditioning tensor (its cond_shape is None)")
+    if shape is None:
         return labels_of(model, key, labels)
-    if labels is not None:
+    if labels is not None and not model.classes:
         raise ValueError("labels: this model takes a conditioning tensor, cond=, and no class")
+    if isinstance(shape, Mapping):
+        lines = labels_of(model, key, labels)
+        found = {} if lines is None else {LABELS: lines}
+        return {**found, **_named(shape, null if isinstance(null, Mapping) else {}, key, cond)}
     if cond is None:
-        if not isinstance(model.null, Tensor):
+        if not isinstance(null, Tensor):
             raise ValueError(
-                f"cond is missing: this model takes a tensor {tuple(model.cond_shape)} a sample. Give cond=, or say in "
+                f"cond is missing: this model takes a tensor {shape} a sample. Give cond=, or say in "
                 "the model what absence means to its network: ScoreModel(null=torch.zeros(..))"
             )
-        cond = model.null
-    return finite("cond", per_sample("cond", cond, tuple(model.cond_shape), key))
+        cond = null
+    return finite("cond", per_sample("cond", cond, shape, key))
+
+
+def _named(shapes: Mapping[str, Shape], null: Mapping[str, Any], key: NoiseKey, cond: Any) -> dict[str, Tensor]:
+    """Return the named tensors of each sample, in the order of the model."""
+    given = {} if cond is None else cond
+    if not isinstance(given, Mapping):
+        kind = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise ValueError(f"cond is {kind}; this model takes a dict of tensors: {', '.join(shapes)}")
+    if unknown := [name for name in given if name not in shapes]:
+        hint = "; the class is given as labels=" if LABELS in unknown else ""
+        raise ValueError(f"cond has {', '.join(map(short, unknown))}; this model takes {', '.join(shapes)}{hint}")
+    if missing := [name for name in shapes if name not in given and name not in null]:
+        raise ValueError(
+            f"cond lacks {', '.join(f'{name} {shapes[name]}' for name in missing)}: give {missing[0]!r} in cond=, or "
+            f"say in the model what absence means to its network: ScoreModel(null={{{missing[0]!r}: torch.zeros(..)}})"
+        )
+    values = {name: given[name] if name in given else null[name] for name in shapes}
+    names = {name: f"cond[{name!r}]" for name in shapes}
+    return {name: finite(names[name], per_sample(names[name], v, shapes[name], key)) for name, v in values.items()}
 
 
 def finite(name: str, values: Tensor) -> Tensor:
     """Return values a sample, [n, ..]; raise ValueError if one is NaN or Inf, which would be blamed on the network."""
-    if values.is_meta or values.layout != torch.strided:
-        raise ValueError(f"{name} is {'on meta, without values' if values.is_meta else 'sparse'}; give a plain tensor")
-    if not values.is_floating_point() or bool(values.isfinite().all()):
+    if not plain(name, values).is_floating_point():
         return values
-    bad = ~values.isfinite().flatten(1).all(1)
+    if values.element_size() < 2:
+        raise ValueError(f"{name} is {values.dtype}, in which torch does not compute; give float16 or wider")
+    if bool(values.isfinite().all()):
+        return values
+    bad = ~values.isfinite().reshape(len(values), -1).all(1)
     first = int(bad.int().argmax())
     raise ValueError(
         f"{name} is NaN or Inf for {int(bad.sum())} of {len(values)} samples, the first at position {first}"
     )
 
 
-def per_sample(name: str, values: Tensor, shape: tuple[int, ...], key: NoiseKey) -> Tensor:
+def per_sample(name: str, values: Any, shape: Shape, key: NoiseKey) -> Tensor:
     """Return a tensor given for all samples, [*shape], or one an id as [n, *shape], on the device of ``key``."""
     n = len(key.ids)
-    if not isinstance(values, Tensor) or tuple(values.shape) not in (shape, (n, *shape)):
+    if not isinstance(values, Tensor) or not any(fits(s, tuple(values.shape)) for s in (shape, (n, *shape))):
         description = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} is {description}; it must be a tensor {shape}, or {(n, *shape)} with one an id")
-    return values.to(key.ids.device).expand(n, *shape)
+    return values.to(key.ids.device).expand(n, *values.shape[values.ndim - len(shape) :])
 
 
 def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | None:
@@ -136,16 +161,17 @@ def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | Non
         ValueError: labels for an unconditional model, of another length, or that are no class nor the null class; none
             where the model has no null class.
     """
-    classes, null, n, device = model.classes, model.null, len(key.ids), key.ids.device
+    classes, null, n, device = model.classes, null_label(model), len(key.ids), key.ids.device
     if not classes:
         if labels is None:
             return None
         raise ValueError("labels: this model is unconditional; leave labels (--class) out")
     if labels is None:
-        if not isinstance(null, int):
+        if null is None:
+            known = f"{{{LABELS!r}: {classes}}}" if model.cond_shape is not None else classes
             raise ValueError(
                 f"labels are missing: this model has {classes} classes and no null class. Give labels= (a class, one "
-                f'an id, or "random"), or say in the model that its network knows one: ScoreModel(null={classes})'
+                f'an id, or "random"), or say in the model that its network knows one: ScoreModel(null={known})'
             )
         return torch.full((n,), null, device=device)
     if isinstance(labels, str):
@@ -164,6 +190,6 @@ def labels_of(model: Conditioned, key: NoiseKey, labels: Labels) -> Tensor | Non
         raise ValueError(f"labels: {tuple(values.shape)} labels for {n} ids")
     top = classes if null == classes else classes - 1
     if n and not (0 <= int(values.min()) and int(values.max()) <= top):
-        none = f"; {null} is none" if isinstance(null, int) else ", and the model has no null class"
+        none = f"; {null} is none" if null is not None else ", and the model has no null class"
         raise ValueError(f"labels {int(values.min())} .. {int(values.max())} must lie in 0 .. {classes - 1}{none}")
     return values

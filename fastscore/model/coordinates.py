@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.errors import typed
+from fastscore.model.condition_shapes import Condition
 from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel
 
@@ -180,7 +181,7 @@ class _Whitened(nn.Module):
         super().__init__()
         self.net, self.matrix, self.out = net, matrix, out  # modules among them move with this one
 
-    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         return self.out(self.net(self.matrix(u), c_noise, cond))
 
 
@@ -261,7 +262,7 @@ class _Turned(nn.Module):
         self.M: Tensor
         self.register_buffer("M", M)
 
-    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         return change_basis(self.net(change_basis(u, self.M.T), c_noise, cond), self.M)
 
 
@@ -282,9 +283,12 @@ def in_basis(model: ScoreModel, M: Tensor) -> ScoreModel:
 
 
 def _plain(model: ScoreModel, what: str) -> None:
-    """Raise ValueError for a model with units of its own: a second change of coordinates would go around them."""
-    if model.transform is not None:
-        raise ValueError(f"{what}: this model has a transform already; put its shift and scale into your own change")
+    """Raise ValueError for a model with units or a subspace of its own: another change would go around them."""
+    for name, own in (("transform", model.transform), ("base", model.base)):
+        if own is not None:
+            raise ValueError(f"{what}: this model has a {name} already; put its shift and scale into your own change")
+    if model.projection is not None:
+        raise ValueError(f"{what}: this model's projection is orthogonal in x, and would not be in y")
 
 
 class _Function(nn.Module):

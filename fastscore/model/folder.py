@@ -130,7 +130,15 @@ def load_weights(path: Path, net: nn.Module) -> nn.Module:
 
 
 def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreModel, dtype: torch.dtype) -> None:
-    """Write a model directory; parameters are stored in ``dtype``, buffers as they are."""
+    """Write a model directory; parameters are stored in ``dtype``, buffers as they are.
+
+    Raises:
+        ValueError: a model with conditioning tensors, of which no network of a description knows, or a projection.
+    """
+    if model.cond_shape is not None:
+        raise ValueError(f"cond_shape = {model.cond_shape}: a model folder holds networks of classes; pickle it")
+    if model.projection is not None:
+        raise ValueError(f"projection = {model.projection}: a model folder holds none; pickle the model")
     config = {
         "format": FORMAT,
         "net": spec,
@@ -142,8 +150,9 @@ def save_model(path: Path, net: nn.Module, spec: dict[str, Any], model: ScoreMod
         "class_names": list(model.class_names),
         "info": model.info,
     }
-    if model.transform is not None:
-        config["transform"] = asdict(model.transform)
+    for name, columns in (("transform", model.transform), ("base", model.base)):
+        if columns is not None:
+            config[name] = asdict(columns)
     save_weights(path / "model.safetensors", net, dtype)
     write_text(path / "config.json", json.dumps(config, indent=1) + "\n")
 
@@ -171,14 +180,14 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
         check_shape(spec, shape, classes)
         outlined = outline(spec)
         parametrization, names = Parametrization(**config["parametrization"]), tuple(config["class_names"])
-        transform = Affine(**config["transform"]) if config.get("transform") is not None else None
+        columns: dict[str, Any] = {k: Affine(**config[k]) for k in ("transform", "base") if config.get(k) is not None}
         null = config.get("null", classes or None)  # folders that do not say it were trained with label dropout
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder / 'config.json'}: missing or malformed entry ({error})") from None
     check_weights(folder / "model.safetensors", outlined)
     net = load_weights(folder / "model.safetensors", build(spec, outlined=outlined)).to(device).eval()
     info = config.get("info", {})
-    return ScoreModel(net, shape, schedule, parametrization, classes, names, info, null=null, transform=transform)
+    return ScoreModel(net, shape, schedule, parametrization, classes, names, info, null=null, **columns)
 
 
 def _folder(path: Path | str) -> Path:

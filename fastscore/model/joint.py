@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastscore.errors import short, typed
-from fastscore.model.score import ScoreModel, apart, check_condition, checked, listed, sizes
+from fastscore.model.condition_shapes import Condition, CondShape, declared, each, sizes
+from fastscore.model.projection import Projection
+from fastscore.model.score import ScoreModel, apart, checked, listed
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
@@ -27,11 +30,13 @@ class Part:
         shape: of one sample, without the batch axis.
         schedule: the forward SDE of this part.
         parametrization: what the network's output for this part means, and which label it receives.
+        projection: onto the subspace that this part's data lie in, as for a ScoreModel.
     """
 
     shape: tuple[int, ...]
     schedule: Schedule
     parametrization: Parametrization = field(default_factory=Parametrization)
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", sizes("shape", self.shape))
@@ -52,14 +57,18 @@ class JointModel:
     net: Callable[..., Mapping[str, Tensor]]
     parts: Mapping[str, Part]
     classes: int = 0
-    cond_shape: tuple[int, ...] | None = None
-    null: int | Tensor | None = None
+    cond_shape: CondShape = None
+    null: int | Tensor | Mapping[str, int | Tensor] | None = None
     modules: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.parts or not all(isinstance(part, Part) for part in self.parts.values()):
             raise ValueError(f"JointModel: parts = {short(self.parts)} must be a dict of Part(..), at least one")
-        check_condition(self)
+        for name, value in zip(("cond_shape", "null"), declared(self), strict=True):
+            object.__setattr__(self, name, value)
+        for part in self.parts.values():
+            if part.projection is not None:
+                part.projection.check(part.shape, self.cond_shape)
         object.__setattr__(self, "modules", listed(self.modules))
 
     @property
@@ -72,10 +81,10 @@ class JointModel:
         """Shape of each part of one sample."""
         return {name: part.shape for name, part in self.parts.items()}
 
-    def evaluate(self, u: Tensors, c_noise: Tensors, cond: Tensor | None) -> list[Tensor]:
+    def evaluate(self, u: Tensors, c_noise: Tensors, cond: Condition) -> list[Tensor]:
         """Call the network; return F of each part, [N, D], in memory that is no input's."""
         conditional = self.classes or self.cond_shape is not None
-        out = self.net(dict(u), c_noise, cond) if conditional else self.net(dict(u), c_noise)
+        out = self.net(dict(u), c_noise, each(lambda v: v, cond)) if conditional else self.net(dict(u), c_noise)
         if not isinstance(out, Mapping) or set(out) != set(u):
             returned = ", ".join(map(str, out)) if isinstance(out, Mapping) else f"a {type(out).__name__}"
             raise ValueError(f"the network returned {returned}; it must return a dict of {', '.join(u)}")
@@ -83,10 +92,15 @@ class JointModel:
         return [apart(F, *u.values()).reshape(len(F), -1) for F in outputs.values()]
 
 
-def alone(part: Part) -> ScoreModel:
-    """Return one part as a model of its own, for its coefficients; the network is the joint model's."""
+def alone(part: Part, cond_shape: Any = None) -> ScoreModel:
+    """Return one part as a model of its own, for its coefficients and its projection; the network is the joint model's.
 
-    def absent(u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+    Args:
+        cond_shape: of the joint model, where the projection depends on a condition.
+    """
+
+    def absent(u: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         raise AssertionError("a part has no network of its own")
 
-    return ScoreModel(absent, part.shape, part.schedule, part.parametrization)
+    shaped = {} if part.projection is None else {"cond_shape": cond_shape, "projection": part.projection}
+    return ScoreModel(absent, part.shape, part.schedule, part.parametrization, **shaped)

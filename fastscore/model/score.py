@@ -7,29 +7,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
 from fastscore.errors import short, typed
+from fastscore.model.condition_shapes import Condition, CondShape, declared, each, sizes
+from fastscore.model.decoder import Decoder
+from fastscore.model.projection import Projection
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
-
-
-class Conditioned(Protocol):
-    """The part of a model that says which labels or conditions a run may give it; ScoreModel and JointModel have it."""
-
-    @property
-    def classes(self) -> int: ...
-    @property
-    def cond_shape(self) -> tuple[int, ...] | None: ...
-    @property
-    def null(self) -> int | Tensor | None: ...
-    @property
-    def shape(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +29,8 @@ class ScoreModel:
 
     The call convention is ``net(u, c_noise, cond) -> F`` with u = c_in x [N, *shape] in the network's
     dtype, c_noise [N] float32 (float64 in float64 runs), cond int64 labels [N], a tensor
-    [N, *cond_shape] in the dtype that it was given in, or None. Any ``nn.Module`` or plain function will do; one of two
-    arguments is called as ``net(u, c_noise)``.
+    [N, *cond_shape] in the dtype that it was given in, a dict of such tensors and of "labels", or None. Any
+    ``nn.Module`` or plain function will do; one of two arguments is called as ``net(u, c_noise)``.
 
     Attributes:
         net: the network.
@@ -50,19 +40,29 @@ class ScoreModel:
         classes: number of class labels; 0 for an unconditional model.
         class_names: one a class, or empty.
         info: how it was made (training command, seed, ...), kept in its config.
-        cond_shape: of the condition of one sample, if the network takes a tensor and not a class; else None.
+        cond_shape: of the condition of one sample, if the network takes a tensor and not a class; or a dict of the
+            shapes of several tensors by name, () for a number: the network then gets a dict, in which a class, if there
+            are ``classes`` too, is "labels". A size of None is chosen by each request, one for all of its samples.
         scales: smallest and largest standard deviation of the data along any direction, where they are known: default
             grids then resolve the one and take the other for the extent of the noise.
-        null: the condition that stands for none: a label, mostly ``classes``, or a tensor [*cond_shape]. It is what a
-            run without labels or cond gives the network, and what guidance leads away from. None: the network was not
-            trained with one, so that every run must say its condition.
+        null: the condition that stands for none: a label, mostly ``classes``, a tensor [*cond_shape], or a dict of such
+            by name, the label under "labels". It is what a run without labels or cond gives the network, and what
+            guidance leads away from, keeping each sample's own value of names that are not in the dict. None: the
+            network was not trained with one, so that every run must say its condition.
         modules: what a function runs, if ``net`` is one: in eval mode for the length of a run, and on its device. Those
             that the function closes over, belongs to or names as globals are found without it.
         transform: from what the network is trained on, y, to the units of the data, x = shift + scale y along the last
             axis. The network alone sees y; samples, states, ``init``, known data, guides and likelihoods are in x.
+        projection: onto the subspace that the data lie in, which may depend on the condition: Padded sets, Centred
+            ones, data that are Constrained; see model/projection.py. States, outputs of the network and noise are
+            projected all along, and likelihoods are densities on the subspace.
+        decoder: of a latent model, what turns its samples into images: those are written to files. A run returns the
+            samples themselves, and ``model.decoder(x)`` decodes them.
+        base: mean and standard deviation of x_T by column, T the schedule's, where samples start from another Gaussian
+            than N(0, prior_std^2): one that keeps what is left of the data at T. In the units of y.
 
     Raises:
-        ValueError: a shape, a number of classes or a null condition that cannot be.
+        ValueError: a shape, a number of classes, a null condition or a projection that cannot be.
     """
 
     net: Callable[..., Tensor]
@@ -72,19 +72,31 @@ class ScoreModel:
     classes: int = 0
     class_names: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
-    cond_shape: tuple[int, ...] | None = None
+    cond_shape: CondShape = None
     scales: tuple[float, float] | None = None
-    null: int | Tensor | None = None
+    null: int | Tensor | Mapping[str, int | Tensor] | None = None
     modules: tuple[nn.Module, ...] = ()
     transform: Affine | None = None
+    projection: Projection | None = None
+    decoder: Decoder | None = None
+    base: Affine | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", sizes("shape", self.shape))
-        check_condition(self)
+        for name, value in zip(("cond_shape", "null"), declared(self), strict=True):
+            object.__setattr__(self, name, value)
         if self.scales is not None and not 0.0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"scales = {self.scales} must be two standard deviations, positive and rising")
-        if self.transform is not None and len(self.transform.shift) != self.shape[-1]:
-            raise ValueError(f"transform: {len(self.transform.shift)} columns for samples of shape {self.shape}")
+        for name, columns in (("transform", self.transform), ("base", self.base)):
+            if columns is not None and len(columns.shift) != self.shape[-1]:
+                raise ValueError(f"{name}: {len(columns.shift)} columns for samples of shape {self.shape}")
+            if columns is not None and self.projection is not None:
+                raise ValueError(
+                    f"projection: it is orthogonal in one unit for all columns, and {name} gives each one of its own; "
+                    f"scale the data yourself, by one number, and leave {name} out"
+                )
+        if self.projection is not None:
+            self.projection.check(self.shape, self.cond_shape)
         if not callable(self.net):
             raise ValueError(f"net is a {type(self.net).__name__}; it must be a network, net(u, c_noise, cond) -> F")
         object.__setattr__(self, "modules", listed(self.modules))
@@ -112,7 +124,7 @@ class TwoModule(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         return self.net(u, c_noise)
 
 
@@ -122,7 +134,7 @@ class TwoFunction:
 
     net: Callable[[Tensor, Tensor], Tensor]
 
-    def __call__(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         return self.net(u, c_noise)
 
 
@@ -132,35 +144,6 @@ def listed(modules: Any) -> tuple[nn.Module, ...]:
     if not isinstance(found, tuple | list) or not all(isinstance(m, nn.Module) for m in found):
         raise ValueError(f"modules = {short(modules)}: each must be an nn.Module that the network's function runs")
     return tuple(found)
-
-
-def sizes(name: str, value: Any) -> tuple[int, ...]:
-    """Return a shape as a tuple of integers.
-
-    Raises:
-        ValueError: no sizes, or one that is no positive integer.
-    """
-    listed = tuple(value) if isinstance(value, tuple | list) else ()
-    if not listed or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in listed):
-        hint = f"; did you mean ({value},)?" if isinstance(value, int) else ""
-        raise ValueError(f"{name} = {short(value)} must be positive integers, without the batch axis{hint}")
-    return listed
-
-
-def check_condition(model: Conditioned) -> None:
-    """Raise ValueError unless what a model says of its condition can be."""
-    classes, null = model.classes, model.null
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
-        raise ValueError(f"classes = {short(classes)} must be a number of classes, 0 for none")
-    if classes and model.cond_shape is not None:
-        raise ValueError("a model takes classes or a conditioning tensor, not both: put the class into the tensor")
-    if model.cond_shape is not None:
-        sizes("cond_shape", model.cond_shape)
-        if null is not None and not (isinstance(null, Tensor) and tuple(null.shape) == tuple(model.cond_shape)):
-            description = tuple(null.shape) if isinstance(null, Tensor) else repr(null)
-            raise ValueError(f"null is {description}; it must be a tensor of cond_shape, {tuple(model.cond_shape)}")
-    elif null is not None and (not isinstance(null, int) or isinstance(null, bool) or not 0 <= null <= classes > 0):
-        raise ValueError(f"null = {short(null)} must be a label, 0 .. {classes}, of a model with classes")
 
 
 def _takes(net: Callable[..., Any]) -> str:
@@ -178,7 +161,7 @@ def _takes(net: Callable[..., Any]) -> str:
     return "other"
 
 
-def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
     """Call the network of a model: the one place where that happens; return F, [N, D], in memory that is not u's.
 
     Args:
@@ -188,7 +171,8 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Tensor | None)
     Raises:
         ValueError: an output that is no tensor, or of another shape, kind or device.
     """
-    F = checked(model.net(u, c_noise.expand(len(u)), cond), u)
+    # A dict is the network's own, which may take names out of it.
+    F = checked(model.net(u, c_noise.expand(len(u)), each(lambda v: v, cond)), u)
     return apart(F, u).reshape(len(u), -1)
 
 

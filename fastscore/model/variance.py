@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fastscore.model.condition_shapes import Condition
+
 
 class FirstHalf(nn.Module):
     """A network with 2 C output channels as one with C: F is the first half, the rest is left alone.
@@ -25,11 +27,11 @@ class FirstHalf(nn.Module):
     Source: Nichol & Dhariwal 2021, section 3.1.
     """
 
-    def __init__(self, net: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+    def __init__(self, net: Callable[[Tensor, Tensor, Condition], Tensor]) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return the first half of the channels, a view."""
         out = self.net(u, c_noise, cond)
         if out.shape != (len(u), 2 * u.shape[1], *u.shape[2:]):

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastscore.model.condition_shapes import Condition
+
 _LAYERS = {
     torch.conv1d, torch.conv2d, torch.conv3d, F.linear,
     torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
@@ -43,7 +45,7 @@ class Traced(nn.Module):
         super().__init__()
         self.net, self.kind = net, kind
 
-    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Evaluate."""
         with HeavyInBf16() if self.kind == "bf16" else nullcontext():
             return self.net(u, c_noise, cond)

@@ -13,10 +13,11 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from fastscore.model.condition_shapes import Condition
 from fastscore.network.cache import inductor
 from fastscore.network.watch import Snapshot, tensors
 
-Net = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Net = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def has_compiler(device: torch.device | str = "cpu") -> bool:
@@ -80,5 +81,5 @@ class Regional(nn.Module):
             self.refresh()
         yield
 
-    def forward(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         return self.copy(u, c_noise, cond)

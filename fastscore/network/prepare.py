@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fastscore.execution import Execution
+from fastscore.model.condition_shapes import is_open
 from fastscore.model.score import ScoreModel
 from fastscore.network import package
 from fastscore.network.bf16 import Traced, native_bf16
@@ -54,7 +55,8 @@ def prepare(
         network: "own" does nothing; "fp32" compiles ahead of time; "bf16" also runs heavy layers in bfloat16; "auto"
             is bf16 on a CPU with bfloat16 arithmetic if its error is within LIMIT and fp32 otherwise, and
             own for networks under SMALL parameters, where there is no compiler, and on CUDA, where
-            nothing has been measured; "compile" and "regional" are torch.compile's, without a check.
+            nothing has been measured; "compile" and "regional" are torch.compile's, without a check. A model with a
+            ``cond_shape`` runs as its own or through torch.compile: nobody knows what conditions a check should try.
         say: called with one line when something takes long or does not work; warnings.warn if left out.
         recheck: compare a kept package with the network again, although it has passed.
 
@@ -62,9 +64,15 @@ def prepare(
     compiled again, and ``say`` is told.
 
     Raises:
-        ValueError: an unknown choice, a network that is prepared already, or one on another device.
+        ValueError: an unknown choice, a network that is prepared already, or one on another device; or torch.compile
+            for a condition whose length each request chooses.
     """
     say, place = say or warn, Execution(device, batch, network=network).on(model.net).place
+    if network in ("compile", "regional") and is_open(model.cond_shape):
+        raise ValueError(
+            f"network = {network!r} compiles for one shape, and requests choose lengths of cond_shape = "
+            f"{model.cond_shape}; use network='own', or replace(model, cond_shape=..) with the lengths in numbers"
+        )
     if network in ("own", "compile", "regional"):
         return model if network == "own" else replace(model, net=compiled(model.net, network, place))
     if isinstance(model.net, Prepared):

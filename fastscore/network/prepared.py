@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastscore.model.condition_shapes import Condition, tensors_of
 from fastscore.model.score import ScoreModel
 from fastscore.network.jit import Net
 from fastscore.network.trial import three
@@ -94,11 +95,11 @@ class Prepared:
         finally:
             self.held = held
 
-    def __call__(self, u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Evaluate; F [N, *shape] float32."""
         if not self.held:
             self.refresh()
-        inputs = (u, c_noise) if cond is None else (u, c_noise, cond)
+        inputs = (u, c_noise, *tensors_of(cond))
         n, lines = len(u), self.numerics.lines
         if (kinds := _kinds(inputs)) != self.inputs and (
             lines is None or [v[1:] for v in kinds] != [v[1:] for v in self.inputs] or {len(v) for v in inputs} != {n}

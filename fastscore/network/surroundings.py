@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+PATIENCE = 600.0  # seconds for a micro-batch of another thread in another dtype
 MEMBERS = 100  # containers of more hold data, not networks
 _LEAVES = (bool, int, float, str, bytes, type(None), torch.Tensor, torch.dtype, torch.device, ModuleType)
 
 _PROCESS = os.getpid()  # a forked one lacks the threads of OpenMP's pool, and would wait for them for ever
 
 _lock = threading.Lock()
-_evaluated: dict[nn.Module, int] = {}  # modules that were in training mode, and how many runs keep them in eval mode
+_evaluated: dict[nn.Module, list[int]] = {}  # modules that were in training mode; threads whose runs keep them in eval
 
 
 def behind(*networks: object) -> list[nn.Module]:
@@ -82,7 +83,7 @@ def evaluating(*networks: object) -> Generator[None]:
     with _lock:
         for m in behind(*networks):
             if m.training or m in _evaluated:
-                _evaluated[m] = _evaluated.get(m, 0) + 1
+                _evaluated.setdefault(m, []).append(threading.get_ident())
                 m.training = False
                 held.append(m)
     try:
@@ -90,10 +91,68 @@ def evaluating(*networks: object) -> Generator[None]:
     finally:
         with _lock:
             for m in held:
-                _evaluated[m] -= 1
+                _evaluated[m].remove(threading.get_ident())
                 if not _evaluated[m]:
                     del _evaluated[m]
                     m.training = True
+
+
+class _DefaultDtype:
+    """The default dtype, which is one of the whole process: runs of threads that want different ones take turns."""
+
+    def __init__(self) -> None:
+        self.free, self.outside = threading.Condition(), torch.float32
+        self.inside: list[tuple[int, torch.dtype]] = []  # runs that go on: their threads, and what they want
+
+    @contextmanager
+    def of(self, dtype: torch.dtype) -> Generator[None]:
+        """Hold it at a dtype; where the last run ends it is as it was before the first."""
+        run = threading.get_ident(), dtype
+        with self.free:
+            if all(thread != run[0] for thread, _ in self.inside):  # within a callback of a run none can wait for that
+                alone = self.free.wait_for(lambda: all(other == dtype for _, other in self.inside), PATIENCE)
+                if not alone:
+                    raise RuntimeError(
+                        f"a run of another thread has held torch's default dtype, which is one for the process, for "
+                        f"{PATIENCE:.0f} s, and this one needs {dtype}; does its callback wait for this thread?"
+                    )
+            if not self.inside:
+                self.outside = torch.get_default_dtype()
+            self.inside.append(run)
+            self.set()
+        try:
+            yield
+        finally:
+            with self.free:
+                del self.inside[len(self.inside) - 1 - self.inside[::-1].index(run)]
+                self.set()
+                self.free.notify_all()
+
+    def set(self) -> None:
+        """Set it to what the latest run wants, or to what it was outside."""
+        dtype = self.inside[-1][1] if self.inside else self.outside
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+
+
+_default = _DefaultDtype()
+
+
+def _after_fork() -> None:
+    """Forget the runs of threads that a forked process has not, and the locks that they held."""
+    global _lock
+    me, _lock, _default.free = threading.get_ident(), threading.Lock(), threading.Condition()
+    _default.inside = [run for run in _default.inside if run[0] == me]
+    _default.set()
+    for m in list(_evaluated):
+        _evaluated[m] = [thread for thread in _evaluated[m] if thread == me]
+        if not _evaluated[m]:
+            del _evaluated[m]
+            m.training = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
@@ -114,7 +173,7 @@ def undisturbed(
     """
     enabled = gradients and torch.is_grad_enabled()
     threads = 1 if os.getpid() != _PROCESS else threads
-    outside = torch.get_default_dtype(), torch.get_num_threads()
+    outside = torch.get_num_threads()
     with ExitStack() as exits:
         exits.enter_context(torch.inference_mode(False))  # this switches gradients on
         exits.enter_context(torch.set_grad_enabled(enabled))
@@ -123,10 +182,8 @@ def undisturbed(
                 exits.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() not in (torch.device("cpu"), place):
             exits.enter_context(torch.device(place or "cpu"))
-        if outside[0] != dtype:
-            exits.callback(torch.set_default_dtype, outside[0])
-            torch.set_default_dtype(dtype)
-        if threads not in (None, outside[1]):
-            exits.callback(torch.set_num_threads, outside[1])
+        exits.enter_context(_default.of(dtype))
+        if threads not in (None, outside):
+            exits.callback(torch.set_num_threads, outside)
             torch.set_num_threads(threads)
         yield

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from fastscore.execution import Execution
-from fastscore.model.score import ScoreModel
+from fastscore.model.conditions import condition_of
+from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network import cache, package
 from fastscore.network.surroundings import evaluating, undisturbed
+from fastscore.ops.noise import NoiseKey
 
 SIZES = tuple(1 << k for k in range(4, 13))  # 16 .. 4096
 KEPT = 1000  # choices
@@ -97,11 +99,12 @@ def _seconds(model: ScoreModel, size: int, device: torch.device) -> float:
     u = torch.linspace(-1.0, 1.0, size * math.prod(model.shape), device=device).view(size, *model.shape)
     middle = model.schedule.T / 2
     label = torch.full((size,), float(model.parametrization.c_noise(model.schedule, middle)), device=device)
-    cond = torch.zeros(size, dtype=torch.int64, device=device) if model.classes else None
+    key = NoiseKey.of(0, range(size), device)
+    cond = condition_of(model, key, 0 if model.classes else None, None)
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        model.net(u, label, cond).sum().item()  # waits for the device
+        evaluate(model, u, label, cond).sum().item()  # waits for the device
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 

@@ -10,13 +10,11 @@ deviation. What they differ by from mu and s is the error of solver and grid alo
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastscore.kernels import abi
-from fastscore.plan.passes import Folding, validate
+from fastscore.plan.passes import Folding
 from fastscore.plan.rows import Plan
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Array
@@ -35,24 +33,29 @@ def gaussian_moments(plan: Plan, mean: ArrayLike, std: ArrayLike) -> tuple[Array
     if any(row.langevin is not None for row in plan.rows):
         raise ValueError("gaussian_moments: a Langevin step that depends on norms has no Gaussian result")
     schedule = plan.schedule
-    rows = validate(replace(plan, rows=Folding(plan, schedule, Parametrization("x0", exact=True)).rows())).rows
+    folding = Folding(plan, schedule, Parametrization("x0", exact=True))
+    p, q = np.zeros((2, len(plan.rows)))
+    p[folding.reads_m], q[folding.reads_m] = folding.coefficients()
+    written = [(row.a, row.b, row.c, *row.w) for row in plan.rows]
+    if not all(np.isfinite(part).all() for part in (p, q, *written)):
+        raise ValueError(f"gaussian_moments: a coefficient of the plan on {type(schedule).__name__} is not finite")
     mean, std = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(std, np.float64))
-    t = np.array([row.t for row in rows]).reshape(-1, *(1,) * std.ndim)
+    t = np.array([row.t for row in plan.rows]).reshape(-1, *(1,) * std.ndim)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
     size = 2 + abi.SLOTS  # x, D, then the history
     mu, cov = np.zeros((*std.shape, size)), np.zeros((*std.shape, size, size))
-    for row, k, at in zip(rows, gain, alpha, strict=True):
-        if row.evaluate:
+    for row, pk, qk, reads, k, at in zip(plan.rows, p, q, folding.reads_m, gain, alpha, strict=True):
+        if row.evaluate and reads:
             mu[..., 1] = mean + k * (mu[..., 0] - at * mean)
             cov[..., 1, :] = k[..., None] * cov[..., 0, :]
             cov[..., :, 1] = cov[..., 1, :]
             cov[..., 1, 1] = k * k * cov[..., 0, 0]
         step = np.eye(size)
-        step[0, : 2 + len(row.w)] = row.a + row.b * row.p, row.b * row.q, *row.w
+        step[0, : 2 + len(row.w)] = row.a + row.b * pk, row.b * qk, *row.w
         if row.push is not None:
             step[2 + row.push] = 0.0
-            step[2 + row.push, :2] = row.p, row.q
+            step[2 + row.push, :2] = pk, qk
         mu, cov = mu @ step.T, step @ cov @ step.T
         cov[..., 0, 0] += row.c**2
     return mu[..., 0], np.sqrt(np.maximum(cov[..., 0, 0], 0.0))

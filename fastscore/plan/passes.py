@@ -23,7 +23,7 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     Args:
         start: what the first row makes the state of: "prior", noise alone; "data", clean data x_0, which
             becomes alpha x_0 + sigma z at the first knot (SDEdit, Meng et al. 2022); "state", x at the first
-            knot, which stays. Draw 0 belongs to this row, used or not.
+            knot, which stays; "base", the same of one that the loop draws. Draw 0 belongs to this row, used or not.
 
     Raises:
         ValueError: another ``start``.
@@ -31,12 +31,13 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     first = float(t[0])
     # A grid may start below T, where x has another length: that of data of variance one and its noise.
     length, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (first, schedule.T))
-    if start not in STARTS:
+    if start not in (*STARTS, "base"):
         raise ValueError(f"start = {start!r} must be one of {', '.join(STARTS)}")
     a, c = {
         "prior": (0.0, schedule.prior_std * float(length / top)),
         "data": (float(schedule.alpha(first)), float(schedule.sigma(first))),
         "state": (1.0, 0.0),
+        "base": (1.0, 0.0),
     }[start]
     prior = Row(first, first, a=a, b=0.0, c=c, evaluate=False)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinities are named by validate
@@ -45,7 +46,7 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
         except OverflowError as error:
             raise ValueError(f"{short(solver)} overflows ({error}); use smaller numbers") from None
     rows = _number(row for group in groups for row in group)
-    return Plan(schedule, (replace(prior, draw=0 if c else -1), *rows))
+    return Plan(schedule, (replace(prior, draw=-1 if start == "state" else 0), *rows))
 
 
 class Folding:
@@ -67,13 +68,14 @@ class Folding:
         self.output = parametrization.components(model, times)
         self.c_in, self.c_noise = scale * parametrization.c_in(model, times), parametrization.c_noise(model, times)
 
-    def rows(self, m: str | None = None, output: str | None = None) -> tuple[Row, ...]:
-        """Return the rows with m = p x + q F.
+    def data_weights(self) -> list[float]:
+        """Return A of every row's output F = A D + B eps; 0 of a row that has none."""
+        weights = np.zeros(len(self.plan.rows))
+        weights[self.reads_m] = self.output[0]
+        return weights.tolist()
 
-        Args:
-            m: the quantity of every row; each row's own if left out.
-            output: what F is, if not what the network predicts: "x0" of one whose output a guide has turned into that.
-        """
+    def coefficients(self, m: str | None = None, output: str | None = None) -> tuple[Array, Array]:
+        """Return p and q of m = p x + q F at ``t``; arguments as for ``rows``."""
         schedule, t = self.plan.schedule, self.t
         source = self.output if output is None else components(output, schedule, t)
         p, q = np.empty_like(t), np.empty_like(t)
@@ -83,6 +85,16 @@ class Folding:
             target = components(str(kind), schedule, t[at])
             alpha, sigma = schedule.alpha(t[at]), schedule.sigma(t[at])
             p[at], q[at] = convert(target, (source[0][at], source[1][at]), alpha, sigma)
+        return p, q
+
+    def rows(self, m: str | None = None, output: str | None = None) -> tuple[Row, ...]:
+        """Return the rows with m = p x + q F.
+
+        Args:
+            m: the quantity of every row; each row's own if left out.
+            output: what F is, if not what the network predicts: "x0" of one whose output a guide has turned into that.
+        """
+        p, q = self.coefficients(m, output)
         columns = iter(zip(p.tolist(), q.tolist(), self.c_in.tolist(), self.c_noise.tolist(), strict=True))
         rows = []
         for row, reads in zip(self.plan.rows, self.reads_m, strict=True):

@@ -27,6 +27,7 @@ Scales = tuple[float, float]
 # loses 5 %); relative error of a standard deviation; and rows of plans that are looked at.
 SIGNAL, UNRESOLVED, LOSS, LONGEST = 0.2, 0.33, 0.05, 1000
 PUBLISHED = 1000  # steps of score_sde, whose betas are divided by them: 20 are too few on VP
+LIKELIHOOD_END = 1e-5  # of a continuous schedule's time; Song et al. 2021 end likelihoods there
 NOISIEST = -5.0  # lam at which a network starts that is singular at pure noise; that of VP at T
 COARSE, FINE = 10.0, 300.0  # finest standard deviation over the last noise: a last step to D loses 1 / 2 COARSE^2 of it
 
@@ -254,7 +255,7 @@ def _losses(solver: Solver, schedule: Schedule, grid: Grid, stds: Scales) -> lis
 
 def spread_errors(plan: Plan, stds: Scales) -> list[float]:
     """Return the relative errors of the standard deviation that a plan makes of data N(0, std^2), exactly."""
-    end = plan.rows[-1].s
+    end = max(plan.rows[-1].s, plan.schedule.t_clean)  # score_sde's last step of 1/N may go beyond
     right = np.hypot(float(plan.schedule.alpha(end)) * np.array(stds), float(plan.schedule.sigma(end)))
     return np.abs(gaussian_moments(plan, 0.0, stds)[1] / right - 1.0).tolist()
 
@@ -279,3 +280,9 @@ def within(grid: AnyGrid, schedule: Schedule, model: Schedule, reads: Parametriz
     if grid.end is None and not reads.exact and float(lam(schedule, schedule.t_end)) > top:
         grid = replace(grid, end=float(t_of_lam(schedule, top)[0]))
     return grid
+
+
+def likelihood_end(schedule: Schedule) -> float:
+    """Return the time at which a likelihood ends if nothing else is said."""
+    early = schedule.t_clean == 0.0 and not isinstance(schedule, EDM)
+    return min(LIKELIHOOD_END, schedule.t_end) if early else schedule.t_end

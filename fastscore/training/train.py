@@ -109,6 +109,7 @@ def train(
         names = data.class_names if len(data.class_names) == classes else ()
         rest = {"null": classes if classes and config.label_dropout else None, "transform": data.transform}
         info = {**(info or {}), **({"value_range": list(data.value_range)} if data.value_range else {})}
+        info |= {"latents": True} if data.latents else {}
         model = ScoreModel(raw, data.shape, schedule, parametrization, classes, names, info, **rest)
         run = _Run(model, raw, data, config, where)
         modes = [(module, module.training) for module in raw.modules()]

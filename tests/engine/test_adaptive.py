@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gated import one_in
 from networks import elementwise, elementwise_model
 
 from fastscore.engine.adaptive.brownian import UNITS, Path
@@ -50,16 +51,16 @@ def model(classes: int = 0) -> ScoreModel:
 
 @pytest.mark.parametrize("name", ["dopri5", *(pytest.param(n, marks=SLOW) for n in ("bs32", "dpm12", "dpm23", "ggf"))])
 def test_a_sample_does_not_depend_on_the_lanes_around_it(name):
-    def run(lanes, ids=range(12), dtype=torch.float32):
+    def run(lanes, ids=range(9), dtype=torch.float32):
         return Sampler(model(), solver=SOLVERS[name], batch=lanes, dtype=dtype).run(ids, seed=5)
 
     whole = run(64)
     assert whole.isfinite().all()
     assert whole.std() > 0.01
-    for lanes in (1, 7):
-        assert torch.equal(run(lanes), whole)
-    assert torch.equal(run(7, [11, 2, 7]), whole[[11, 2, 7]])
-    assert not torch.equal(run(7, [11, 2, 7], torch.float64).float(), whole[[11, 2, 7]])
+    assert torch.equal(run(1, range(3)), whole[:3])
+    assert torch.equal(run(4), whole)
+    assert torch.equal(run(4, [8, 2, 7]), whole[[8, 2, 7]])
+    assert not torch.equal(run(4, [8, 2, 7], torch.float64).float(), whole[[8, 2, 7]])
 
 
 def test_labels_stay_with_their_samples():
@@ -155,9 +156,8 @@ def test_the_host_waits_for_nothing_in_a_tick(name):
 MIXTURE = analytic.score_model(analytic.mixture())
 
 
-@SLOW
 @pytest.mark.parametrize(
-    "schedule", [VP(), SubVP(), VE(), EDM(), Flow(), discrete_vp()], ids=lambda s: type(s).__name__
+    "schedule", one_in(2, [VP(), SubVP(), VE(), EDM(), discrete_vp(), Flow()]), ids=lambda s: type(s).__name__
 )
 def test_the_error_is_within_three_tolerances(schedule):
     def run(solver):

@@ -67,7 +67,9 @@ def test_a_mixture_is_that_of_the_rows(schedule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction", ["v", *(pytest.param(p, marks=pytest.mark.slow) for p in ("eps", "x0", "edm"))])
+@pytest.mark.parametrize(
+    "prediction", ["v", *(pytest.param(p, marks=pytest.mark.nightly) for p in ("eps", "x0", "edm"))]
+)
 @pytest.mark.parametrize("guidance", [None, fs.Guidance(2.5, (0.1, 3.0))], ids=["plain", "mixture"])
 def test_a_guide_that_changes_nothing_changes_nothing(prediction, guidance):
     """What goes through the estimate of x0 comes back, for every quantity that is integrated, mixed or not."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gated import one_in
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -72,9 +73,10 @@ def load(loop: Loop, seed: int) -> None:
     loop.load(Request(NoiseKey.of(seed, [7, 1, 2**40]), torch.tensor([0, 1, 2])).padded(BATCH))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["step", pytest.param("loop", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "schedule"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "schedule", "mode"),
+    one_in(3, [(*pair.values, mode) for pair in PAIRS for mode in ("step", "loop")]),
+)
 def test_replay_equals_the_loop(name, schedule, mode):
     loop = make(name, SCHEDULES[schedule])
     load(loop, 3)

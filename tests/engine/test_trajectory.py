@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from gated import at_night
 
 import fastscore as fs
 from fastscore.model import analytic
@@ -39,8 +40,7 @@ def ends(path):
 QUICK = ("ddim", "dpmpp-2m", "heun-sde", "edm-churn", "dopri5", "ggf")  # the others with the slow tests
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("solver", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SOLVERS])
+@pytest.mark.parametrize("solver", at_night(SOLVERS, *QUICK))
 def test_it_ends_at_the_samples_and_begins_at_the_prior(solver):
     s = sampler(solver)
     path, x = fs.trajectory(s, IDS, SEED), s.run(IDS, SEED)

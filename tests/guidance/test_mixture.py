@@ -183,7 +183,7 @@ def load(loop: Loop, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["loop", pytest.param("step", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["loop", pytest.param("step", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_guided_and_masked_rows_are_captured(name, mode):
     loop = loop_of(name)

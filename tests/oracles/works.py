@@ -19,7 +19,9 @@ SHAPE, IDS = (2, 3), (4, 0, 9)
 COLUMNS = ("plan", "plan + Langevin", "Picard", "adaptive ODE", "adaptive SDE", "joint")
 
 
-def net(u: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+def net(u: Tensor, c_noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
+    if isinstance(cond, dict):
+        cond = (cond["tokens"] * cond["mask"]).sum(1) + cond["labels"]
     shift = 0.0 if cond is None else 0.3 * cond.to(u).reshape(len(u), -1)[:, :1].reshape(-1, *[1] * (u.ndim - 1))
     return u / (1.0 + u * u) + 0.1 * c_noise.reshape(-1, *[1] * (u.ndim - 1)) + shift
 
@@ -41,7 +43,8 @@ def run(
 ) -> Tensor:
     """Draw with one kind of sampler; return [n, D]."""
     if column == "joint":
-        parts = {"a": fs.Part(SHAPE, fs.VP()), "b": fs.Part(SHAPE, fs.VE())}
+        model, on = {k: v for k, v in model.items() if k != "projection"}, {"projection": model.get("projection")}
+        parts = {"a": fs.Part(SHAPE, fs.VP(), **on), "b": fs.Part(SHAPE, fs.VE(), **on)}
         init = asked.get("init")
         asked = {**asked, "init": {"a": init, "b": init}} if init is not None else asked
         guidance = settings.get("guidance")
@@ -80,10 +83,16 @@ def features() -> dict[str, tuple[dict, dict, dict, dict]]:
     y = 0.25 * torch.ones(SHAPE)
     mask = torch.zeros(SHAPE, dtype=torch.bool)
     mask[0] = True
+    named = {"classes": 3, "cond_shape": {"tokens": (None,), "mask": (2,)}}
+    null = {"labels": 3, "tokens": torch.zeros(2, dtype=torch.int64), "mask": torch.ones(2, dtype=torch.bool)}
+    told = {"labels": 1, "cond": {"tokens": torch.tensor([[4, 0], [2, 5], [7, 1]])}}
+    sets = {"cond_shape": (2,), "null": torch.ones(2, dtype=torch.bool), "projection": fs.Padded()}
     recorded = torch.linspace(-1.0, 1.0, 12 * 3 * 12).reshape(12, 3, 12)
     return {
         "labels": (classes, {}, {}, labels),
         "conditioning tensors": ({"cond_shape": (2,), "null": torch.zeros(2)}, {}, {}, {"cond": torch.ones(2)}),
+        "labels beside named tensors": ({**named, "null": null}, {}, {"guidance": fs.Guidance(2.0)}, told),
+        "sets and subspaces (a projection)": (sets, {}, {}, {"cond": torch.tensor([[1, 0], [1, 1], [0, 1]]).bool()}),
         "guidance": (classes, labels, {"guidance": fs.Guidance(2.0)}, {}),
         "guidance in an interval": (classes, labels, {"guidance": fs.Guidance(2.0, (0.1, 5.0))}, {}),
         "guidance by a second model": (classes, labels, {"guidance": fs.Guidance(2.0, model=_second())}, {}),
@@ -97,22 +106,35 @@ def features() -> dict[str, tuple[dict, dict, dict, dict]]:
 
 
 @cache
-def attempt(feature: str, column: str, batch: int = 2) -> tuple[Tensor, Tensor | None, str]:
-    """Return samples without and with a feature; None and the reason where they do not go together."""
+def attempt(feature: str, column: str, batch: int = 2) -> tuple[Tensor | None, str]:
+    """Return samples with a feature; None and the reason where they do not go together."""
     model, given, settings, asked = features()[feature]
     if feature == "recorded noise" and column != "joint":
         asked = {"noise": asked["noise"][..., :6]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Langevin in few dimensions
-        plain = run(column, model, {}, given, batch)
         try:
-            return plain, run(column, model, settings, {**given, **asked}, batch), ""
+            return run(column, model, settings, {**given, **asked}, batch), ""
         except (ValueError, TypeError) as error:
-            return plain, None, str(error)
+            return None, str(error)
+
+
+_plain: dict[str, Tensor] = {}  # what several features have in common
+
+
+def without(feature: str, column: str) -> Tensor:
+    """Return the samples of a model that could have a feature, without it."""
+    model, given, _, _ = features()[feature]
+    key = repr((column, model, given))
+    if key not in _plain:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _plain[key] = run(column, model, {}, given)
+    return _plain[key]
 
 
 def works(feature: str, column: str) -> bool:
-    return attempt(feature, column)[1] is not None
+    return attempt(feature, column)[0] is not None
 
 
 def table() -> str:

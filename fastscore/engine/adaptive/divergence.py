@@ -4,6 +4,7 @@ r"""The probability-flow ODE with the divergence of its right-hand side, from on
 
 Each l is an estimate of the change of ln p per dimension along the path (Skilling-Hutchinson), or with the D unit
 vectors in place of probes the change itself. One forward pass gives v; each probe takes one backward pass through it.
+On a subspace J is that of the projected field, P J P, probes are projected too, and D is the subspace's d.
 
 Source: Grathwohl et al. 2019, section 3.1; Song et al. 2021, appendix D.2.
 """
@@ -37,11 +38,24 @@ class DivergenceField:
 
     def __init__(self, score: ScoreField, kind: str, probes: int, key: NoiseKey, lanes: int) -> None:
         self.score, self.kind, self.key = score, kind, key
-        self.d = score.parts[0]
+        self.d, self.projects = score.parts[0], score.projects
         self.parts = (self.d, 1 if kind == "exact" else probes)
         # One direction at a time is made of the exact ones.
         count = 0 if kind == "exact" else probes
         self.probes = torch.zeros(count, lanes, self.d, dtype=score.dtype, device=key.ids.device)
+
+    @property
+    def sizes(self) -> tuple[int | Tensor, int]:
+        """What a tolerance's mean squares divide by."""
+        return self.score.sizes[0], self.parts[1]
+
+    def onto(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Return states brought back to their subspace."""
+        return torch.cat([self.score.onto(y[:, : self.d], lam), y[:, self.d :]], 1) if self.projects else y
+
+    def along(self, v: Tensor) -> Tensor:
+        """Return differences of states along their subspace."""
+        return torch.cat([self.score.along(v[:, : self.d]), v[:, self.d :]], 1) if self.projects else v
 
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Draw the probes of the samples that enter lanes."""
@@ -49,7 +63,7 @@ class DivergenceField:
         key = self.key.part(positions)
         draw: Callable[..., Tensor] = key.sign if self.kind == "rademacher" else key.normal
         for j in range(len(self.probes)):
-            self.probes[j, lanes] = draw(PROBE_DRAW + j, self.d, self.score.dtype)
+            self.probes[j, lanes] = self.score.settled(draw(PROBE_DRAW + j, self.d, self.score.dtype), positions, 0.0)
 
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
         """Return the right-hand side, [lanes, D + P]; differentiable in y where y requires a gradient."""
@@ -59,17 +73,19 @@ class DivergenceField:
         # The fused kernels of attention have no second derivatives.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             x = y[:, : self.d] if graph else y[:, : self.d].detach().requires_grad_()
-            F = self.score.network(x, level)
-        rates = []
+            on = self.score.onto(x, lam)
+            F = self.score.network(on, level)
+            F = self.score.along(F.to(y.dtype)) if self.projects else F
+        rates, d = [], self.score.sizes[0]
         if self.kind == "exact":
             trace = torch.zeros_like(y[:, 0])
             for j in range(self.d):
                 trace = trace + self._product(F, x, self._axis(x, j), graph, j == self.d - 1)[:, j]
-            rates.append(p[:, 0] + q[:, 0] * (trace / self.d))
+            rates.append(p[:, 0] + q[:, 0] * (trace / d))
         for j, e in enumerate(self.probes):
             product = dot(self._product(F, x, e, graph, j == len(self.probes) - 1), e)
-            rates.append((p[:, 0] * dot(e, e) + q[:, 0] * product) / self.d)
-        v = p * x + q * F.to(y.dtype)
+            rates.append((p[:, 0] * dot(e, e) + q[:, 0] * product) / d)
+        v = self.score.along(p * on + q * F.to(y.dtype))
         return torch.cat([v, torch.stack(rates, 1)], 1)
 
     @staticmethod

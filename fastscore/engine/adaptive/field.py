@@ -6,6 +6,8 @@ r"""The right-hand side of an adaptive solver: a network's quantity at each samp
 
 with y on the unit circle. Known data follow the path cos phi y_0 + sin phi z of their own, whose eps is z and whose v
 is cos phi z - sin phi y_0: both exactly, so that no error estimate sees them.
+
+Of a model with a projection the field is that of P y + cos phi o, projected: a field along the subspace.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from fastscore.engine.request import Request
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.guidance.mixture import Conditions
 from fastscore.guidance.per_sample import with_lines
+from fastscore.model.condition_shapes import Condition, each, tensors_of
+from fastscore.model.projection import dimensions, onto
 from fastscore.model.score import ScoreModel, evaluate
 
 
@@ -29,12 +33,27 @@ class Field(Protocol):
 
     Attributes:
         parts: columns of the state that a tolerance is the root mean square over, [state, further ones].
+        sizes: what those mean squares divide by: columns, or the dimensions of each lane's subspace, [lanes].
+        projects: whether states lie in a subspace.
     """
 
     parts: tuple[int, int]
 
+    @property
+    def sizes(self) -> tuple[int | Tensor, int]: ...
+    @property
+    def projects(self) -> bool: ...
+
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Take notice of the samples that enter lanes."""
+        ...
+
+    def onto(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Return states at ``lam`` brought back to their subspace."""
+        ...
+
+    def along(self, v: Tensor) -> Tensor:
+        """Return differences of states, [lanes, width], along their subspace."""
         ...
 
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
@@ -70,6 +89,8 @@ class ScoreField:
         self.parts: tuple[int, int] = (math.prod(model.shape), 0)
         self.conditions = Conditions(model, levels.guidance, lanes)
         self.denoiser = Denoiser(model, second, net_dtype)
+        self.projects = model.projection is not None
+        self.sizes: tuple[int | Tensor, int] = self.parts
 
     def begin(self, request: Request) -> None:
         """Take the request whose samples are about to enter the lanes."""
@@ -84,48 +105,67 @@ class ScoreField:
         self.z = None if self.known is None else torch.zeros_like(self.known)
         self.lines = tuple(v.new_zeros(self.lanes, *v.shape[1:]) for v in request.guide)
         self.guided = self.guide
+        if self.projects:
+            self.sizes = torch.ones(self.lanes, dtype=torch.int64, device=request.ids.device), 0
 
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Give lanes what was asked for their new samples."""
         request = self.request
         assert request is not None
         for buffer, values in (
-            (self.conditions.first, request.cond), (self.y, request.y),
-            (self.known, request.known), (self.mask, request.mask),
+            (self.y, request.y), (self.known, request.known), (self.mask, request.mask),
+            *zip(tensors_of(self.conditions.first), tensors_of(request.cond), strict=True),
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer[lanes] = values[positions].to(buffer.dtype)
         for line, values in zip(self.lines, request.guide, strict=True):
             line[lanes] = values[positions]
+        if isinstance(size := self.sizes[0], Tensor):
+            cond = each(lambda v: v[positions], request.cond)
+            size[lanes] = dimensions(self.model, cond, len(positions), size.device).clamp_min(1)
         self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
         if self.z is not None:
             self.z[lanes] = prior_draw(request, positions, self.parts[0], self.dtype)
 
     def on_path(self, y: Tensor, lam: Tensor, positions: Tensor) -> Tensor:
-        """Return states [n, D] at ``lam`` [n] with their known part on its own path."""
+        """Return states [n, D] at ``lam`` [n] on their subspace, with their known part on its own path."""
         request = self.request
         assert request is not None
-        if request.known is None or request.mask is None:
+        if request.known is not None and request.mask is not None:
+            cos, sin = (v[:, None].to(self.dtype) for v in _circle(lam))
+            z = prior_draw(request, positions, self.parts[0], self.dtype)
+            y = torch.where(request.mask[positions], cos * request.known[positions].to(self.dtype) + sin * z, y)
+        return self.settled(y, positions, _circle(lam)[0])
+
+    def settled(self, y: Tensor, positions: Tensor, alpha: float | Tensor) -> Tensor:
+        """Return states [n, D] of some samples of the request on their subspace."""
+        if not self.projects or self.request is None:
             return y
-        cos, sin = (v[:, None].to(self.dtype) for v in _circle(lam))
-        z = prior_draw(request, positions, self.parts[0], self.dtype)
-        return torch.where(request.mask[positions], cos * request.known[positions].to(self.dtype) + sin * z, y)
+        return onto(self.model, y, each(lambda v: v[positions.to(v.device)], self.request.cond), alpha)
+
+    def onto(self, y: Tensor, lam: Tensor) -> Tensor:
+        """Return states of the lanes at ``lam``, float64 [padded], on their subspace; differentiable."""
+        return onto(self.model, y, self.conditions.first, _circle(lam)[0][: len(y)]) if self.projects else y
+
+    def along(self, v: Tensor) -> Tensor:
+        """Return the part of differences of states that lies along the subspace, [lanes, D]."""
+        return onto(self.model, v, self.conditions.first, 0.0)
 
     def __call__(self, y: Tensor, lam: Tensor) -> Tensor:
         """Return the quantity of ``levels``, [lanes, D]; lam is float64 [padded]."""
-        level = self.levels.at(lam)
+        level, y = self.levels.at(lam), self.onto(y, lam)
         m = self._mixture(y, level) if self.guided is None else self._guided(self.guided, y, lam, level)
-        if self.mask is None or self.known is None or self.z is None:
-            return m
-        cos, sin = (v[: len(y), None].to(self.dtype) for v in _circle(lam))
-        path = self.z if self.quantity == "eps" else cos * self.z - sin * self.known
-        return torch.where(self.mask, path, m)
+        if self.mask is not None and self.known is not None and self.z is not None:
+            cos, sin = (v[: len(y), None].to(self.dtype) for v in _circle(lam))
+            path = self.z if self.quantity == "eps" else cos * self.z - sin * self.known
+            m = torch.where(self.mask, path, m)
+        return self.along(m)
 
     def network(self, y: Tensor, network: Coefficients) -> Tensor:
         """Return F of the first network, [lanes, D] in its dtype."""
         return self._network(self.model, y, network, self.conditions.first)
 
-    def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Tensor | None) -> Tensor:
+    def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Condition) -> Tensor:
         u = (network.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *model.shape)
         F = evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
         if u.requires_grad and not F.requires_grad:
@@ -133,7 +173,7 @@ class ScoreField:
         return F
 
     def _mixture(self, y: Tensor, level: AtLevel) -> Tensor:
-        def quantity(model: ScoreModel, network: Coefficients, cond: Tensor | None) -> Tensor:
+        def quantity(model: ScoreModel, network: Coefficients, cond: Condition) -> Tensor:
             p, q = (column[: len(y), None].to(self.dtype) for column in (network.p, network.q))
             return p * y + q * self._network(model, y, network, cond).to(self.dtype)
 

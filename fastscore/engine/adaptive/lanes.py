@@ -148,8 +148,7 @@ class Lanes:
         self.key.seed[at] = key.seed if len(key.seed) == 1 else key.seed[positions]
         self.field.load(at, positions)
         self.buffer[0][at] = y
-        for scalar, value in ((self.tau, self.start), (self.h, self.rule.first)):
-            scalar[at] = value
+        self.tau[at], self.h[at] = self.start, self.rule.first
         for count in (self.stage, self.nfe, self.steps, self.rejected, self.fault):
             count[at] = 0
         self.low[at] = y.abs() * self._scale(self.tau)[at]
@@ -174,9 +173,11 @@ class Lanes:
         complete = self.live & (self.stage == method.stages)
         weights, against = method.finish(self.tau, h)
         result = point if weights is None else self._combine(weights)
+        if self.field.projects:
+            result = self.field.onto(result, method.lam(reach))
         low = accepted = None
         if rule.knots is None and against is not None:
-            error = self._combine(against)
+            error = self.field.along(self._combine(against))
             factor, accepted, low = self._judge(result, error, reach, complete)
             self.h = torch.where(complete, (h.abs() * factor).clamp_max(rule.control.longest), self.h)
         accepted = complete if accepted is None else accepted & complete
@@ -201,8 +202,7 @@ class Lanes:
             short = (self.tau != self.end) & (self.h < self.shortest)
             self.fault.masked_fill_(self.live & short, 2)
             self.fault.masked_fill_(self.live & ~arrived & (self.steps >= rule.attempts), 3)
-        faulty = self.live[: self.lanes] & ~torch.isfinite(k).all(1)
-        self.fault[: self.lanes].masked_fill_(faulty, 1)
+        self.fault[: self.lanes].masked_fill_(self.live[: self.lanes] & ~torch.isfinite(k).all(1), 1)
         self.live = self.live & ~arrived & (self.fault == 0)
 
     def _aim(self) -> tuple[Tensor, Tensor]:
@@ -233,9 +233,9 @@ class Lanes:
         bound = torch.maximum(low, self.low).mul_(self.rule.rtol).clamp_min_(self.rule.atol)
         ratio = error.mul_(scale).div_(bound)
         squared = self.h.new_zeros(self.padded)
-        for part in ratio.split(self.field.parts, 1):
+        for part, size in zip(ratio.split(self.field.parts, 1), self.field.sizes, strict=True):
             if part.shape[1]:
-                squared[: self.lanes] += sum_of_squares(part).double() / part.shape[1]
+                squared[: self.lanes] += sum_of_squares(part).double() / size
         return *self.controller(squared, complete), low
 
     def _scale(self, tau: Tensor) -> Tensor:

@@ -151,12 +151,11 @@ def _folded(
     m = "v" if quantity == "v" else "eps"
     plan = Plan(Trig(), tuple(Row(t, t, 1.0, 1.0, m=m) for t in phi.tolist()))
     folding = Folding(plan, schedule, parametrization)
-    p, q, c_in, c_noise = np.array([(r.p, r.q, r.c_in, r.c_noise) for r in folding.rows()]).T
-    a, b = np.array([(r.p, r.q) for r in folding.rows("x0")]).T
+    (p, q), (a, b) = folding.coefficients(), folding.coefficients("x0")
     if quantity == "drift":
         sigma = np.sin(phi)
         p, q = sigma**2 - 2.0 * sigma * p, -2.0 * sigma * q
-    return np.stack([p, q, c_in, c_noise, a, b], 1)
+    return np.stack([p, q, folding.c_in, folding.c_noise, a, b], 1)
 
 
 @remembered

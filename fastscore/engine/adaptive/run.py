@@ -15,6 +15,7 @@ from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.field import ScoreField, prior_draw
 from fastscore.engine.adaptive.lanes import Lanes, padded_lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
+from fastscore.engine.base import base_at, columns
 from fastscore.engine.batches import Callback
 from fastscore.engine.request import Request
 from fastscore.engine.turn import Turn
@@ -90,7 +91,9 @@ class AdaptiveBatches:
         )
         self.alpha, self.sigma = float(schedule.alpha(first)), float(schedule.sigma(first))
         top = float(torch.hypot(*(torch.as_tensor(v(schedule.T)) for v in (schedule.alpha, schedule.sigma))))
-        self.std = schedule.prior_std / top
+        self.alpha_end = 1.0 if span.clean else float(schedule.alpha(last))
+        self.std, law = schedule.prior_std / top, base_at(model, schedule, first)
+        self.base = None if law is None else columns(law, model.shape, self.lanes.buffer)
         self.output = _output(self.method.quantity, angle(self.ends[1]), span.clean, schedule, last)
         self.turn = Turn(*model.networks, *second.networks, guide, execution=execution)
 
@@ -141,14 +144,17 @@ class AdaptiveBatches:
         for at, y, k in self.lanes.run(len(request), self.begin, request.key, progress):
             state, change = self.output
             x = state * y + change * k if change else state * y
-            yield at, x.view(-1, *self.model.shape)
+            yield at, self.field.settled(x, at, self.alpha_end).view(-1, *self.model.shape)
 
     def begin(self, first: int, last: int) -> Tensor:
         """Return the states that samples first .. last - 1 start from, on the unit circle."""
         request, d, dtype = self.field.request, self.field.parts[0], self.lanes.buffer.dtype
         assert request is not None
         at = slice(first, last)
-        if self.start == "prior":
+        if self.start == "prior" and self.base is not None:
+            mean, std = self.base
+            y = (mean + std * prior_draw(request, at, d, dtype)) / math.hypot(self.alpha, self.sigma)
+        elif self.start == "prior":
             y = prior_draw(request, at, d, dtype) * self.std
         else:
             assert request.init is not None
