@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastscore.cli.groups import Grouped
 from fastscore.cli.options import load, make_solver, value_range
 from fastscore.cli.runs import draw_and_tell
 from fastscore.cli.sample import drawing_options, make_execution, make_sampler, network_of
@@ -33,7 +34,7 @@ class Box(click.ParamType):
         return tuple(int(k) for k in parts)
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("model")
 @click.argument("images")
 @click.option(
@@ -108,8 +109,8 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     device = named_device(options["device"])
     score_model = load(model, device)
     shape = score_model.shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"inpaint works on grey and RGB images; this model has samples of shape {shape}")
+    if len(shape) != 3 or shape[0] not in (1, 3) or score_model.decoder is not None:
+        raise ValueError(f"inpaint works on grey and RGB images; this model's samples are {shape}")
     data, clear = known_images(images, shape, value_range(score_model), options["limit"])
     total = len(data.x) * num
     fits_memory(8 * total * data.x[0].size, f"{total:,} results", "take fewer images (--limit) or results (-n)")

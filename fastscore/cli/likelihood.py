@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastscore.cli.groups import Grouped
 from fastscore.cli.options import device_option, load, make_schedule, schedule_options, value_range
 from fastscore.cli.types import Count, Name, Number, Out
 from fastscore.process.names import SCHEDULES
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("model")
 @click.argument("data")
 @click.option(
@@ -130,8 +131,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
 
 def _grid(options: dict[str, Any], solver: Any, schedule: Schedule) -> Any:
     """Return the span of an adaptive solver, or a grid that suits the others; both end at sigma > 0."""
-    from fastscore.flow import likelihood_end
-    from fastscore.solvers.grids import default_grid
+    from fastscore.solvers.grids import default_grid, likelihood_end
 
     end = likelihood_end(schedule) if options["t_end"] is None else options["t_end"]
     steps = options["steps"] if options["steps"] or options["solver"] in ADAPTIVE else 100

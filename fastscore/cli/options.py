@@ -7,6 +7,7 @@ process/names.py and solvers/names.py. An option that was left out is None, and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -147,11 +148,15 @@ def make_grid(
 
 
 def load(name: str, device: torch.device) -> ScoreModel:
-    """Load a bundled model, a model directory, or analytic:NAME."""
+    """Load a bundled model, a model directory, a folder of diffusers, or analytic:NAME."""
     if name.startswith("analytic:"):
         from fastscore.model.analytic import by_name
 
         return by_name(name.removeprefix("analytic:"))
+    if (Path(name) / "model_index.json").is_file():
+        from fastscore.adapters.diffusers import from_diffusers
+
+        return from_diffusers(name, solver=n.DEFAULT, device=device)[0]
     from fastscore.model.folder import load_model
 
     return load_model(name, device)

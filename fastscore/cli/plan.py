@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from fastscore.cli.groups import Grouped
 from fastscore.cli.options import make_grid, make_schedule, make_solver, solver_options
 
 
-@click.command()
+@click.command(cls=Grouped)
 @solver_options
 def plan(**options: Any) -> None:
     """Print the table of a schedule and a solver: every coefficient of every step.

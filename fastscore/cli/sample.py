@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastscore.cli.groups import Grouped
 from fastscore.cli.options import (
     BACKENDS,
     GRAPHS,
@@ -87,7 +88,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("model")
 @click.option("-n", "--num", type=Count(0, 10**12), help="Number of samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
@@ -100,7 +101,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @drawing_options
 def sample(model: str, num: int | None, ids: list[int] | range | None, **options: Any) -> None:
-    """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder, or analytic:NAME.
+    """Draw samples of MODEL: a bundled name (see `fastscore models`), a folder (diffusers' too), or analytic:NAME.
 
     \b
         fastscore sample fashion -n 64 --class 3 --guidance 2 --out dresses

@@ -50,6 +50,9 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 )
 @choice("--alpha", ["refuse", "keep", "white", "black"], "refuse", "Transparent images: a channel more, or laid on.")
 @click.option(
+    "--latents", is_flag=True, help="DATA is an autoencoder's: floats [N, C, H, W] in any units, and no images."
+)
+@click.option(
     "--standardise/--raw",
     default=None,
     help="Whether the network sees columns of points at mean 0 and std 1; the model undoes it.  [default: if needed]",
@@ -148,6 +151,7 @@ def train(data: str, out: Path, **options: Any) -> None:
     )
     device = named_device(options["device"])
     kind = {"unet": "images", "scorenet": "images", "transformer": "sequences"}.get(options["net"], "auto")
+    kind = "latents" if options["latents"] else kind
     dataset = load(data, kind=kind, value_range=options["value_range"], alpha=options["alpha"])
     dataset = dataset.standardised(options["standardise"], options["sigma_data"])
     if options["schedule"] == "smld" and options["sigma_max"] is None:

@@ -16,10 +16,11 @@ from fastscore.files import write_text
 from fastscore.ops.quantize import quantize_ref
 from fastscore.output.commit import Stage
 from fastscore.output.images import write_npz
-from fastscore.output.pictures import contact_or_density, pack
+from fastscore.output.pictures import contact_or_density, put_sheet
 from fastscore.output.record import FILES, RECORD, Written
 from fastscore.output.room import SPARE
 from fastscore.output.run import finish
+from fastscore.output.store.gather import SAMPLES
 
 
 def reserve_chains(stage: Stage, num: int, kept: int, shape: Sequence[int]) -> None:
@@ -60,15 +61,16 @@ def write_chains(
     arrays = {"samples": samples, "states": kept, "ids": np.asarray(ids, np.int64), **arrays}
     stage.keep(lambda place: _rescued(place, arrays, run))
     stage.spend(1 << 62)
-    pack(stage, arrays, contact_or_density(shown))
+    write_npz(stage.new / SAMPLES, **arrays)
+    put_sheet(stage, contact_or_density(shown))
     finish(stage, run, Written(FILES))
 
 
 def _rescued(place: Path, arrays: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """Write chains that could not be put in place beside the folder, if there is room; say what is where."""
     try:
-        write_npz(place / "samples.npz", **arrays)
+        write_npz(place / SAMPLES, **arrays)
         write_text(place / RECORD, json.dumps(run, indent=1) + "\n")
     except OSError:
         return "nowhere: there is no room"
-    return f"{place / 'samples.npz'}; np.load reads it"
+    return f"{place / SAMPLES}; np.load reads it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from fastscore.files import atomic
 from fastscore.output.commit import Stage
-from fastscore.output.images import THREADS, contact_sheet, density_sheet, save_png, write_npz, write_png
+from fastscore.output.images import THREADS, contact_sheet, density_sheet, save_png, write_png
 from fastscore.output.record import FILES, PNG, Written, image_name
 from fastscore.output.store.formats import Shard
-from fastscore.output.store.gather import SAMPLES, whole_shard
+from fastscore.output.store.gather import whole_shard
 from fastscore.output.store.job import Job
 from fastscore.output.store.place import Place
 from fastscore.output.store.work import present
@@ -23,9 +23,8 @@ from fastscore.output.store.work import present
 SHEET = "grid.png"
 
 
-def pack(stage: Stage, arrays: Mapping[str, Any], picture: NDArray[np.uint8] | None) -> None:
-    """Write samples.npz and, if there is one and it is grey or RGB, grid.png."""
-    write_npz(stage.new / SAMPLES, **arrays)
+def put_sheet(stage: Stage, picture: NDArray[np.uint8] | None) -> None:
+    """Write grid.png, if there is a picture and it is grey or RGB."""
     if picture is not None and picture.shape[2] in (1, 3):
         write_png(stage.new / SHEET, picture)
 
@@ -69,16 +68,18 @@ def catch_up(
             images(whole_shard(job, place, number))
 
 
-def contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return grid.png of samples: of images a contact sheet, of points their density."""
+def contact_or_density(samples: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Return grid.png of samples: of images a contact sheet, of points their density, of latents none."""
+    if samples.ndim == 4 and samples.dtype != np.uint8:
+        return None
     return contact_sheet(samples[:100]) if samples.ndim == 4 else density_sheet(samples.reshape(-1, samples.shape[-1]))
 
 
-def check_png(shape: tuple[int, ...], png: bool, subdirs: bool) -> None:
+def check_png(shape: tuple[int, ...], kind: type[np.generic], png: bool, subdirs: bool) -> None:
     """Raise ValueError for PNG files of samples that are no pictures, or for subfolders of none."""
     if subdirs and not png:
         raise ValueError("subdirs sorts the files of png; add png, or leave subdirs out")
-    if png and len(shape) != 3:
+    if png and kind is not np.uint8:
         raise ValueError(f"samples of shape {shape} are not images; leave png out")
-    if png and shape[0] not in (1, 3):
-        raise ValueError(f"a PNG needs 1 or 3 channels; this model has {shape[0]}; leave png out")
+    if png and shape[2] not in (1, 3):
+        raise ValueError(f"a PNG needs 1 or 3 channels; this model has {shape[2]}; leave png out")

@@ -26,15 +26,15 @@ from fastscore.ops.noise import VERSION
 from fastscore.output.commit import Stage, begin, refuse_early, settle
 from fastscore.output.load import load
 from fastscore.output.metrics import Metrics
-from fastscore.output.pictures import beside, catch_up, check_png, contact_or_density, pack
+from fastscore.output.pictures import beside, catch_up, check_png, contact_or_density, put_sheet
 from fastscore.output.places import checked
 from fastscore.output.progress import Progress
 from fastscore.output.record import FILES, MANIFEST, PNG, RECORD, SHARDS, Written
 from fastscore.output.room import room
 from fastscore.output.store.folder import Folder
 from fastscore.output.store.formats import Shard
-from fastscore.output.store.gather import gather, named, recorded
-from fastscore.output.store.job import Asked, Job, RequestLike, Source, job_of
+from fastscore.output.store.gather import SAMPLES, gather, recorded
+from fastscore.output.store.job import Asked, Job, RequestLike, Source, job_of, written
 from fastscore.output.store.place import Place
 from fastscore.output.store.resume import continued, found, refuse_another, refuse_differences
 from fastscore.output.store.share import Crew
@@ -73,7 +73,8 @@ def draw(
 
         samples.npz  samples: uint8 [n, H, W, C] of models with images, else float32 [n, *shape]; ids: int64 [n];
                      the extra arrays; labels: int64 [n] of a class-conditional model, the number of classes standing
-                     for none; cond: [n, *cond_shape] of a model that takes tensors; seeds: uint64 [n] if not all equal
+                     for none; cond: [n, *cond_shape] of a model that takes a tensor, and cond.<name> of one that
+                     takes several by name; seeds: uint64 [n] if not all equal
         grid.png     a contact sheet of the first 100 images, or the density of points in their first two coordinates
         run.json     settings, command, all of ``sampler.record()``, timings in seconds, versions, threads, manifest
         png/         with ``png``: an image a sample, named by its id
@@ -119,7 +120,7 @@ def draw(
             the shards that are complete, for the next call.
     """
     started, busy = time.perf_counter() if started is None else started, load()
-    check_png(sampler.model.shape, png, subdirs)
+    check_png(*written(sampler.model), png, subdirs)
     job, sized = _job(sampler, request, further is not None, shard, format, gathered, argv), shard is not None
     job.asked.check_once(png, further is not None)
     png_ids = np.asarray(job.asked.ids if png else [], np.int64)
@@ -164,10 +165,9 @@ def draw(
                 "manifest": job.manifest.to_dict(),
             }
             if job.manifest.gathered:
-                arrays, run["shards"] = gather(job, place, stage.work)
-                picture = (sheet or contact_or_density)(arrays["samples"]) if len(job.asked) else None
-                arrays = {k: arrays.pop(k) for k in ("samples", "ids")} | dict(extra_arrays or {}) | arrays
-                pack(stage, named(arrays, job.manifest.format), picture)
+                samples, run["shards"] = gather(job, place, stage.new / SAMPLES, extra_arrays or {})
+                if len(job.asked):
+                    put_sheet(stage, (sheet or contact_or_density)(samples))
             return finish(stage, run, planned)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import click
 import numpy as np
 import pytest
 
+from fastscore.cli import group
+from fastscore.cli.groups import GROUPS, Grouped
 from fastscore.cli.types import Count
 from fastscore.solvers.names import ADAPTIVE, SOLVERS
 
@@ -19,7 +22,7 @@ def test_every_solver_has_a_plan(run, solver):
 
 
 def test_likelihood_of_points(run, tmp_path):
-    points = np.random.default_rng(0).normal(0.5, 0.5, (40, 2))  # the data of analytic:gaussian
+    points = np.random.default_rng(0).normal(0.5, 0.5, (14, 2))  # the data of analytic:gaussian
     np.save(tmp_path / "x.npy", points)
     reports = []
     for solver in ((), ("--solver", "rk4", "--steps", "60"), ("--batch", "7")):
@@ -103,3 +106,25 @@ def test_every_command_has_help(run, command):
     code, said, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Usage: fastscore" in said
+
+
+def test_help_sorts_options_by_what_they_say():
+    grouped = [command for command in group.commands.values() if isinstance(command, Grouped)]
+    assert [command.name for command in grouped] == ["sample", "inpaint", "plan", "likelihood"]
+    for command in grouped:
+        context = click.Context(command, help_option_names=["-h", "--help"])
+        texts = []
+        for kind in (Grouped, click.Command):
+            formatter = click.HelpFormatter(width=200)
+            kind.format_options(command, context, formatter)
+            texts.append(formatter.getvalue())
+        sorted_lines, lines = ({line.strip() for line in text.splitlines() if line[:1] == " "} for text in texts)
+        flags = [{line.split("  ")[0] for line in part if line.startswith("-")} for part in (sorted_lines, lines)]
+        assert flags[0] == flags[1] and len(flags[0]) > 5  # each of them once, none lost
+        titles = [line[:-1] for line in texts[0].splitlines() if line.endswith(":") and line[:1] != " "]
+        assert titles == [title for title in (*GROUPS, "Options") if title in titles] and len(titles) > 2
+        rest = texts[0].split("\nOptions:")[1]
+        assert [line.split()[0] for line in rest.splitlines() if line.strip()] == ["-h,"], rest
+    names = [name for names in GROUPS.values() for name in names]
+    assert len(names) == len(set(names))
+    assert set(names) <= {p.name for command in grouped for p in command.params}

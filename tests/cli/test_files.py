@@ -193,7 +193,7 @@ def test_the_room_that_a_run_says_it_needs_is_enough(run, tmp_path, monkeypatch)
     blocks = {p.name: p.stat().st_blocks * 512 for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert sum(v for k, v in blocks.items() if k[0] == "0") <= parts["images"] == 8 * 4096
     assert blocks["trajectory.npz"] <= parts["trajectory"]
-    assert blocks["samples.npz"] <= parts["samples as a file"] + 4096
+    assert blocks["samples.npz"] <= parts["samples"] + 4096
     assert blocks["grid.png"] + blocks["run.json"] <= parts["rest"]
 
 
@@ -206,7 +206,9 @@ def test_what_was_sampled_to_the_end_is_not_lost_for_lack_of_disk(run, tmp_path,
     assert run(*IMAGES, "--out", out)[0] == 0
     before = contents(out)
     with monkeypatch.context() as broken:
-        broken.setattr(f"fastscore.output.pictures.{'save_png' if where == 'images' else 'write_npz'}", full)
+        broken.setattr(
+            f"fastscore.output.{'pictures.save_png' if where == 'images' else 'store.gather.write_joined'}", full
+        )
         code, _, error = run(*IMAGES, "--seed", "1", "--out", out, "--overwrite")
     assert code == 5 and len(error.strip().splitlines()) == 1
     assert "No space left on device" in error

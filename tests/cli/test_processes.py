@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from gated import at_night
 
 from tests.hostile.generated import CODES
 
@@ -89,7 +90,7 @@ def test_endless_paths_are_refused(run, tmp_path, monkeypatch, command):
     [
         ("$F plan --steps 0 2>&-", 2, []),
         ("$F plan --steps 2 >&- 2>&- <&-", 0, []),
-        (f"$F {' '.join(SAMPLE)} 2>&-", 0, FILES),
+        pytest.param(f"$F {' '.join(SAMPLE)} 2>&-", 0, FILES, marks=pytest.mark.nightly),
         (f"$F {' '.join(SAMPLE)} >&- 2>&- <&-", 0, FILES),
         ("$F plan --steps 2 > /dev/full", 5, []),
         ("$F plan --steps 0 2> /dev/full", 2, []),
@@ -103,8 +104,7 @@ def test_closed_full_and_broken_streams(tmp_path, line, code, files):
     assert sorted(os.listdir(tmp_path / "out") if files else []) == files
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("name", at_night(("SIGTERM", "SIGHUP", "SIGINT"), "SIGTERM"))
 def test_a_signal_ends_it_in_order(tmp_path, tmp_path_factory, name):
     begun = tmp_path_factory.mktemp("metrics") / "file"
     words = ["sample", "analytic:gaussian", "-n", "1M", "--steps", "1000", "--out", "out", "--metrics", str(begun)]
@@ -140,8 +140,7 @@ SURROUNDINGS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize("name", at_night(SURROUNDINGS, "ascii", "narrow", "no home", "optimised"))
 def test_surroundings_change_nothing(tmp_path, name):
     folder = tmp_path / "a folder é"
     folder.mkdir()

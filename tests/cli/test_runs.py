@@ -17,6 +17,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from gated import one_in
 
 from fastscore import cli
 from fastscore.cli.process import Ended
@@ -118,10 +119,19 @@ def test_a_signal_is_heard_once(tmp_path, monkeypatch, capsys, first, word):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pauses", [(0.0,), (0.001, 0.0), (0.1, 0.1, 0.1, 0.0)], ids=["once", "twice", "while it ends"])
+PAUSES = {"once": (0.0,), "twice": (0.001, 0.0), "while it ends": (0.1, 0.1, 0.1, 0.0)}
+
+
 @pytest.mark.parametrize(
-    ("name", "word"), [("SIGTERM", "terminated"), ("SIGINT", "interrupted"), ("SIGHUP", "hung up")]
+    ("name", "word", "pauses"),
+    one_in(
+        4,  # each signal and each way once
+        [
+            (name, word, way)
+            for name, word in (("SIGTERM", "terminated"), ("SIGINT", "interrupted"), ("SIGHUP", "hung up"))
+            for way in PAUSES
+        ],
+    ),
 )
 def test_a_signal_ends_a_run_that_can_be_resumed(run, tmp_path, name, word, pauses):
     out = tmp_path / "out"
@@ -140,7 +150,7 @@ def test_a_signal_ends_a_run_that_can_be_resumed(run, tmp_path, name, word, paus
             break
         assert process.poll() is None
         time.sleep(0.02)
-    for pause in pauses:
+    for pause in PAUSES[pauses]:
         process.send_signal(getattr(signal, name))
         time.sleep(pause)
     _, error = process.communicate(timeout=60)
@@ -268,7 +278,9 @@ def test_the_manifest_holds_the_words_that_draw_it_anywhere(run, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--shards",)], ids=["one file", "shards"])
+@pytest.mark.parametrize(
+    "more", [pytest.param((), id="one file"), pytest.param(("--shards",), id="shards", marks=pytest.mark.nightly)]
+)
 def test_two_processes_draw_what_one_does(run, tmp_path, more):
     """With images beside the samples, in a folder of an awkward name."""
     words = ("sample", "fashion", "-n", 14, "--steps", 2, "--batch", 2, "--shard-size", 2, "--network", "own",

@@ -16,6 +16,7 @@ from fastscore.model.analytic import by_name
 from fastscore.model.folder import load_model
 from fastscore.model.score import ScoreModel
 from fastscore.output.run import draw, files, refuse_earlier_run, versions
+from fastscore.output.store.npz import mapped
 from fastscore.process.continuous import EDM, VP
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
@@ -129,6 +130,43 @@ def test_what_each_sample_was_told_stands_beside_it(tmp_path):
         assert np.array_equal(arrays_of(tmp_path / str(dtype))["cond"], cond.to(dtype).float().numpy())
     assert (saved["seeds"].dtype, saved["seeds"].tolist()) == (np.uint64, [9, 2**64 - 1])
     assert run["settings"] == {"seed": "one a sample", "num": 2, "model": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("make", "asked", "settings"),
+    [
+        (lambda: constant_sampler((2,)), {"ids": range(11), "seed": range(11)}, {"shard": 4}),
+        (
+            lambda: constant_sampler((3, 4, 5), classes=3),
+            {"ids": range(9), "labels": "random"},
+            {"shard": 4, "extra_arrays": {"mask": np.ones((2, 3)), "name": "é", "count": 3}},
+        ),
+        (lambda: constant_sampler((1, 4, 4), classes=3), {"ids": range(5), "labels": 1}, {"format": "adm-npz"}),
+        (lambda: constant_sampler((2,)), {"ids": []}, {}),
+    ],
+    ids=["points", "images", "adm", "no samples"],
+)
+def test_the_file_of_samples_has_the_bytes_of_savez(tmp_path, make, asked, settings):
+    drawer = make()
+    draw(drawer, drawer.request(**asked), tmp_path / "out", sheet=lambda x: np.zeros((1, 1, 1), np.uint8), **settings)
+    arrays = arrays_of(tmp_path / "out")
+    np.savez(tmp_path / "again.npz", **arrays)
+    assert (tmp_path / "out/samples.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    for name, x in arrays.items():
+        found = mapped(tmp_path / "out/samples.npz", name)
+        assert (found.dtype, found.shape) == (x.dtype, x.shape) and (found == x).all()
+
+
+def test_a_run_that_ends_has_its_samples_on_disk_twice_and_no_more(tmp_path):
+    drawer, seen = constant_sampler((1, 32, 32)), []
+
+    def sheet(x):
+        seen.append((type(x), sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())))
+        return np.zeros((8, 8, 1), np.uint8)
+
+    draw(drawer, drawer.request(range(64)), tmp_path, shard=16, sheet=sheet)
+    assert seen[0][0] is np.memmap  # what the picture does not look at is not read
+    assert 2 * 64 * 32 * 32 < seen[0][1] < 2.2 * 64 * 32 * 32
 
 
 def test_the_record_says_when_and_with_what(tmp_path):

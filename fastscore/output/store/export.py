@@ -2,7 +2,7 @@
 
 | form | what it is |
 |---|---|
-| npz | one file: ``samples``, ``ids``, and ``labels``, ``cond``, ``seeds`` if the run has them |
+| npz | one file: ``samples``, ``ids``, and ``labels``, ``cond`` or ``cond.<name>``, ``seeds`` if it has them |
 | adm-npz | the same for ADM's evaluator: ``arr_0`` the images, ``arr_1`` the labels |
 | npy | one file: the samples alone, in the order of the run's ids |
 | parquet | one file, a row group a shard; columns as of a shard in that format |
@@ -16,16 +16,12 @@ Shards are read one at a time, in order, and memory does not grow with their num
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO
-from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +34,7 @@ from fastscore.output.images import THREADS, save_png
 from fastscore.output.record import PNG, image_name
 from fastscore.output.store import parquet, zarr
 from fastscore.output.store.formats import Shard, encode, same
-from fastscore.output.store.npz import header, member, raw, renamed
+from fastscore.output.store.npz import header, raw, renamed, write_joined
 
 Pieces = Iterator[tuple[str, bytes]]
 
@@ -86,31 +82,11 @@ def export(shards: Iterable[Shard], out: Path | str, form: str, count: int, *, o
 
 
 def _npz(file: BinaryIO, first: Shard, shards: Iterable[Shard], count: int) -> None:
-    _write_npz(file, first.arrays, shards, count)
+    write_joined(file, (shard.arrays for shard in shards), first.arrays, count)
 
 
 def _adm(file: BinaryIO, first: Shard, shards: Iterable[Shard], count: int) -> None:
-    _write_npz(file, renamed(first.arrays), shards, count)
-
-
-def _write_npz(file: BinaryIO, named: Mapping[str, NDArray[Any]], shards: Iterable[Shard], count: int) -> None:
-    """Write an .npz file: samples as they come, while the other arrays wait in files beside it that have no name."""
-    heads = {name: header(x.dtype, (count, *x.shape[1:])) for name, x in named.items()}
-    infos = {name: member(name, len(heads[name]) + count * _entry(x)) for name, x in named.items()}
-    samples, *others = named
-    with ExitStack() as stack:
-        archive = stack.enter_context(ZipFile(file, "w"))
-        waiting = [stack.enter_context(TemporaryFile(dir=Path(file.name).parent)) for _ in others]
-        with archive.open(infos[samples], "w") as opened:
-            opened.write(heads[samples])
-            for shard in shards:
-                for x, place in zip(shard.arrays.values(), (opened, *waiting), strict=True):
-                    place.write(raw(x))
-        for name, place in zip(others, waiting, strict=True):
-            place.seek(0)
-            with archive.open(infos[name], "w") as opened:
-                opened.write(heads[name])
-                shutil.copyfileobj(place, opened, 1 << 20)
+    write_joined(file, (shard.arrays for shard in shards), renamed(first.arrays), count)
 
 
 def _npy(file: BinaryIO, first: Shard, shards: Iterable[Shard], count: int) -> None:

@@ -35,7 +35,7 @@ from fastscore.output.store import npz, parquet, tar
 from fastscore.output.store.seal import DamagedError, note, opened, seal
 
 Arrays = Mapping[str, NDArray[Any]]
-_RUN, _NAME = re.compile(r"[\w:.-]{1,128}", re.ASCII), re.compile(r"[a-z]\w{0,31}", re.ASCII)
+_RUN, _NAME = re.compile(r"[\w:.-]{1,128}", re.ASCII), re.compile(r"[a-z]\w{0,31}|cond\.[A-Za-z_]\w{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,9 @@ class Shard:
         number: of the shard in the run, from 0.
         run: the hash of the run's manifest, 1 to 128 letters, digits and ``:.-_``.
         arrays: by name, n entries each: "samples", uint8 [n, H, W, C] or float32 [n, *shape]; "ids", int64 [n]; if the
-            samples were told something "labels", int64 [n], or "cond", [n, *shape]; "seeds", uint64 [n]; or others, of
-            numbers. They are kept in one order, little-endian and contiguous; those of a file cannot be written to.
+            samples were told something "labels", int64 [n], "cond", [n, *shape], or "cond.<name>" of tensors by name;
+            "seeds", uint64 [n]; or others, of numbers. They are kept in one order, little-endian and contiguous; those
+            of a file cannot be written to.
 
     Raises:
         ValueError: anything else.
@@ -196,7 +197,7 @@ def _checked(arrays: Arrays) -> Arrays:
     for name in names:
         x = np.asarray(arrays[name])
         if not _NAME.fullmatch(name):
-            raise ValueError(f"array name {short(name)} must be 1 to 32 small letters, digits and _")
+            raise ValueError(f"array name {short(name)} must be 1 to 32 small letters, digits and _, or cond.<name>")
         if x.ndim == 0 or len(x) != count or x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:
             raise ValueError(f"{name} must hold {count} entries of numbers, as ids does; got {x.dtype} {x.shape}")
         found[name] = np.require(x, x.dtype.newbyteorder("<"), ["C", "A"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscore.data.limits import numpy_arrays
-from fastscore.output.disk import allocate
+from fastscore.files import atomic
 from fastscore.output.record import RECORD
 from fastscore.output.store.formats import Shard, decode, encode
 from fastscore.output.store.manifest import Manifest
-from fastscore.output.store.npz import ADM
+from fastscore.output.store.npz import ADM, mapped, numpys_entry, write_joined
 from fastscore.output.store.place import Place
 from fastscore.output.store.seal import DamagedError
 
@@ -58,23 +59,30 @@ def whole_shard(job: Job, place: Place, number: int) -> Shard:
     return shard
 
 
-def gather(job: Job, place: Place, work: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Return the arrays of all shards, and the sha256 of each; what is damaged is drawn again.
+def gather(job: Job, place: Place, file: Path, extra: Mapping[str, Any]) -> tuple[NDArray[Any], list[str]]:
+    """Write the shards of a run as one .npz file; return its samples, mapped, and the sha256 of each shard.
+
+    What is damaged is drawn again. Memory does not grow with the number of samples.
 
     Args:
-        work: a folder for a file that the samples are mapped to, so that memory does not grow with their number.
+        file: to write.
+        extra: further arrays, behind samples and ids.
     """
     manifest, (shape, kind) = job.manifest, job.entry
-    arrays: dict[str, NDArray[Any]] = {}
+    none = {"samples": np.empty((0, *shape), kind), "ids": np.empty(0, np.int64)}
+    shards = (whole_shard(job, place, number) for number in range(manifest.count))
+    first = next(shards, None)
+    like = named(none if first is None else first.arrays, manifest.format)
     hashes: list[str] = []
-    for number in range(manifest.count):
-        shard, (first, last) = whole_shard(job, place, number), manifest.span(number)
-        for name, part in shard.arrays.items():
-            if name not in arrays:
-                arrays[name] = _mapped(work / f"{name}.npy", (manifest.n, *part.shape[1:]), part.dtype)
-            arrays[name][first:last] = part
-        hashes.append(shard.sha256)
-    return arrays or {"samples": np.empty((0, *shape), kind), "ids": np.empty(0, np.int64)}, hashes
+
+    def parts() -> Iterator[Mapping[str, NDArray[Any]]]:
+        for shard in () if first is None else chain((first,), shards):
+            hashes.append(shard.sha256)
+            yield shard.arrays
+
+    with atomic(file) as opened:
+        write_joined(opened, parts(), like, manifest.n, extra, numpys_entry)
+    return mapped(file, next(iter(like))), hashes
 
 
 def scatter(folder: Path, manifest: Manifest) -> list[Shard]:
@@ -84,7 +92,9 @@ def scatter(folder: Path, manifest: Manifest) -> list[Shard]:
         ValueError: its file cannot be read.
     """
     known = {"samples", "ids", "labels", "cond", "seeds", *ADM.values()}
-    arrays = numpy_arrays(folder / SAMPLES, lambda names: [name for name in names if name in known])
+    arrays = numpy_arrays(
+        folder / SAMPLES, lambda names: [name for name in names if name in known or name.startswith("cond.")]
+    )
     back = {v: k for k, v in ADM.items()} if manifest.format == "adm-npz" else {}
     arrays = {back.get(name, name): x for name, x in arrays.items()}
     for name, x in arrays.items():
@@ -110,13 +120,3 @@ def recorded(folder: Path) -> tuple[Manifest, dict[str, Any]] | None:
 def named(arrays: Mapping[str, NDArray[Any]], format: str) -> dict[str, NDArray[Any]]:
     """Return arrays by the names that they have in a file of a format."""
     return {ADM.get(name, name) if format == "adm-npz" else name: x for name, x in arrays.items()}
-
-
-def _mapped(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an empty array in a file; in memory if it has no bytes, since those cannot be mapped."""
-    if not np.prod(shape):
-        return np.empty(shape, dtype)
-    mapped = np.lib.format.open_memmap(file, "w+", dtype, shape)
-    with file.open("r+b") as opened:  # a full disk is an error here, and a fatal signal where a page is written
-        allocate(opened.fileno(), mapped.offset + mapped.nbytes, file.parent, {file.stem: mapped.nbytes})
-    return mapped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ SMALLEST, MOST = 1 << 17, 10_000  # elements of a shard; shards of a run, unless
 
 
 class Shaped(Protocol):
-    """A model, or whatever has samples of a shape."""
+    """A model, or whatever has samples of a shape; of a latent model ``decoder`` makes images of them."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -66,7 +66,7 @@ class RequestLike(Protocol):
     def ids(self) -> Tensor: ...
     def __len__(self) -> int: ...
     @property
-    def cond(self) -> Tensor | None: ...
+    def cond(self) -> Tensor | Mapping[str, Tensor] | None: ...
     def at(self, positions: Sequence[int], /) -> RequestLike: ...
     def of_run(self, n: int, /) -> RequestLike: ...
 
@@ -141,15 +141,13 @@ class Job:
     @property
     def entry(self) -> tuple[tuple[int, ...], type[np.generic]]:
         """Shape and dtype of a sample in a file: images as bytes [H, W, C], anything else as float32."""
-        shape = self.source.model.shape
-        return ((*shape[1:], shape[0]), np.uint8) if len(shape) == 3 else (shape, np.float32)
+        return written(self.source.model)
 
     @property
     def told_bytes(self) -> int:
         """The most bytes of what one sample is told."""
-        model: Any = self.source.model
-        shape = getattr(model, "cond_shape", None)
-        return 16 + (8 * math.prod(shape) if shape else 0)
+        first = self.asked.lines(range(min(1, len(self.asked))))
+        return 16 + sum(x.nbytes for x in conditions(first).values())
 
     def draw(self, number: int, beat: Callable[[float], None]) -> Shard:
         """Draw a shard.
@@ -165,6 +163,7 @@ class Job:
     def arrays(self, positions: Sequence[int], beat: Callable[[float], None] = lambda done: None) -> Arrays:
         """Return what a shard of the samples at some positions of the run holds; else as ``draw``."""
         request, (shape, kind) = self.asked.lines(positions).of_run(self.manifest.n), self.entry
+        decoder: Any = getattr(self.source.model, "decoder", None)
         samples, ids = np.empty((len(positions), *shape), kind), request.ids.cpu().numpy()
         quantize = self.source.ops.quantize if kind is np.uint8 else None
         for at in _apart(ids):
@@ -172,7 +171,8 @@ class Job:
             with Writer(rows, ids[at], quantize) as writer:
                 part = request if rows is samples else request.at(at.tolist())
                 for done, x in self.source.stream(part, progress=beat):
-                    writer.put(done, x)
+                    for these, images in [(slice(None), x)] if decoder is None else decoder.parts(x, done):
+                        writer.put(done[these], images)
                 writer.finish()
             if rows is not samples:
                 samples[at] = rows
@@ -198,8 +198,9 @@ def job_of(
     """
     asked, model, sampler = Asked.of(request), source.model, drawn_by(source)
     execution = sampler.execution
-    n, elements = len(asked), max(1, math.prod(model.shape))
-    stored = elements * (1 if len(model.shape) == 3 else 4) + 8
+    (shape, kind), decoder = written(model), getattr(model, "decoder", None)
+    n, elements = len(asked), max(1, math.prod(shape))
+    stored = elements * kind().itemsize + 8
     if gathered is None:
         gathered = format in ("npz", "adm-npz") and n * stored <= GATHERED
     size = shard
@@ -213,6 +214,7 @@ def job_of(
         "told": asked.told,
         "model": model_digest(model),
         "shape": list(model.shape),
+        **({"decoded": list(decoder.shape)} if decoder is not None else {}),
         **{k: described(getattr(sampler, k)) for k in ("schedule", "solver", "grid", "guide")},
         **({"plan": plan.hash} if plan is not None else {}),
         **{k: described(sampler.settings.get(k)) for k in ("clip", "parallel", "guidance", "start")},
@@ -233,6 +235,17 @@ def _apart(ids: NDArray[np.int64]) -> list[NDArray[np.intp]]:
     return [np.flatnonzero(times == k) for k in range(times.max(initial=0) + 1)]
 
 
+def written(model: Any) -> tuple[tuple[int, ...], type[np.generic]]:
+    """Return shape and dtype of what files hold of a sample: images as bytes [H, W, C], anything else as float32.
+
+    An image is a sample of three axes, or what a decoder makes of one; latents without a decoder stay as they are.
+    """
+    decoder = getattr(model, "decoder", None)
+    shape = model.shape if decoder is None else decoder.shape
+    latents = decoder is None and bool(getattr(model, "info", {}).get("latents"))
+    return ((*shape[1:], shape[0]), np.uint8) if len(shape) == 3 and not latents else (shape, np.float32)
+
+
 def drawn_by(source: Source) -> Any:
     """Return the sampler itself, of one that is traced."""
     return getattr(source, "sampler", source)
@@ -245,10 +258,17 @@ def model_digest(model: Any) -> str:
 
 def conditions(request: RequestLike) -> dict[str, NDArray[Any]]:
     """Return what each sample was told, and its seed where they differ."""
-    arrays, cond, key = {}, request.cond, request.key
-    if cond is not None:
-        cond = cond.float() if cond.dtype == torch.bfloat16 else cond  # which NumPy does not know
-        arrays["labels" if cond.ndim == 1 else "cond"] = cond.cpu().numpy()
+    cond, key = request.cond, request.key
+    if isinstance(cond, Mapping):
+        arrays = {name if name == "labels" else f"cond.{name}": _numbers(v) for name, v in cond.items()}
+    else:
+        arrays = {} if cond is None else {"labels" if cond.ndim == 1 else "cond": _numbers(cond)}
     if len(key.seed) > 1:
         arrays["seeds"] = key.seed.cpu().numpy().view(np.uint64)
     return arrays
+
+
+def _numbers(v: Tensor) -> NDArray[Any]:
+    """Return a tensor's values; those of a float that NumPy does not know, bfloat16 or smaller, as float32."""
+    known = not v.is_floating_point() or v.dtype in (torch.float16, torch.float32, torch.float64)
+    return (v if known else v.float()).cpu().numpy()

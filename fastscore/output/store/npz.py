@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from io import BytesIO
-from typing import Any, BinaryIO
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +47,70 @@ def write(file: BinaryIO, arrays: Arrays, text: bytes) -> None:
                 opened.write(start)
                 opened.write(raw(x))
         archive.comment = text
+
+
+Entry = Callable[[zipfile.ZipFile, str, np.dtype[Any], tuple[int, ...]], IO[bytes]]
+
+
+def entry(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
+    """Open an array of an .npz file to write its values, its header written: as those of a shard."""
+    start = header(dtype, shape)
+    opened = archive.open(member(name, len(start) + dtype.itemsize * math.prod(shape)), "w")
+    opened.write(start)
+    return opened
+
+
+def numpys_entry(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
+    """Open an array in the same way, with the bytes that ``np.savez`` of this NumPy writes."""
+    opened = archive.open(f"{name}.npy", "w", force_zip64=True)
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(opened, about)
+    return opened
+
+
+def write_joined(
+    file: BinaryIO,
+    parts: Iterable[Arrays],
+    like: Arrays,
+    count: int,
+    extra: Mapping[str, Any] | None = None,
+    entry: Entry = entry,
+) -> None:
+    """Write arrays that come in parts as one .npz file; memory does not grow with their number.
+
+    The first array of each part, its samples, is written as it comes; the others wait in files beside it without name.
+
+    Args:
+        parts: arrays of the names of ``like``, in its order: two or more, ``count`` entries of each in all.
+        like: one of the parts, by the names in the file.
+        extra: arrays that stand behind the first two, as ``np.savez`` writes them.
+        entry: opens one of the file.
+    """
+    with ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(file, "w"))
+        samples, *others = [(name, x.dtype, (count, *x.shape[1:])) for name, x in like.items()]
+        waiting = [stack.enter_context(TemporaryFile(dir=Path(file.name).parent)) for _ in others]
+        with entry(archive, *samples) as opened:
+            for arrays in parts:
+                for x, place in zip(arrays.values(), (opened, *waiting), strict=True):
+                    place.write(raw(x))
+        for k, (array, place) in enumerate(zip(others, waiting, strict=True)):
+            place.seek(0)
+            with entry(archive, *array) as opened:
+                shutil.copyfileobj(place, opened, 1 << 20)
+            for name, x in (extra or {}).items() if k == 0 else ():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as opened:
+                    np.lib.format.write_array(opened, np.asanyarray(x), allow_pickle=False)
+
+
+def mapped(path: Path, name: str) -> NDArray[Any]:
+    """Return an array of an .npz file that is not compressed, as it lies there: what is looked at is read."""
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        file.seek(archive.getinfo(f"{name}.npy").header_offset + 26)
+        file.seek(sum(np.frombuffer(file.read(4), "<u2").tolist()), 1)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.memmap(file, dtype, "r", file.tell(), shape) if math.prod(shape) else np.empty(shape, dtype)
 
 
 def read(data: bytes, described: Arrays) -> Arrays:

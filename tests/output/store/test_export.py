@@ -32,7 +32,13 @@ IMAGES = {
     "seeds": RNG.integers(0, 2**64, COUNT, np.uint64),
     "cond": RNG.standard_normal((COUNT, 2, 3)),
 }
-POINTS = {"samples": RNG.standard_normal((COUNT, 2)).astype(np.float32), "ids": IDS}
+POINTS = {
+    "samples": RNG.standard_normal((COUNT, 2)).astype(np.float32),
+    "ids": IDS,
+    "cond.tokens": RNG.integers(0, 9, (COUNT, 3)),
+    "cond.mask": RNG.integers(0, 2, (COUNT, 3)) > 0,
+    "cond.strength": RNG.standard_normal(COUNT).astype(np.float16),
+}
 
 
 def shards(arrays=IMAGES, size=SIZE, run="run"):

@@ -108,7 +108,9 @@ def test_bytes_are_on_the_disk_before_the_name_and_names_before_the_return(tmp_p
     assert str(place.path / "shards") in calls  # whoever has made it may not have come to this
 
 
-@pytest.mark.parametrize("links", ["links", "no links", "no links, and dead claims"])
+@pytest.mark.parametrize(
+    "links", ["links", pytest.param("no links", marks=pytest.mark.slow), "no links, and dead claims"]
+)
 def test_of_eight_processes_that_race_for_a_name_one_creates_it(tmp_path, monkeypatch, links):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     if links != "links":

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from cells import in_each
 
 from fastscore.output.store.formats import FORMATS, Shard, decode, encode
 from fastscore.output.store.seal import LARGEST, MARK, DamagedError, note
@@ -49,7 +50,7 @@ SHARDS = {
     "far ids": Shard(10**9, RUN, {"samples": np.ones((2, 1), np.float32), "ids": np.array([2**63 - 1, -5])}),
 }
 CASES = [
-    pytest.param(shard, format, id=f"{name}-{format}")
+    (name, format)
     for name, shard in SHARDS.items()
     for format in FORMATS
     if not (format == "adm-npz" and shard.arrays["samples"].dtype != np.uint8)
@@ -57,8 +58,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("shard", "format"), CASES)
-def test_every_format_gives_back_what_it_was_given(shard, format):
+def test_every_format_gives_back_what_it_was_given():
+    in_each(CASES, comes_back)
+
+
+def comes_back(name, format):
+    shard = SHARDS[name]
     back = decode(encode(shard, format), format)
     assert (back.number, back.run, back.sha256, len(back)) == (shard.number, shard.run, shard.sha256, len(shard))
     assert list(back.arrays) == list(shard.arrays)

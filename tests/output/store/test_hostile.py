@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cells import in_each
 
 from fastscore.output.store.formats import FORMATS, Shard, decode, encode, versions
 from fastscore.output.store.seal import DamagedError, note, seal
@@ -63,11 +64,13 @@ NOTES = {
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", NOTES)
-def test_a_forged_note_is_refused(format, name):
+def test_a_forged_note_is_refused(format):
+    def refused(name):
+        with pytest.raises(DamagedError):
+            decode(forged(format, **NOTES[name]), format)
+
     assert decode(forged(format), format).sha256 == SHARD.sha256
-    with pytest.raises(DamagedError):
-        decode(forged(format, **NOTES[name]), format)
+    in_each(((name,) for name in NOTES), refused)
 
 
 def test_a_note_without_its_fields_is_refused():

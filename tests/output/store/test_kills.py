@@ -165,11 +165,12 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_of_the_command(tmp_path, whole):
+@pytest.mark.parametrize("kills", [30, pytest.param(100, marks=pytest.mark.nightly)])
+def test_kills_of_the_command(tmp_path, whole, kills):
     """Of two that draw one run together."""
     run, notes = tmp_path / "run", tmp_path / "notes"
-    kills = killed_often(forked, sample(run), notes, 100, late=0.2)
-    check(run, whole[0], notes, kills, 100)
+    done = killed_often(forked, sample(run), notes, kills, late=0.2)
+    check(run, whole[0], notes, done, kills)
     assert not list(run.rglob(".*"))
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cells import in_each
 
 from fastscore.output.store.folder import Folder
 from fastscore.output.store.place import place_of
@@ -52,19 +53,15 @@ def test_entries_are_those_below_a_prefix_or_the_one_of_that_name(place):
     assert all(0 <= e.age < 60 for e in place.entries())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *"|/|/etc/x|..|../x|a/../b|a//b|a/|./a|.hidden|a/.b|a b|a\\b|é|a\n|C:x|a\0".split("|"),
-        "x" * 201,
-        "a/" * 500 + "a",
-    ],
-)
 @pytest.mark.parametrize("act", ["create", "replace", "read", "delete"])
-def test_a_name_that_could_lead_elsewhere_is_refused(place, act, name, tmp_path):
-    with pytest.raises(ValueError, match="is no name of a file in a run"):
-        getattr(place, act)(name, *([b"x"] if act in ("create", "replace") else []))
-    assert not list(tmp_path.iterdir())
+def test_a_name_that_could_lead_elsewhere_is_refused(place, act, tmp_path):
+    def refused(name):
+        with pytest.raises(ValueError, match="is no name of a file in a run"):
+            getattr(place, act)(name, *([b"x"] if act in ("create", "replace") else []))
+        assert not list(tmp_path.iterdir())
+
+    names = "|/|/etc/x|..|../x|a/../b|a//b|a/|./a|.hidden|a/.b|a b|a\\b|é|a\n|C:x|a\0".split("|")
+    in_each(((name,) for name in (*names, "x" * 201, "a/" * 500 + "a")), refused)
 
 
 def test_places_by_their_names(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from fastscore.output.run import draw
 from fastscore.output.store import folder as folder_module
 from fastscore.output.store import job as job_module
 from fastscore.output.store import resume
-from fastscore.output.store.gather import recorded
+from fastscore.output.store.gather import recorded, scatter
 from fastscore.output.store.manifest import Manifest
 from fastscore.output.store.resume import AnotherRunError
 from fastscore.output.store.work import Stopped
@@ -112,6 +112,31 @@ def test_the_message_says_what_is_kept(tmp_path):
     assert not out.exists()
     with after(20), pytest.raises(Stopped, match=f"interrupted: 1 of 3 shards are kept in {out}, and the same command"):
         go(out)
+
+
+def test_named_conditions_go_on_and_are_part_of_the_run(tmp_path):
+    out, source = tmp_path / "out", sampler(batch=4, classes=3, cond_shape={"tokens": (None,), "mask": (None,)})
+    told = {"tokens": torch.arange(72).view(24, 3), "mask": torch.arange(72).view(24, 3) % 5 > 0}
+
+    def shifted(x0, c_noise, cond):
+        return x0 + 0.01 * (cond["tokens"] * cond["mask"]).sum(1, keepdim=True) - cond["labels"][:, None]
+
+    def asked(**changed):
+        return source.request(range(24), 0, labels=torch.arange(24) % 3, cond={**told, **changed})
+
+    FAULTS.append(shifted)
+    assert list(stopped(out, source, asked=asked())) == [0]
+    for other in ({"tokens": told["tokens"][:, :2]}, {"mask": ~told["mask"]}, {"tokens": told["tokens"].int()}):
+        with pytest.raises(AnotherRunError, match=r"\btold: .* there, .* here"):
+            go(out, source, asked=asked(**other))
+    assert go(out, source, asked=asked())["timings"]["shards_found"] == 1
+    with np.load(out / "samples.npz") as saved:
+        arrays = dict(saved)
+    assert np.array_equal(arrays["samples"], source.run(asked()).numpy())
+    assert all(np.array_equal(arrays[f"cond.{name}"], v.numpy()) for name, v in told.items())
+    manifest = recorded(out)[0]
+    parts = [shard.arrays for shard in scatter(out, manifest)]  # as `export` and `verify` read a run
+    assert all(np.array_equal(np.concatenate([part[name] for part in parts]), x) for name, x in arrays.items())
 
 
 OTHERS = {

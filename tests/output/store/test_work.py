@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import FAULTS, by_id, image, point, request, sampler, shards_below, shards_of
+from gated import one_in
 
 from fastscore.cli import _verdict
 from fastscore.errors import NonFiniteError, SelfCheckError
@@ -94,10 +95,15 @@ QUICK = [(64, 16, way) for way in WAYS] + [(n, 64, in_parts) for n in (1, 7, 64)
 
 @pytest.mark.parametrize(
     ("n", "shard", "way"),
-    [
-        pytest.param(*cut, id=f"{cut[0]}-{cut[1]}-{cut[2].__name__}", marks=[] if cut in QUICK else pytest.mark.slow)
-        for cut in CUTS
-    ],
+    one_in(
+        3,
+        [
+            pytest.param(
+                *cut, id=f"{cut[0]}-{cut[1]}-{cut[2].__name__}", marks=[] if cut in QUICK else pytest.mark.slow
+            )
+            for cut in CUTS
+        ],
+    ),
 )
 def test_the_same_bytes_however_a_run_is_drawn(tmp_path, n, shard, way):
     job, place = begun(sampler(image), range(n), tmp_path / "run", shard)
