@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FILES = (
     "fastscore/solvers/*.py", "fastscore/plan/*.py", "fastscore/process/*.py", "fastscore/ops/*.py",
-    "fastscore/engine/loop.py", "fastscore/engine/batches.py", "fastscore/model/conditions.py",
+    "fastscore/engine/loop.py", "fastscore/engine/batches.py", "fastscore/model/condition*.py",
     "fastscore/guidance/*.py", "fastscore/training/losses.py", "fastscore/training/settings.py",
     "fastscore/training/train.py", "fastscore/training/checkpoint.py", "kernels/*.py",
 )  # fmt: skip
@@ -36,7 +36,7 @@ FIRST = {  # tests that run first, by the folder of the changed file
     "process": (FINGERPRINTS, "tests/process", "tests/solvers"),
     "ops": ("tests/ops", FINGERPRINTS),
     "engine": (FINGERPRINTS, "tests/engine"),
-    "model": (FINGERPRINTS, "tests/model/test_analytic.py", "tests/guidance"),
+    "model": (FINGERPRINTS, "tests/model/test_analytic.py", "tests/model/test_conditions.py", "tests/guidance"),
     "guidance": (FINGERPRINTS, "tests/guidance"),
     "training": ("tests/training",),
     "kernels": ("tests/kernels", "tests/ops"),

@@ -52,6 +52,26 @@ def test_no_row_makes_the_host_wait(solver):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("graph", ["off", "loop"])
+def test_a_run_is_on_the_callers_stream_and_waits_for_no_other(graph):
+    """After what the stream has still to do, and while the default stream is busy for seconds."""
+    fast = sampler("2m", device="cuda", graph=graph, start="state")
+    init = torch.linspace(-1.0, 1.0, 8 * 3 * 16 * 16).view(8, 3, 16, 16)
+    expected = fast.run(range(8), init=init).cpu()  # captured
+    given, out = torch.full(init.shape, torch.nan, device="cuda"), torch.empty(init.shape, device="cuda")
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(20_000_000_000)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        given.copy_(init.pin_memory(), non_blocking=True)  # comes late, and in order
+        found = fast.run(range(8), init=given, out=out).cpu()
+        assert torch.cuda.current_stream() == stream
+    assert not torch.cuda.default_stream().query()
+    assert torch.equal(found, expected)
+    torch.cuda.synchronize()
+
+
 def test_graph_memory_is_released():
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

@@ -35,6 +35,12 @@ PYTHON = [
     for path in FILES
     for k, code in enumerate(blocks(path, "python"))
 ]
+# Blocks that need others' libraries, which stand behind the language: ```python diffusers
+FOREIGN = [
+    pytest.param(libraries.split(), code, id=f"{path.parent.name}-{libraries}-{k}")
+    for path in FILES
+    for k, (libraries, code) in enumerate(re.findall(r"```python (\w.*?)\n(.*?)```", path.read_text(), re.DOTALL))
+]
 SHELL = blocks(README, "bash")
 
 
@@ -57,19 +63,26 @@ def test_python_block(code, tmp_path, monkeypatch):
         exec(compile(code, "README", "exec"), {"__name__": "__main__"})
 
 
-def test_commands(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize(("libraries", "code"), FOREIGN)
+def test_python_block_of_others(libraries, code, tmp_path, monkeypatch):
+    for library in libraries:
+        pytest.importorskip(library, reason=f"{library} is not installed; .ci/nightly installs it")
+    test_python_block(code, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "path", [path if path == README else pytest.param(path, marks=pytest.mark.slow) for path in FILES[:-2]],
+    ids=lambda path: path.parent.name,
+)  # fmt: skip
+def test_commands(path, tmp_path, monkeypatch, capsys):
     """The lines that begin with fastscore, in order, in one folder; without a compiler, since compiling takes long."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CXX", "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    lines = [
-        line
-        for path in FILES[:-2]
-        for code in blocks(path, "bash")
-        for line in code.splitlines()
-        if line.startswith("fastscore")
-    ]
-    assert len(lines) >= 4
+    lines = [line for code in blocks(path, "bash") for line in code.splitlines() if line.startswith("fastscore")]
+    assert path != README or len(lines) >= 4
     needs_images = Path("/usr/share/datasets/fashion-mnist").is_dir() or os.environ.get("FASHION_MNIST")
     for line in lines:
         if line.startswith("fastscore evaluate") and not needs_images:

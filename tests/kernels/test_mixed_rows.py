@@ -22,7 +22,11 @@ from .conftest import load
 
 
 @pytest.mark.parametrize(
-    "solver", [DDIM(1.0, keep_eps=True), PredictorCorrector(ReverseDiffusion(), Langevin())], ids=["ddim", "pc"]
+    "solver",
+    [
+        pytest.param(DDIM(1.0, keep_eps=True), id="ddim", marks=pytest.mark.slow),
+        pytest.param(PredictorCorrector(ReverseDiffusion(), Langevin()), id="pc"),
+    ],
 )
 def test_same_bits(solver):
     kernels = load("kernels_interpreter")

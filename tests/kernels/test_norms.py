@@ -11,19 +11,25 @@ from fastscore.ops.norms import langevin_ref
 from .cases import Case, differing, inputs
 
 BF16, F16 = torch.bfloat16, torch.float16
+
+
+def slow(*case: object) -> object:
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 CASES = [
     (Case(1), "sample"),
     (Case(2, n=2), "batch"),
-    pytest.param(Case(2, n=7), "batch", marks=pytest.mark.slow, id="many"),
+    slow(Case(2, n=7), "batch"),
     (Case(3, mixed=True), "expected"),
     (Case(127, network=BF16), "sample"),
     (Case(128, n=0), "sample"),
     (Case(129, n=2, own=True, mixed=True), "batch"),
-    (Case(784, network=F16), "expected"),
+    slow(Case(784, network=F16), "expected"),
     (Case(12, n=3), "tutorial"),
-    (Case(1009, n=2, network=BF16), "batch"),
+    slow(Case(1009, n=2, network=BF16), "batch"),
     (Case(2048, n=2, network=F16, mixed=True), "sample"),
-    (Case(3072, own=True), "sample"),
+    slow(Case(3072, own=True), "sample"),
 ]
 
 

@@ -34,6 +34,7 @@ def compiles_or_skips() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # the gate compiles a package, see test_prepare.py, and traces every network below
 @pytest.mark.parametrize("how", ["compile", "regional"])
 def test_a_compiled_network_draws_the_same_samples(how):
     compiles_or_skips()

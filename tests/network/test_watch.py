@@ -105,20 +105,28 @@ def draw(m: fs.ScoreModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("how", CHANGES)
 def test_a_change_of_any_kind_counts_from_the_next_run_on(how, compiler):
-    m, said = model(), []
-    net = m.net
+    m = model()
     sampler = fs.Sampler(m, grid=fs.uniform(3), batch=4, network="fp32")
-    given = prepare(m, 4, network="fp32", say=said.append)
     before = sampler.run(range(6))
     assert before.equal(draw(m))
-    assert draw(given).equal(before)
-    assert not said
-    CHANGES[how](net)
+    CHANGES[how](m.net)
     with pytest.warns(UserWarning, match=r"network has changed since it was compiled; compiled in fp32 again in \d"):
         after = sampler.run(range(6))
     assert after.equal(draw(m))  # the network itself, as it is now
     assert not after.equal(before)
-    assert draw(given).equal(after)  # of fs.prepare too
+
+
+@pytest.mark.parametrize("how", ["one bit", "assign", "statistics", "number in a dict"])
+def test_a_network_of_prepare_keeps_up_too_and_is_said_once(how, compiler):
+    m, said = model(), []
+    net = m.net
+    given = prepare(m, 4, network="fp32", say=said.append)
+    before = draw(m)
+    assert draw(given).equal(before)
+    assert not said
+    CHANGES[how](net)
+    assert draw(given).equal(draw(m))
+    assert not draw(m).equal(before)
     assert len(said) == 1
     u, t = torch.ones(4, D), torch.ones(4)
     net.blocks[0].linear.weight.data.add_(0.5)

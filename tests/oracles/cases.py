@@ -457,18 +457,17 @@ def cells_of(name: str) -> list[tuple[str, str, bool]]:
     return [(name, setting, clean) for setting in CASES[name].schedules for clean in (True, False)]
 
 
-def pairwise_of(name: str) -> list[tuple[str, str, bool]]:
-    """Cells of a case: its first setting with both ends, and each other with one, in turn."""
-    k, (first, *others) = list(CASES).index(name), CASES[name].schedules
-    turns = [(name, setting, (k + i) % 2 == 0) for i, setting in enumerate(others)]
-    return [(name, first, True), (name, first, False), *turns]
-
-
 def two_of(name: str) -> list[tuple[str, str, bool]]:
     """Cells of two settings of a case, others from case to case, with both ends."""
     k, settings = list(CASES).index(name), CASES[name].schedules
     chosen = dict.fromkeys(settings[(k + i) % len(settings)] for i in range(2))
     return [(name, setting, clean) for setting in chosen for clean in (True, False)]
+
+
+def others_of(name: str) -> list[tuple[str, str, bool]]:
+    """Cells of a case that are not of these two settings."""
+    two = two_of(name)
+    return [cell for cell in cells_of(name) if cell not in two]
 
 
 def knots_of(name: str, setting: str, clean: bool) -> np.ndarray:

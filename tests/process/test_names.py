@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import click
 import numpy as np
 import pytest
+from cells import in_each
 
 from fastscore.cli import options as o
 from fastscore.cli.inpaint import inpaint
@@ -64,11 +66,11 @@ def close(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_setting_changes_itself_alone_or_is_refused(name, setting):
+def test_a_setting_changes_itself_alone_or_is_refused(name):
     own = OWN[name]
-    for asked in (name, None):
+
+    def check(setting, asked):
         if name in SETTINGS[setting]:
             changed = named_schedule(asked, own, **{setting: VALUES[setting]})
             assert close(changed, by_hand(name, setting))
@@ -76,6 +78,8 @@ def test_a_setting_changes_itself_alone_or_is_refused(name, setting):
         else:
             with pytest.raises(ValueError, match=f"{setting} belongs to the schedule.*leave it out with schedule "):
                 named_schedule(asked, own, **{setting: VALUES[setting]})
+
+    in_each(product(SETTINGS, (name, None)), check)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -11,7 +11,7 @@ import pytest
 import textbook
 import textbook_exponential
 import torch
-from cases import CASES, SETTINGS, cells_of, pairwise_of, two_of
+from cases import CASES, SETTINGS, others_of, two_of
 from cells import in_each
 from checks import DENOISER, NOISE, N, check_textbook
 
@@ -25,16 +25,17 @@ SHORT = [name for name, case in CASES.items() if case.family != "published"]
 one_step = partial(check_textbook, steps=1)
 
 
-# Every solver on every schedule and with both ends at every run; the rest of the product with the slow tests.
+# Every solver on two schedules with both ends at every run, others from solver to solver; the rest of the product with
+# the slow tests.
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_textbook(name):
-    in_each(pairwise_of(name), check_textbook)
+    in_each(two_of(name), check_textbook)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if set(cells_of(name)) > set(pairwise_of(name))])
-def test_equals_the_textbook_at_the_other_end(name):
-    in_each((cell for cell in cells_of(name) if cell not in pairwise_of(name)), check_textbook)
+@pytest.mark.parametrize("name", [name for name in CASES if others_of(name)])
+def test_equals_the_textbook_on_the_other_schedules(name):
+    in_each(others_of(name), check_textbook)
 
 
 @pytest.mark.slow
@@ -44,9 +45,10 @@ def test_one_step(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SHORT if set(cells_of(name)) > set(two_of(name))])
-def test_one_step_of_the_other_settings(name):
-    in_each((cell for cell in cells_of(name) if cell not in two_of(name)), one_step)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in SHORT if others_of(name)])
+def test_one_step_on_the_other_schedules(name):
+    in_each(others_of(name), one_step)
 
 
 @pytest.mark.parametrize("setting", ["vp-linear", "subvp", "tutorial-ve", "edm", "flow", "smld-table"])

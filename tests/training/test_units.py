@@ -74,7 +74,11 @@ def test_sequences_are_standardised_by_channel():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mean", "std"), [((5000.0, 5000.0), (1000.0, 1000.0)), ((0.2, -7.0), (1e-3, 50.0))], ids=["large", "mixed"]
+    ("mean", "std"),
+    [
+        pytest.param((5000.0, 5000.0), (1000.0, 1000.0), id="large", marks=pytest.mark.nightly),
+        pytest.param((0.2, -7.0), (1e-3, 50.0), id="mixed"),
+    ],
 )
 def test_trained_samples_have_the_units_of_the_data(tmp_path, mean, std):
     """Means within 6 % of a standard deviation, standard deviations within 6 %, log-likelihoods within 0.05 nats."""
@@ -136,8 +140,7 @@ def test_rectangular_images_are_trained_on_and_sampled(tmp_path, size):
 
 
 def grid_of_three():
-    from fastscore.flow import likelihood_end
-    from fastscore.solvers.grids import default_grid
+    from fastscore.solvers.grids import default_grid, likelihood_end
 
     return default_grid(named("euler"), fs.EDM(), fs.EDM(), 3, end=likelihood_end(fs.EDM()), clean=False)
 
