@@ -115,7 +115,7 @@ def test_pins_satisfy_each_other(index, python):
 
 @pytest.mark.slow
 @pytest.mark.nightly
-@pytest.mark.parametrize("extra", ["", "plots", "peers", "dev"])
+@pytest.mark.parametrize("extra", ["", "plots", "peers", "diffusers", "sbi", "dev"])
 def test_every_install_resolves_for_every_python(index, extra):
     """Asks the index, as pip would; the constraints hold for what they name."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
