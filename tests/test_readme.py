@@ -9,6 +9,7 @@ import shlex
 import warnings
 from pathlib import Path
 
+import others
 import pytest
 import torch
 
@@ -68,7 +69,7 @@ def test_python_block(code, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("libraries", "code"), FOREIGN)
 def test_python_block_of_others(libraries, code, tmp_path, monkeypatch):
     for library in libraries:
-        pytest.importorskip(library, reason=f"{library} is not installed; .ci/nightly installs it")
+        others.library(library)
     test_python_block(code, tmp_path, monkeypatch)
 
 

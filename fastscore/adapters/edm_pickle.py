@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.adapters.weights import saved
 from fastscore.data.limits import fits_memory, regular_file
 from fastscore.errors import short
 from fastscore.files import write_text
@@ -169,7 +170,7 @@ def _persistent(meta: Any) -> _Holder:
 
 
 def _storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251, executes nothing
+    return saved(io.BytesIO(data))
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:

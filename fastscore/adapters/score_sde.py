@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from fastscore.adapters.weights import saved
 from fastscore.adapters.wrapped import wrap
 from fastscore.data.affine import Affine
 from fastscore.data.limits import fits_memory, regular_file
@@ -106,10 +106,10 @@ def read_score_sde_checkpoint(path: Path | str, ema: bool = True) -> dict[str, T
     path = regular_file(Path(path))
     fits_memory(path.stat().st_size, path, "read it on a larger machine")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251, executes nothing
+        content = saved(path)
         state = {str(k).removeprefix("module."): v.detach() for k, v in content["model"].items()}
         averages = list(content["ema"]["shadow_params"]) if ema else []
-    except Exception as error:  # torch.load fails in every way there is
+    except Exception as error:  # see saved
         raise ValueError(f"{path} is not a readable checkpoint of score_sde: {short(error, 200)}") from None
     if not ema:
         return state

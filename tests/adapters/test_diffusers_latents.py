@@ -8,15 +8,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from diffusers_nets import diffusers, dit, normals, same, scheduler, vae
 
 import fastscore as fs
 from fastscore.adapters import from_diffusers
 from fastscore.adapters.diffusers.latents import latents_of
 from fastscore.model.decoder import Decoder
 from fastscore.output.store.job import model_digest
-
-pytest.importorskip("diffusers", reason="the nightly installs it: .ci/nightly")
-from diffusers_nets import diffusers, dit, normals, same, scheduler, vae
 
 pytestmark = [
     pytest.mark.slow,

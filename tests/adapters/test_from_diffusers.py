@@ -9,14 +9,12 @@ import diffusers_runs as runs
 import numpy as np
 import pytest
 import torch
+from diffusers_nets import N, diffusers, dit, flux, given, normals, same, scheduler, sd3, unet, unet_condition, weighted
 from torch import Tensor
 
 import fastscore as fs
 from fastscore.adapters import from_diffusers
 from fastscore.adapters.diffusers.samplers import repeated
-
-pytest.importorskip("diffusers", reason="the nightly installs it: .ci/nightly")
-from diffusers_nets import N, diffusers, dit, flux, given, normals, same, scheduler, sd3, unet, unet_condition, weighted
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,8 +73,14 @@ def test_unet_in_float64(name):
 @pytest.mark.parametrize("name", ["DDIM", "HeunDiscrete", "UniPCMultistep"])
 def test_unet_with_labels(name):
     net, labels = unet(num_class_embeds=5), torch.tensor([0, 3, 4])
-    call = lambda u, t: net(u, t, class_labels=labels).sample  # noqa: E731
-    check(net, scheduler(name), call, SHAPES["image"], torch.float32, {"labels": labels})
+    check(
+        net,
+        scheduler(name),
+        lambda u, t: net(u, t, class_labels=labels).sample,
+        SHAPES["image"],
+        torch.float32,
+        {"labels": labels},
+    )
 
 
 def test_learned_variance_is_left_out():
@@ -218,11 +222,10 @@ def test_any_transformer_by_its_signature():
             return (out,)
 
     net, text = Custom(), given()["text"]
-    call = lambda u, t: net(u, t, text)[0]  # noqa: E731
     their = scheduler("FlowMatchEulerDiscrete")
     with pytest.raises(ValueError, match="needs caption"):
         from_diffusers(net, their, shape=SHAPES["latent"])
     check(
-        net, their, call, SHAPES["latent"], torch.float32, {"cond": {"caption": text}},
+        net, their, lambda u, t: net(u, t, text)[0], SHAPES["latent"], torch.float32, {"cond": {"caption": text}},
         shape=SHAPES["latent"], conditions={"caption": (None, 8)},
     )  # fmt: skip

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import foreign
+import others
 import pytest
 import science
 import torch
@@ -20,22 +21,15 @@ from fastscore.adapters.sbi import predictor, sample
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
-SBI = "sbi: .ci/nightly installs it"
-PHYSICSNEMO = "physicsnemo: .ci/nightly installs it"
-
 
 @pytest.fixture(scope="module")
 def needs_sbi() -> None:
-    pytest.importorskip("sbi", reason=SBI)
+    others.library("sbi")
 
 
 @pytest.fixture(scope="module")
 def needs_physicsnemo() -> None:
-    pytest.importorskip("tensordict", reason=PHYSICSNEMO)
-    try:
-        foreign.physicsnemo("samplers")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{PHYSICSNEMO} ({error})")
+    foreign.physicsnemo("samplers")
 
 
 @pytest.mark.usefixtures("needs_sbi")
@@ -195,7 +189,7 @@ def test_networks_old_and_new() -> None:
     scheduler, image = schedulers.EDMNoiseScheduler(), science.normals(1, 2, 2, 2).float()
     z, grid = science.normals(1, 3, *science.SHAPE).float(), times(scheduler, 6)
     new = preconditioners.EDMPreconditioner(Unit())
-    tensor_dict = pytest.importorskip("tensordict").TensorDict
+    tensor_dict = others.library("tensordict").TensorDict
     for shape, cond, given in (
         ((2, 2, 2), image[0], image.expand(3, 2, 2, 2)),
         ({"a": (2, 2, 2)}, {"a": image[0]}, tensor_dict({"a": image.expand(3, 2, 2, 2)}, batch_size=[3])),

@@ -147,8 +147,8 @@ def written_as_they_are(model, tmp_path):
 
 
 def test_latents_without_a_decoder_are_no_images(tmp_path):
-    net = lambda u, c_noise: 0.5 * u  # noqa: E731
-    written_as_they_are(fs.ScoreModel(net, (4, 8, 8), fs.VP(), info={"latents": True}), tmp_path)
+    model = fs.ScoreModel(lambda u, c_noise: 0.5 * u, (4, 8, 8), fs.VP(), info={"latents": True})
+    written_as_they_are(model, tmp_path)
 
 
 @pytest.mark.slow

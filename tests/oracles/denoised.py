@@ -204,7 +204,7 @@ def azula_runs() -> list[Run]:
         D = AzulaDenoiser(schedule)
 
         def theirs() -> Tensor:
-            sample = pytest.importorskip("azula.sample", reason="azula is not installed; .ci/nightly installs it")
+            sample = others.library("azula.sample")
             denoiser: Any = D
             if guided:
                 denoiser = import_module("azula.guidance.cfg").CFGDenoiser(D)
@@ -239,7 +239,7 @@ def deepinv_runs() -> list[Run]:
 
     def theirs(name: str) -> Callable[[], Tensor]:
         def call() -> Tensor:
-            sampling = others.deepinv().sampling
+            sampling = others.library("deepinv").sampling
             solver = getattr(sampling, name)(timesteps=np.array(times))
             made = sampling.EDMDiffusionSDE(
                 sigma_t=sigma_of, variance_exploding=True, alpha=0.0, denoiser=ImageDenoiser(), solver=solver
@@ -273,7 +273,7 @@ def velocity_runs() -> list[Run]:
 
     def theirs(path: Any, method: str, extra: dict[str, Any], guided: bool) -> Callable[[], Tensor]:
         def call() -> Tensor:
-            solver = pytest.importorskip("flow_matching.solver", reason="flow_matching is not installed")
+            solver = others.library("flow_matching.solver")
             v = Velocity(path)
 
             def mixed(x: Tensor, t: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
+import others
 import torch
 from torch import Tensor
 
-diffusers: Any = import_module("diffusers")
+diffusers: Any = others.library("diffusers")
 N = 3
 
 

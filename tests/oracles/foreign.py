@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import others
 import torch
 from science import ESTIMATORS, MEAN_0, STD_0, Wave
 from torch import Tensor
@@ -34,13 +35,5 @@ def sbi_posterior(kind: str, prior: Any = None, **settings: Any) -> Any:
 
 
 def physicsnemo(part: str) -> ModuleType:
-    """Return physicsnemo.diffusion.<part>; its torchvision may be of another torch, whose operators it then lacks."""
-    register: Any = torch.library.register_fake
-
-    def skip(op: Any, function: Any = None, /, **k: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return function or (lambda f: f)
-        return register(op, function, **k)
-
-    with patch.object(torch.library, "register_fake", skip):
-        return import_module(f"physicsnemo.diffusion.{part}")
+    """Return physicsnemo.diffusion.<part>."""
+    return others.library(f"physicsnemo.diffusion.{part}")

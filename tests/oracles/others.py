@@ -1,43 +1,49 @@
-"""Libraries of others, imported where their own imports fail for reasons that no test here is about."""
+"""Libraries of others; a test that needs one that is not installed says which, and skips."""
 
 from __future__ import annotations
 
-import re
-import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from bench.peers.k_diffusion import sampling
 
+OURS = ("fastscore", "bench", "tests")
+
+
+def library(name: str, load: Callable[[], Any] | None = None) -> Any:
+    """Return a module of another project; skip where it or what it imports is not installed, and for nothing else."""
+    try:
+        _torchvision()
+        return import_module(name) if load is None else load()
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] in OURS:
+            raise
+        pytest.skip(
+            f"{name} needs {error.name}, which is not installed; .ci/nightly installs it", allow_module_level=True
+        )
+
 
 def k_diffusion() -> Any:
-    """Return k_diffusion.sampling; skip where it is not installed."""
-    return _with_torchvision("k_diffusion", sampling)
+    """Return k_diffusion.sampling, without the training code of its package."""
+    return library("k_diffusion", sampling)
 
 
-def deepinv() -> Any:
-    """Return deepinv; skip where it is not installed."""
-    return _with_torchvision("deepinv", lambda: import_module("deepinv"))
+def _torchvision() -> None:
+    """Import torchvision, also a wheel for another torch: its operators are missing then, and are not described."""
+    register: Any = torch.library.register_fake
 
+    def known(op: Any, function: Any = None, /, **more: Any) -> Any:
+        if isinstance(op, str) and op.startswith("torchvision::"):
+            return function or (lambda f: f)
+        return register(op, function, **more)
 
-def _with_torchvision(name: str, load: Any) -> Any:
-    """Import a library that needs torchvision, whose meta kernels fail where its wheel was built for another torch.
-
-    They register implementations of operators that its C++ part would have defined; so these are defined, empty.
-    """
-    while True:
+    with patch.object(torch.library, "register_fake", known):
         try:
             import_module("torchvision")
-            return load()
-        except ModuleNotFoundError as error:
-            pytest.skip(f"{name} needs {error.name}, which is not installed; .ci/nightly installs it")
-        except RuntimeError as error:
-            lacking = re.search(r"operator (torchvision::\w+) does not exist", str(error))
-            if lacking is None:
-                raise
-            torch.library.define(lacking[1], "(Tensor x) -> Tensor")
-            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-                del sys.modules[module]
+        except ModuleNotFoundError:
+            return  # many do without

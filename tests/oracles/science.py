@@ -9,6 +9,7 @@ and samplers around the networks of this file, on normals that are recorded, too
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ class Wave(nn.Module):
         return torch.tanh(theta @ self.weight + 0.5 * x + t.reshape(-1, 1)) + 0.3 * theta
 
 
-class _Estimator(nn.Module):
+class _Estimator(ABC, nn.Module):
     """What VP, sub-VP, VE and flow-matching estimators of sbi have, as far as an adapter reads it."""
 
     t_min, t_max = 1e-3, 1.0
@@ -53,11 +54,11 @@ class _Estimator(nn.Module):
         alpha, sigma = self.mean_t_fn(T), self.std_fn(T)
         self.mean_base, self.std_base = alpha * mean_0, ((alpha * std_0).square() + sigma.square()).sqrt()
 
-    def mean_t_fn(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def mean_t_fn(self, t: Tensor) -> Tensor: ...
 
-    def std_fn(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def std_fn(self, t: Tensor) -> Tensor: ...
 
     def score(self, u: Tensor, x: Tensor, t: Tensor) -> Tensor:
         t, x = t.expand(u.shape[:-1]), x.expand(u.shape)
@@ -152,13 +153,13 @@ def posterior(estimator: Any, prior: Any = None, x: Tensor | None = None) -> Any
     )
 
 
-class _Scheduler:
+class _Scheduler(ABC):
     def timesteps(self, n: int, *, device: Any = None, dtype: Any = None) -> Tensor:
         last, step = torch.zeros(1, dtype=dtype), torch.arange(n, dtype=dtype) / (n - 1)
         return torch.cat([self.spaced(step), last])
 
-    def spaced(self, step: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def spaced(self, step: Tensor) -> Tensor: ...
 
 
 class EDMNoiseScheduler(_Scheduler):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import pytest
+import others
 import torch
 from torch import Tensor
 
-diffusers: Any = pytest.importorskip("diffusers", reason="diffusers is not installed; .ci/nightly installs it")
+diffusers: Any = others.library("diffusers")
 
 register_to_config = import_module("diffusers.configuration_utils").register_to_config
 STEPS, BATCH = 4, 2
@@ -160,6 +160,13 @@ def sd15(pipeline: str = "StableDiffusionPipeline", **more: Any) -> Case:
     return Case(pipe, run, network, drawn((4, 8, 8)))
 
 
+def prompted(pipe: Any, prompt: Tensor, pooled: Tensor, generator: Any, n: int, steps: int, **more: Any) -> Tensor:
+    """Return latents of a pipeline that takes embeddings of a prompt, one for all images, without guidance."""
+    arguments = {"prompt_embeds": prompt.expand(n, -1, -1), "pooled_prompt_embeds": pooled.expand(n, -1)}
+    settings = {"num_inference_steps": steps, "guidance_scale": 1.0, **SIZE, **more}
+    return pipe(**arguments, **settings, generator=generator).images
+
+
 def sdxl() -> Case:
     net = unet_condition(
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=32
@@ -173,15 +180,7 @@ def sdxl() -> Case:
     prompt, pooled = normals(1, 5, 8), normals(1, 8)
 
     def run(generator: Any, n: int = BATCH, steps: int = STEPS, **more: Any) -> Tensor:
-        arguments = {"prompt_embeds": prompt.expand(n, -1, -1), "pooled_prompt_embeds": pooled.expand(n, -1)}
-        settings = {
-            "num_inference_steps": steps,
-            "guidance_scale": 1.0,
-            "output_type": "latent",
-            "height": 8,
-            "width": 8,
-        }
-        return pipe(**arguments, **settings, generator=generator, **more).images
+        return prompted(pipe, prompt, pooled, generator, n, steps, **more)
 
     def network(u: Tensor, t: Tensor, cond: None) -> Tensor:
         ids = torch.tensor([[8.0, 8.0, 0.0, 0.0, 8.0, 8.0]]).expand(len(u), -1)
@@ -205,15 +204,7 @@ def sd3() -> Case:
     prompt, pooled = normals(1, 5, 8), normals(1, 8)
 
     def run(generator: Any, n: int = BATCH, steps: int = STEPS, **more: Any) -> Tensor:
-        arguments = {"prompt_embeds": prompt.expand(n, -1, -1), "pooled_prompt_embeds": pooled.expand(n, -1)}
-        settings = {
-            "num_inference_steps": steps,
-            "guidance_scale": 1.0,
-            "output_type": "latent",
-            "height": 8,
-            "width": 8,
-        }
-        return pipe(**arguments, **settings, generator=generator, **more).images
+        return prompted(pipe, prompt, pooled, generator, n, steps, **more)
 
     def network(u: Tensor, t: Tensor, cond: None) -> Tensor:
         embeds = {
@@ -239,15 +230,7 @@ def flux() -> Case:
     images = pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
 
     def run(generator: Any, n: int = BATCH, steps: int = STEPS, **more: Any) -> Tensor:
-        arguments = {"prompt_embeds": prompt.expand(n, -1, -1), "pooled_prompt_embeds": pooled.expand(n, -1)}
-        settings = {
-            "num_inference_steps": steps,
-            "guidance_scale": 3.5,
-            "output_type": "latent",
-            "height": 8,
-            "width": 8,
-        }
-        return pipe(**arguments, **settings, generator=generator, **more).images
+        return prompted(pipe, prompt, pooled, generator, n, steps, **{"guidance_scale": 3.5, **more})
 
     def network(u: Tensor, t: Tensor, cond: None) -> Tensor:
         embeds = {

@@ -93,7 +93,9 @@ def sample(
 def supported(prior: Any, theta: Tensor) -> Tensor:
     """Return which parameters, [n], the prior allows: by its support, or where it has none by its log-density."""
     try:
-        inside = prior.support.check(theta)
-    except (NotImplementedError, AttributeError):
-        inside = torch.isfinite(prior.log_prob(theta))
+        support = getattr(prior, "support", None)
+        inside = None if support is None else support.check(theta)
+    except NotImplementedError:  # what torch's distributions and constraints say that do not know theirs
+        inside = None
+    inside = torch.isfinite(prior.log_prob(theta)) if inside is None else inside
     return inside.flatten(1).all(1) if inside.ndim > 1 else inside
