@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache, wraps
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -184,3 +184,35 @@ def ones(t: ArrayLike) -> Array:
 def zeros(t: ArrayLike) -> Array:
     """Return the derivative of ``ones``."""
     return np.zeros_like(np.asarray(t, np.float64))
+
+
+@dataclass(frozen=True)
+class Started:
+    """A schedule that begins at another T, with a standard deviation of its own there.
+
+    T may lie behind the schedule's own, where its functions go on.
+    """
+
+    schedule: Schedule
+    T: float
+    prior_std: float
+
+    @property
+    def t_end(self) -> float:
+        return min(self.schedule.t_end, self.T)
+
+    @property
+    def t_clean(self) -> float:
+        return self.schedule.t_clean
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return self.schedule.alpha(t)
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return self.schedule.sigma(t)
+
+    def dalpha(self, t: ArrayLike) -> Array:
+        return self.schedule.dalpha(t)
+
+    def dsigma(self, t: ArrayLike) -> Array:
+        return self.schedule.dsigma(t)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastscore.errors import short, typed
 from fastscore.plan.rows import Row, Solver
-from fastscore.process.schedule import Array, Schedule, t_of_lam
+from fastscore.process.schedule import Array, Schedule, Started, t_of_lam
 from fastscore.solvers.correctors import Corrector
 from fastscore.solvers.exponential import ancestral_split
 from fastscore.solvers.ode import Heun
@@ -222,24 +220,6 @@ def planned(name: str, solver: object) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Extended:
-    """As much of a schedule as it takes to invert it, with another T."""
-
-    schedule: Schedule
-    T: float
-
-    @property
-    def t_clean(self) -> float:
-        return self.schedule.t_clean
-
-    def alpha(self, t: ArrayLike) -> Array:
-        return self.schedule.alpha(t)
-
-    def sigma(self, t: ArrayLike) -> Array:
-        return self.schedule.sigma(t)
-
-
 def time_at(schedule: Schedule, rho: Array) -> Array:
     """Return the times with these ratios sigma / alpha, behind T too, where the schedule's functions go on.
 
@@ -254,7 +234,7 @@ def time_at(schedule: Schedule, rho: Array) -> Array:
                 f"rho = {np.max(rho):.6g} is more noise than {type(schedule).__name__} has at T = {schedule.T:.6g}, "
                 "and behind T it has no more; leave beyond=True out, or lower churn or high"
             )
-    return t_of_lam(cast(Schedule, _Extended(schedule, top)), -np.log(rho))
+    return t_of_lam(Started(schedule, top, schedule.prior_std), -np.log(rho))
 
 
 def ratio(schedule: Schedule, t: float | Array) -> Array:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import others
 import pytest
 import tiny_pipelines as tiny
 import torch
@@ -95,8 +96,11 @@ def test_a_saved_pipeline_loads_in_another_process(tmp_path: Path) -> None:
     scheduler = scheduler_class()("ddim", {"eta": 0.5}, beta_schedule="scaled_linear", timestep_spacing="trailing")
     tiny.quiet(diffusers.DDPMPipeline(tiny.unet2d(), scheduler)).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["fastscore", "Scheduler"]
+    oracles = Path(others.__file__).parent
     code = (
-        "import sys, json, diffusers, fastscore; s = diffusers.DDPMPipeline.from_pretrained(sys.argv[1]).scheduler; "
+        f"import sys, json; sys.path += {[str(oracles), str(oracles.parents[1])]}; import others; "
+        "diffusers = others.library('diffusers'); import fastscore; "
+        "s = diffusers.DDPMPipeline.from_pretrained(sys.argv[1]).scheduler; "
         "s.set_timesteps(4); print(json.dumps([repr(s), dict(s.config), s.timesteps.tolist(), repr(s.solver)]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

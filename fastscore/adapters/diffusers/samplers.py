@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from fastscore.adapters.diffusers.config import PREDICTIONS
-from fastscore.adapters.diffusers.schedules import Started, schedule_of
+from fastscore.adapters.diffusers.schedules import schedule_of
 from fastscore.adapters.diffusers.solvers import ANY, Run, bounds, refusal, rule_of
 from fastscore.adapters.diffusers.steps import Steps
 from fastscore.process.continuous import EDM, Flow, Trig
 from fastscore.process.grid import Times
 from fastscore.process.parametrization import Parametrization
-from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
+from fastscore.process.schedule import Array, Schedule, Started, lam, t_of_lam
 
 FLOAT32 = 1e-6  # relative, of what is float32 there, against its value here
 

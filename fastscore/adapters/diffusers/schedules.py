@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastscore.errors import short
@@ -108,35 +106,3 @@ def _laplace(t: float) -> float:
     """sqrt(snr / (1 + snr)) with a Laplace law of ln snr: Hang et al. 2024, as diffusers writes it."""
     snr = math.exp(-0.5 * math.copysign(1.0, 0.5 - t) * math.log(1.0 - 2.0 * abs(0.5 - t) + 1e-6))
     return math.sqrt(snr / (1.0 + snr))
-
-
-@dataclass(frozen=True)
-class Started:
-    """A schedule that begins at T with a standard deviation of its own, as a sampler in sigma is started.
-
-    Euler's samplers in diffusers start from sigma_max z, or from sqrt(1 + sigma_max^2) z.
-    """
-
-    schedule: Schedule
-    T: float
-    prior_std: float
-
-    @property
-    def t_end(self) -> float:
-        return min(self.schedule.t_end, self.T)
-
-    @property
-    def t_clean(self) -> float:
-        return self.schedule.t_clean
-
-    def alpha(self, t: ArrayLike) -> Array:
-        return self.schedule.alpha(t)
-
-    def sigma(self, t: ArrayLike) -> Array:
-        return self.schedule.sigma(t)
-
-    def dalpha(self, t: ArrayLike) -> Array:
-        return self.schedule.dalpha(t)
-
-    def dsigma(self, t: ArrayLike) -> Array:
-        return self.schedule.dsigma(t)
