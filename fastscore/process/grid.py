@@ -1,7 +1,8 @@
 """Time grids: the knots between which a solver steps, noisiest first.
 
 A grid of N steps has N + 1 knots. With ``clean=True`` the last one is the schedule's clean end
-(sigma = 0), and the spacing rule places the other N between start and end.
+(sigma = 0), and the spacing rule places the other N between start and end. Rules of other codes
+stand in named_grids.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastscore.errors import typed
-from fastscore.process.names import INDICES, SPACINGS
+from fastscore.process.named_grids import NAMED_GRIDS, place
+from fastscore.process.names import INDICES, NAMED, SPACINGS, grid_name
+from fastscore.process.rules import Rule
 from fastscore.process.schedule import Array, Schedule, at_ends, lam, t_of_lam, table
 
 
@@ -22,10 +25,11 @@ class Grid:
     """A spacing rule with its number of steps.
 
     Attributes:
-        spacing: one of SPACINGS; the functions below describe them.
-        steps: N >= 1.
+        spacing: one of SPACINGS, which the functions below describe, one of NAMED, whose rules named_grids.py has, or
+            such a rule with parameters of its own; underscores and any case will do.
+        steps: N >= 1. The rules of "ddim-uniform" and "beta" may have more or fewer, as their codes have.
         start, end: first and last time of the rule; the schedule's T and t_end if left out.
-        clean: whether the last step goes to sigma = 0.
+        clean: whether the last step goes to sigma = 0; if left out, as the code of a named rule has it, of others no.
         rho: exponent of "karras" and "arctan".
         scale: of "arctan", in sigma / alpha.
         shift: factor on sigma / alpha of all knots but one at pure noise or sigma = 0, see ``shifted``.
@@ -36,11 +40,11 @@ class Grid:
         ValueError: fewer than one step, an unknown rule, a value out of range, or start and end out of order.
     """
 
-    spacing: str
+    spacing: str | Rule
     steps: int
     start: float | None = None
     end: float | None = None
-    clean: bool = False
+    clean: bool | None = None
     rho: float = 7.0
     scale: float = 8.0
     shift: float = 1.0
@@ -48,8 +52,10 @@ class Grid:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"grid spacing = {self.spacing!r} must be one of {', '.join(SPACINGS)}")
+        if isinstance(self.spacing, str):
+            object.__setattr__(self, "spacing", grid_name(self.spacing, "grid spacing", (*SPACINGS, *NAMED)))
+        if self.clean is None:
+            object.__setattr__(self, "clean", self.rule is not None and self.rule.clean)
         if not 1 <= self.steps < 1 << 20:
             raise ValueError(f"steps = {self.steps} must lie in 1 .. {(1 << 20) - 1}")
         for name in ("rho", "scale", "shift"):
@@ -59,6 +65,13 @@ class Grid:
             raise ValueError(f"offset = {self.offset} must be at least 0, and belongs to the spacing leading")
         if self.shift != 1.0 and self.spacing in INDICES:
             raise ValueError(f"shift = {self.shift} moves times; the spacing {self.spacing} has whole indices")
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule of a name, or the grid's own; None if the spacing is one of SPACINGS."""
+        if not isinstance(self.spacing, str):
+            return self.spacing
+        return None if self.spacing in SPACINGS else NAMED_GRIDS[self.spacing].rule
 
     def __call__(self, schedule: Schedule) -> Array:
         """Return the knots on ``schedule``, float64 [steps + 1], decreasing."""
@@ -74,12 +87,16 @@ class Grid:
         if self.spacing in INDICES:
             knots = self._indices(schedule, start, end, n)
         else:
-            knots = self._spaced(schedule, start, end, n)
-            knots[0], knots[-1] = start, end if n > 1 else start
+            if self.rule is not None:
+                name = self.spacing if isinstance(self.spacing, str) else type(self.spacing).__name__
+                knots = place(self.rule, name, schedule, start, end, n, self.end is None)
+            else:
+                knots = self._spaced(schedule, start, end, n)
+                knots[0], knots[-1] = start, end if n > 1 else start
             knots = _whole(knots) if self.whole else _shift(schedule, knots, self.shift)
         if self.clean:
             knots = np.append(knots, schedule.t_clean)
-        if np.any(np.diff(knots) >= 0.0):
+        if not np.all(np.diff(knots) < 0.0):
             raise ValueError(
                 f"{self.spacing} grid of {self.steps} steps repeats a time; use fewer steps or another spacing"
             )
@@ -96,7 +113,7 @@ class Grid:
         if not np.all(bounded):
             raise ValueError(
                 f"{self.spacing} grid: lam is infinite at t = {end if bounded[0] else start}; "
-                "move start (or end) off the end of the schedule"
+                "move start (or end) off the end of the schedule, or take arctan or kl-optimal"
             )
         if self.spacing == "logsnr":
             values = np.linspace(ends[0], ends[1], n)

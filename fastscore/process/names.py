@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from fastscore.errors import typed
+from fastscore.errors import short, typed
 
 if TYPE_CHECKING:
     from fastscore.process.schedule import Schedule
@@ -24,6 +25,23 @@ SCHEDULES = (
 )
 INDICES = ("leading", "trailing", "linspace")  # spacings of tables
 SPACINGS = ("uniform", "quadratic", "logsnr", "karras", "arctan", *INDICES)  # see process/grid.py
+NAMED = (  # rules of other codes, see process/named_grids.py
+    "simple", "normal", "sgm-uniform", "ddim-uniform", "beta", "beta57", "even", "leading-dpm", "linspace-dpm",
+    "linspace-euler", "lcm", "exponential", "polyexponential", "karras-comfyui", "kl-optimal", "kl-optimal-a1111",
+    "beta-a1111", "linear-quadratic", "laplace", "piecewise", "karras-exponential", "vp", "boltz", "bong-tangent",
+    "ays-sd15", "ays-sdxl", "ays-svd", "ays-sd15-a1111", "ays-sdxl-a1111", "ays-sd15-diffusers", "ays-sdxl-diffusers",
+    "ays-svd-diffusers", "ays-sd15-timesteps", "ays-sdxl-timesteps", "optimal-steps-flux", "optimal-steps-wan",
+    "optimal-steps-chroma",
+)  # fmt: skip
+GRIDS = ("default", *SPACINGS, *NAMED)  # what ``grid="karras"`` and --grid take
+# Names of other codes for what has another name here, and those that stand for more than one thing.
+_SAME = {"automatic": "default", "ddim": "ddim-uniform", "lu-lambdas": "logsnr", "beta-diffusers": "beta-a1111"}
+_UNCLEAR = {
+    "align-your-steps": "ays-sd15, ays-sdxl or ays-svd, which the network decides; -a1111 and -diffusers are theirs",
+    "optimal-steps": "optimal-steps-flux, optimal-steps-wan or optimal-steps-chroma, which the network decides",
+}
+_UNCLEAR["ays"] = _UNCLEAR["align-your-steps"]
+TUNED = "tuned"  # a grid that was fitted to the model, see engine/fitted.py
 # Settings of schedules, and the schedules that have them.
 SETTINGS = {
     "sigma_min": ("ve", "edm", "smld"),
@@ -36,6 +54,24 @@ SETTINGS = {
     "zero_snr": ("ddpm", "ddpm-cosine"),
     "t_end": ("vp", "subvp", "ve", "flow", "vp-cosine", "vp-exponential", "tutorial"),
 }
+
+
+def listed(kind: str, name: str, names: tuple[str, ...]) -> str:
+    """Return a name as it is listed, whatever its case and underscores; ValueError for another, with the nearest."""
+    found = str(name).strip().replace("_", "-").replace(" ", "-").lower()
+    if found in names:
+        return found
+    near = get_close_matches(found, names, n=3, cutoff=0.5)
+    nearest = f" (nearest: {', '.join(near)})" if near else ""
+    raise ValueError(f"{kind} = {short(name)}{nearest} must be one of {', '.join(names)}")
+
+
+def grid_name(name: str, kind: str = "grid", names: tuple[str, ...] = GRIDS) -> str:
+    """Return the name of a grid as it is listed, from any of its spellings."""
+    found = str(name).strip().replace("_", "-").replace(" ", "-").lower()
+    if found in _UNCLEAR:
+        raise ValueError(f"{kind} = {short(name)} is one of {_UNCLEAR[found]}")
+    return listed(kind, _SAME.get(found, name), names)
 
 
 @typed

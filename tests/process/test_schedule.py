@@ -178,7 +178,7 @@ def test_functions_cannot_be_saved():
         (lambda: EDM(2.0, 1.0), "sigma_max = 1.0"),
         (lambda: LinearBeta(1.0, float("nan")), "beta_max = nan"),
         (lambda: TutorialVE(1.0), "base = 1.0"),
-        (lambda: DiscreteVP(()), "betas must be"),
+        (lambda: DiscreteVP(()), r"betas = \(\) must be a list of numbers"),
         (lambda: DiscreteVP((1.0, 0.1)), "betas must be"),
         (lambda: DiscreteVP((0.1, 1.1)), "betas must be"),
         (lambda: discrete_vp(n=1, zero_snr=True), "at least 2 with zero_snr"),
