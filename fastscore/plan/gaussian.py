@@ -35,7 +35,9 @@ def gaussian_moments(plan: Plan, mean: ArrayLike, std: ArrayLike) -> tuple[Array
     schedule = plan.schedule
     folding = Folding(plan, schedule, Parametrization("x0", exact=True))
     p, q = np.zeros((2, len(plan.rows)))
+    change = np.array([row.change for row in plan.rows])
     p[folding.reads_m], q[folding.reads_m] = folding.coefficients()
+    p[change], q[change] = 0.0, 0.0  # one model, and nothing that guides it
     written = [(row.a, row.b, row.c, *row.w) for row in plan.rows]
     if not all(np.isfinite(part).all() for part in (p, q, *written)):
         raise ValueError(f"gaussian_moments: a coefficient of the plan on {type(schedule).__name__} is not finite")

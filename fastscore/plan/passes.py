@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from fastscore.errors import short
 from fastscore.kernels import abi
+from fastscore.plan.landing import end_labels
 from fastscore.plan.rows import NORMS, Plan, Row, Solver
 from fastscore.process.parametrization import Parametrization, components, convert, network_time
 from fastscore.process.schedule import Array, Schedule
@@ -55,18 +57,21 @@ class Folding:
     Args:
         plan: not folded.
         model, parametrization: the schedule that the network was trained on, and what it predicts.
+        two_times: whether it is told where a step ends; see plan/landing.py.
 
     Raises:
-        ValueError: the network was never trained at so much noise.
+        ValueError: the network was never trained at so much noise, or serves other steps than a row's.
     """
 
-    def __init__(self, plan: Plan, model: Schedule, parametrization: Parametrization) -> None:
+    def __init__(self, plan: Plan, model: Schedule, parametrization: Parametrization, two_times: bool = False) -> None:
         self.plan = plan
-        self.reads_m = np.array([r.b != 0.0 or r.push is not None or r.langevin is not None for r in plan.rows])
+        self.reads_m = np.array([r.reads_m for r in plan.rows])
         self.t = np.array([r.t for r in plan.rows])[self.reads_m]
         times, scale = network_time(model, plan.schedule, self.t)
         self.output = parametrization.components(model, times)
         self.c_in, self.c_noise = scale * parametrization.c_in(model, times), parametrization.c_noise(model, times)
+        ends = end_labels(plan, self.reads_m, model, parametrization) if two_times else []
+        self.c_end: list[float | None] = [*ends] or [None] * len(self.t)
 
     def data_weights(self) -> list[float]:
         """Return A of every row's output F = A D + B eps; 0 of a row that has none."""
@@ -95,18 +100,19 @@ class Folding:
             output: what F is, if not what the network predicts: "x0" of one whose output a guide has turned into that.
         """
         p, q = self.coefficients(m, output)
-        columns = iter(zip(p.tolist(), q.tolist(), self.c_in.tolist(), self.c_noise.tolist(), strict=True))
+        columns = iter(zip(p.tolist(), q.tolist(), self.c_in.tolist(), self.c_noise.tolist(), self.c_end, strict=True))
         rows = []
         for row, reads in zip(self.plan.rows, self.reads_m, strict=True):
-            pk, qk, ck, label = next(columns) if reads else (0.0, 0.0, 1.0, 0.0)
+            pk, qk, ck, label, end = next(columns) if reads else (0.0, 0.0, 1.0, 0.0, None)
             evaluate = row.evaluate and bool(reads)
-            rows.append(replace(row, m=m or row.m, p=pk, q=qk, c_in=ck, c_noise=label, evaluate=evaluate))
+            rows.append(replace(row, m=m or row.m, p=pk, q=qk, c_in=ck, c_noise=label, c_end=end, evaluate=evaluate))
         return tuple(rows)
 
 
 def fold(plan: Plan, model: Schedule, parametrization: Parametrization) -> Plan:
     """Write every m as p x + q F for a network trained on ``model``; set its input and label."""
-    return replace(plan, rows=Folding(plan, model, parametrization).rows())
+    rows = Folding(plan, model, parametrization).rows()
+    return replace(plan, rows=mix(rows, (None,) * len(rows), 1.0))
 
 
 def inside(plan: Plan, interval: tuple[float, float]) -> list[bool]:
@@ -114,30 +120,56 @@ def inside(plan: Plan, interval: tuple[float, float]) -> list[bool]:
     low, high = interval
     with np.errstate(divide="ignore"):  # pure noise
         levels = [float(np.divide(plan.schedule.sigma(row.t), plan.schedule.alpha(row.t))) for row in plan.rows]
-    result, active = [], False
+    result, active, known = [], False, False
     for row, level in zip(plan.rows, levels, strict=True):
-        active = low < level <= high if row.evaluate else active  # an output that is used again is mixed again
+        # An output that is used again is mixed again; later stages of a step that CFG++ guides are as its first one.
+        if row.evaluate and (row.guide != 0.0 or not known):
+            active, known = low < level <= high, True
         result.append(active)
     return result
 
 
-def mix(first: tuple[Row, ...], second: tuple[Row | None, ...], weight: float) -> tuple[Row, ...]:
-    r"""Mix a second output into the m of rows: m = w m_1 + (1 - w) m_2, which stays affine.
+def mix(first: tuple[Row, ...], second: tuple[Row | None, ...], weight: float, thrifty: bool = True) -> tuple[Row, ...]:
+    r"""Mix a second output into the m of rows, which stays affine: m = w_1 m_1 + w_2 m_2.
 
-        p = w p_1 + (1 - w) p_2,   q = w q_1,   q2 = (1 - w) q_2
+        p = w_1 p_1 + w_2 p_2,   q = w_1 q_1,   q2 = w_2 q_2,   w_1 = w guide,   w_2 = 1 - w_1
+
+    with 0 for the 1 where m is the ``change`` alone. A row whose ``guide`` is 1 has the mixture w m_1 + (1 - w) m_2.
 
     Args:
         first, second: the folded rows of both networks; None where there is no second output.
         weight: w; 1 is the first alone.
+        thrifty: evaluate no output that no row reads; a guide wants both.
 
     Source: Ho & Salimans 2022, eq. 6, with w = 1 + their w.
     """
-    w, rows = weight, []
+    rows = []
     for row, second_row in zip(first, second, strict=True):
         if second_row is not None:
-            p, q, q2 = w * row.p + (1.0 - w) * second_row.p, w * row.q, (1.0 - w) * second_row.q
-            row = replace(row, p=p, q=q, q2=q2, c_in2=second_row.c_in, c_noise2=second_row.c_noise)
+            w, whole = row.guide * weight, 0.0 if row.change else 1.0
+            p, q2 = w * row.p + (whole - w) * second_row.p, (whole - w) * second_row.q
+            q = row.q * (row.guide if row.terms else w)  # of several conditions F has the weights already
+            labels = {"c_noise2": second_row.c_noise, "c_end2": second_row.c_end}
+            row = replace(row, p=p, q=q, q2=q2, c_in2=second_row.c_in, **labels)
+        elif row.change:
+            row = replace(row, p=0.0, q=0.0)
         rows.append(row)
+    return _called(rows) if thrifty else tuple(rows)
+
+
+def _called(rows: list[Row]) -> tuple[Row, ...]:
+    """Return rows whose evaluations call what they and the rows that use their outputs again read, and no more."""
+    starts = [k for k, row in enumerate(rows) if row.evaluate]
+    for start, end in pairwise([*starts, len(rows)]):
+        first, second = (any(getattr(row, part) for row in rows[start:end]) for part in ("q", "q2"))
+        calls = "F" if not second else "F, F2" if first else "F2"
+        rows[start] = replace(rows[start], calls=calls)
+        if calls != "F2":
+            continue
+        for k in range(start, end):  # F is then the second network's
+            row = rows[k]
+            labels = {"c_noise": row.c_noise2, "c_end": row.c_end2}
+            rows[k] = replace(row, q=row.q2, q2=0.0, c_in=row.c_in2, calls=calls, terms=(), **labels)
     return tuple(rows)
 
 
@@ -154,6 +186,10 @@ def clip(plan: Plan, bound: float) -> Plan:
         raise ValueError(f"clip = {bound} must be a positive number")
     rows = []
     for row in plan.rows:
+        if row.change or row.guide != 1.0:
+            raise ValueError(
+                f"clip = {bound}: CFG++ reads two estimates, of which one bound would clip one; leave it out"
+            )
         if row.b == 0.0 or row.langevin is not None:
             rows.append(row)
             continue

@@ -50,7 +50,15 @@ class Row:
         langevin: sets b and c at run time.
         p, q: m = p x + q F, set by ``fold``; c_in, c_noise: network input scale and time label.
         q2: weight of a second output F2, 0 for none, set by ``mix``; c_in2, c_noise2: of its network.
+        c_end, c_end2: labels of the time that the row leads to, of networks that take two times; else None.
+        terms: weights of the outputs under several conditions that F is the sum of; () for one output.
+        own: whether m is that of the estimate before a guide bounds it.
         clip: bound on |m|, 0 for none.
+        guide: of a row that is mixed, m = m_u + guide (m_w - m_u): 1 is the mixture m_w, 0 what the second output says
+            alone, m_u; CFG++ has both (see cfgpp.py).
+        change: m is guide (m_w - m_u) and no more, 0 where nothing is mixed.
+        calls: the outputs of its evaluation, "F", "F, F2", or "F2" where F is that of the second network, set by
+            ``mix``.
         draw: number of the noise draw, -1 for none; set when the plan is built.
     """
 
@@ -71,13 +79,25 @@ class Row:
     q2: float = 0.0
     c_in2: float = 1.0
     c_noise2: float = 0.0
+    c_end: float | None = None
+    c_end2: float | None = None
     clip: float = 0.0
+    guide: float = 1.0
+    change: bool = False
+    calls: str = "F"
     draw: int = -1
+    terms: tuple[float, ...] = ()
+    own: bool = False
 
     @property
     def noisy(self) -> bool:
         """Whether the row consumes a noise draw."""
         return self.c != 0.0 or self.langevin is not None
+
+    @property
+    def reads_m(self) -> bool:
+        """Whether m enters the state, a slot or a step size."""
+        return self.b != 0.0 or self.push is not None or self.langevin is not None
 
 
 class Solver(Protocol):
@@ -97,8 +117,9 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample; a mixed row has two."""
-        return sum(row.evaluate * (1 + (row.q2 != 0.0)) for row in self.rows)
+        """Network evaluations a sample; a mixed row has two, or one for each condition of a weight."""
+        calls = [(row.calls.split(", "), sum(w != 0.0 for w in row.terms) or 1) for row in self.rows if row.evaluate]
+        return sum(("F" in called) * firsts + ("F2" in called) for called, firsts in calls)
 
     @property
     def draws(self) -> int:
@@ -114,19 +135,26 @@ class Plan:
     def hash(self) -> str:
         """SHA-256 of the lowered table and its labels: equal plans, equal hash."""
         labels = [(r.c_noise, r.c_in2, r.c_noise2) if r.q2 else (r.c_noise,) for r in self.rows]
+        labels += [tuple(v for v in (r.c_end, r.c_end2) if v is not None) for r in self.rows]
         content = lower(self).tobytes() + np.array([v for label in labels for v in label]).tobytes()
-        return hashlib.sha256(content + repr([(r.evaluate, r.langevin) for r in self.rows]).encode()).hexdigest()
+        content += np.array([w for r in self.rows for w in r.terms]).tobytes()
+        alone = ["F2" for r in self.rows if r.calls == "F2"]  # what has no such row keeps the hash it always had
+        rest = [(r.evaluate, r.langevin) for r in self.rows], *alone
+        return hashlib.sha256(content + repr(rest if alone else rest[0]).encode()).hexdigest()
 
     def __str__(self) -> str:
         weights = [k for k in range(self.slots) if any(len(r.w) > k and r.w[k] for r in self.rows)]
-        head = ["row", "t", "s", "sigma_t", "m", "a", "b", "c", *(f"w{k}" for k in weights), "push", "net", "draw"]
+        by_rule = ["guide"] if any(r.change or r.guide != 1.0 for r in self.rows) else []
+        head = ["row", "t", "s", "sigma_t", "m", *by_rule, "a", "b", "c", *(f"w{k}" for k in weights)]
+        head += ["push", "net", "draw"]
         lines = [head]
         for k, r in enumerate(self.rows):
             w = [f"{r.w[j]:.6g}" if j < len(r.w) else "" for j in weights]
             b, c = (f"{r.b:.6g}", f"{r.c:.6g}") if r.langevin is None else (f"{r.langevin.norm}", "norm")
             sigma = float(self.schedule.sigma(r.t))
             push, net, draw = "" if r.push is None else r.push, _net(r), "" if r.draw < 0 else r.draw
-            numbers = (f"{r.t:.6g}", f"{r.s:.6g}", f"{sigma:.4g}", r.m, f"{r.a:.6g}")
+            guide = ["change" if r.change else "" if r.guide == 1.0 else f"{r.guide:.4g}"] if by_rule else []
+            numbers = (f"{r.t:.6g}", f"{r.s:.6g}", f"{sigma:.4g}", r.m, *guide, f"{r.a:.6g}")
             lines.append([str(v) for v in (k, *numbers, b, c, *w, push, net, draw)])
         widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
         return "\n".join("  ".join(v.rjust(n) for v, n in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -166,4 +194,4 @@ def lower_known(plan: Plan) -> Array:
 
 
 def _net(row: Row) -> str:
-    return ("F, F2" if row.q2 else "F") if row.evaluate else ""
+    return row.calls if row.evaluate else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -12,7 +13,8 @@ from fastscore.errors import short, typed
 from fastscore.plan.rows import Row, Solver
 from fastscore.process.schedule import Array, Schedule, Started, t_of_lam
 from fastscore.solvers.correctors import Corrector
-from fastscore.solvers.exponential import ancestral_split
+from fastscore.solvers.eta import checked_eta, etas_of
+from fastscore.solvers.exponential import ancestral_split, flow_split
 from fastscore.solvers.ode import Heun
 from fastscore.solvers.sde import denoise
 from fastscore.solvers.variants import published, published_repr
@@ -151,21 +153,40 @@ class AncestralSplit:
         up = min(1, eta sqrt(1 - rho_s^2/rho_t^2)) rho_s,   down = sqrt(rho_s^2 - up^2),   rho = sigma / alpha
 
     Around Euler on EDM this is Euler ancestral, around DPMSolver(2) DPM2 ancestral, around DPMSolver(2, "x0")
-    DPM++ 2S ancestral. Source: k-diffusion's get_ancestral_step.
+    DPM++ 2S ancestral; with DDIM and eta = 1 it is DDPM's posterior, on every schedule.
+
+    Args:
+        solver: deterministic, one step at a time: DDIM, DPMSolver, RK2, ..
+        eta: one number, or one a step (see eta.py).
+        rule: how much noise an eta is. "ratio" is as above. "flow" is what codes of rectified flow have, there and here
+            with alpha restored, q = sigma / (alpha + sigma) being their sigma and rho = q / (1 - q):
+
+                q_down = q_s - min(1, eta (1 - q_s/q_t)) q_s,   up = sqrt(rho_s^2 - down^2)
+
+            In short steps that is "ratio" at sqrt(eta), and both are Anderson's SDE at 1; long ones have less noise.
+
+    Raises:
+        ValueError: a value out of range, a solver without a grid, or one that draws noise.
+
+    Source: k-diffusion's get_ancestral_step; "flow": ComfyUI's samplers of that kind (``_RF``).
     """
 
     solver: Solver
-    eta: float = 1.0
+    eta: float | Callable[[float, float], float] = 1.0
+    rule: str = published("ratio")
     order = 1
+    __repr__ = published_repr
 
     def __post_init__(self) -> None:
         planned("AncestralSplit", self.solver)
-        if not 0.0 <= self.eta < math.inf:
-            raise ValueError(f"AncestralSplit: eta = {self.eta} must be at least 0")
+        checked_eta("AncestralSplit", self.eta)
+        if self.rule not in ("ratio", "flow"):
+            raise ValueError(f"AncestralSplit: rule = {self.rule!r} must be ratio or flow")
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
-        rho = ratio(schedule, t)
-        down, up = ancestral_split(rho[:-1], rho[1:], self.eta)
+        rho, eta = ratio(schedule, t), etas_of("AncestralSplit", self.eta, schedule, t)
+        flow = self.rule == "flow"
+        down, up = flow_split(schedule, t, eta) if flow else ancestral_split(rho[:-1], rho[1:], eta)
         stop = np.array(t[1:])
         split = (up > 0.0) & (down > 0.0)
         stop[split] = t_of_lam(schedule, -np.log(down[split])) if np.any(split) else stop[split]

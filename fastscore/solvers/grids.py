@@ -16,18 +16,16 @@ from fastscore.plan.rows import Plan, Solver
 from fastscore.process.continuous import EDM
 from fastscore.process.discrete import DiscreteVE, DiscreteVP
 from fastscore.process.grid import Grid, Span, Times
-from fastscore.process.names import INDICES, SPACINGS
+from fastscore.process.names import INDICES, NAMED, SPACINGS, grid_name
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, lam, remembered, t_of_lam
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.names import STEPS
 
 Scales = tuple[float, float]
-# What is said: signal in the prior; noise left at the end, in standard deviations of the data (a last step to D then
-# loses 5 %); relative error of a standard deviation; and rows of plans that are looked at.
+# What is said: signal in the prior; noise at the end over the data's std (5 % lost); error of a std; rows looked at.
 SIGNAL, UNRESOLVED, LOSS, LONGEST = 0.2, 0.33, 0.05, 1000
 PUBLISHED = 1000  # steps of score_sde, whose betas are divided by them: 20 are too few on VP
-LIKELIHOOD_END = 1e-5  # of a continuous schedule's time; Song et al. 2021 end likelihoods there
 NOISIEST = -5.0  # lam at which a network starts that is singular at pure noise; that of VP at T
 COARSE, FINE = 10.0, 300.0  # finest standard deviation over the last noise: a last step to D loses 1 / 2 COARSE^2 of it
 
@@ -49,15 +47,15 @@ def default_grid(
     """Return the grid that suits a solver, a schedule and the data, or the span of an adaptive solver.
 
     Exponential integrators, and whatever else steps in lam, get the arctan spacing: with Karras' rho = 7 and a scale of
-    8 data where they are deterministic and of higher order, with more of the steps where the data form (rho = 5, scale
-    2) where each of them adds noise or is of first order. bench/results/default_grids.md measures what each loses.
+    8 data; more of the steps where the data form (rho = 5, scale 2) with noise in each or of first order; more at high
+    noise (rho = 5, scale 16) with a history of eps, which changes little at low noise (bench/results/default_grids.md).
     Schemes that discretise time itself get the spacing of ``spacing_in_time``; a corrector that of its predictor. On
     the table of its own network a grid keeps to whole indices.
 
     Args:
         trained: the schedule of the network.
         steps: 20 if left out, 1000 of ScoreSDE, or as many as a shorter table has.
-        spacing: one of process.names.SPACINGS.
+        spacing: one of process.names.GRIDS; "default" counts as left out.
         start, end: first and last time of the spacing; the schedule's T, and its t_end or earlier (see ``scales``), if
             left out.
         clean: whether the last step goes to sigma = 0; yes if left out, but for score_sde's own grids.
@@ -70,7 +68,9 @@ def default_grid(
     Raises:
         ValueError: steps, spacing or rho where they would be ignored, or a value out of range.
     """
+    spacing = None if spacing is None or grid_name(spacing) == "default" else grid_name(spacing)
     to_tolerance = isinstance(solver, s.Dopri5 | s.BogackiShampine)
+    said = end, clean
     if end is None and (scales is not None or to_tolerance):
         std = (0.3 if scales is None else scales[0]) / (FINE if to_tolerance else COARSE)
         end = _ending(std, schedule, math.inf if reads is None or reads.exact else float(lam(trained, trained.t_end)))
@@ -82,27 +82,34 @@ def default_grid(
                     "rtol and atol"
                 )
         return Span(start, end, clean is not False)
-    if clean is None:
-        clean = not isinstance(solver, s.ScoreSDE)
+    clean = not isinstance(solver, s.ScoreSDE) if clean is None else clean
     whole = isinstance(schedule, DiscreteVP | DiscreteVE) and schedule == trained
     if steps is None:
         first = schedule.T if start is None else start
         steps = PUBLISHED if isinstance(solver, s.ScoreSDE) else STEPS
         steps = min(steps, int(first - (end or 0.0)) + bool(clean)) if whole else steps
+    if spacing in NAMED:  # which end where they end, whatever the data
+        return _with_rho(Grid(spacing, steps, start, said[0], said[1] if clean else False), rho)
     scheme = _scheme(solver)
-    shape = (5.0, 2.0) if scheme is None and _noisy_or_first_order(solver) else (7.0, 8.0)
+    shape = (7.0, 8.0) if scheme is not None else _shape(solver)
     grid = Grid("arctan", steps, start, end, clean, *shape, whole=whole and spacing is None)
-    if spacing is None:
-        spacing = "arctan" if scheme is None else _published(scheme, schedule)
+    spacing = spacing or ("arctan" if scheme is None else _published(scheme, schedule))
     if scheme is not None and not spacing:
         grid = spacing_in_time(scheme, schedule, grid)
     elif spacing != "arctan":
         grid = Grid(spacing, steps, start, end, clean, whole=grid.whole and spacing not in INDICES)
-    if rho is not None and grid.spacing not in ("karras", "arctan"):
-        raise ValueError(f"rho = {rho:g} belongs to the spacings karras and arctan; leave it out with {grid.spacing}")
-    if rho is not None:
-        grid = replace(grid, rho=rho)
+    grid = _with_rho(grid, rho)
     return grid if scales is None else replace(grid, scale=grid.scale * max(1.0, scales[1]))
+
+
+def _with_rho(grid: Grid, rho: float | None) -> Grid:
+    if rho is None:
+        return grid
+    if grid.rule is not None and hasattr(grid.rule, "rho"):
+        return replace(grid, spacing=replace(grid.rule, **{"rho": rho}))
+    if grid.spacing not in ("karras", "arctan"):
+        raise ValueError(f"rho = {rho:g} belongs to the spacings karras and arctan; leave it out with {grid.spacing}")
+    return replace(grid, rho=rho)
 
 
 def _ending(noise: float, schedule: Schedule, cleanest: float) -> float | None:
@@ -111,16 +118,22 @@ def _ending(noise: float, schedule: Schedule, cleanest: float) -> float | None:
     return float(t_of_lam(schedule, top)[0]) if float(lam(schedule, schedule.t_end)) < top else None
 
 
-def _noisy_or_first_order(solver: Any) -> bool:
-    if isinstance(solver, s.RePaint | s.ScaledNoise):
-        return _noisy_or_first_order(solver.solver)
-    tau = getattr(solver, "tau", 0.0)  # a number, or a function of time
-    return getattr(solver, "order", 2) == 1 or getattr(solver, "eta", 0.0) > 0.0 or callable(tau) or tau > 0.0
+def _shape(solver: Any) -> tuple[float, float]:
+    """Return rho and scale of the arctan spacing that suits a solver in lam."""
+    if isinstance(solver, s.CFGPlusPlus | s.InSigma | s.RePaint | s.ScaledNoise | s.Window):
+        return _shape(solver.solver)
+    if isinstance(solver, s.DPMMultistep) and solver.eta and (solver.order, solver.form) == (2, "exact"):
+        return 7.0, 1.0  # an exact slope of two evaluations goes too far in a step much longer than the one before
+    noise = [getattr(solver, name, 0.0) for name in ("eta", "tau")]  # numbers, or functions of a step's times
+    if getattr(solver, "order", 2) == 1 or any(callable(v) or v > 0.0 for v in noise):
+        return (2.0, 1.0) if isinstance(solver, s.ERSDE | s.GradientEstimation | s.HeunPP) else (5.0, 2.0)
+    in_eps = isinstance(solver, s.DPMMultistep | s.UniPC) and solver.prediction == "eps"
+    return (5.0, 16.0) if in_eps or isinstance(solver, s.DEIS | s.LMS | s.IPNDM) else (7.0, 8.0)
 
 
 def _scheme(solver: Any) -> Any:
     """Return the part of a solver that discretises time itself, or None if there is none."""
-    if isinstance(solver, s.RePaint | s.ScaledNoise):
+    if isinstance(solver, s.CFGPlusPlus | s.InSigma | s.RePaint | s.ScaledNoise | s.Window):
         return _scheme(solver.solver)
     if isinstance(solver, s.PredictorCorrector):
         return solver if solver.predictor is None else _scheme(solver.predictor)
@@ -130,11 +143,16 @@ def _scheme(solver: Any) -> Any:
         return solver  # its noise meets e^h of eps, which a long step near pure noise makes too much of
     explicit = (
         s.Euler, s.Heun, s.RK2, s.RK4, s.ImplicitMidpoint, s.EulerMaruyama, s.ReverseDiffusion, s.StochasticHeun,
-        s.PNDM, s.IPNDM, s.ScoreSDE,
+        s.PNDM, s.ScoreSDE, s.FlowSDE, s.DanceSDE,
     )  # fmt: skip
     if isinstance(solver, s.ImplicitMidpoint) and solver.exponential:
         return None
     return solver if isinstance(solver, explicit) else None
+
+
+def in_time(solver: Solver) -> bool:
+    """Return whether a solver discretises time itself: on another schedule the same levels are another scheme."""
+    return _scheme(solver) is not None
 
 
 def _published(scheme: Solver, schedule: Schedule) -> str:
@@ -280,9 +298,3 @@ def within(grid: AnyGrid, schedule: Schedule, model: Schedule, reads: Parametriz
     if grid.end is None and not reads.exact and float(lam(schedule, schedule.t_end)) > top:
         grid = replace(grid, end=float(t_of_lam(schedule, top)[0]))
     return grid
-
-
-def likelihood_end(schedule: Schedule) -> float:
-    """Return the time at which a likelihood ends if nothing else is said."""
-    early = schedule.t_clean == 0.0 and not isinstance(schedule, EDM)
-    return min(LIKELIHOOD_END, schedule.t_end) if early else schedule.t_end

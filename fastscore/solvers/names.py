@@ -5,11 +5,13 @@ A new solver is known to both by its line in the table here. Importing it costs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastscore import solvers as s
 from fastscore.errors import typed
+from fastscore.solvers.aliases import Alias, found
 
 if TYPE_CHECKING:
     from fastscore.plan.rows import Solver
@@ -34,30 +36,68 @@ _PLANNED: dict[str, Maker] = {
     "dpm-1": lambda: s.DPMSolver(1),
     "dpm-2": lambda: s.DPMSolver(2),
     "dpm-3": lambda: s.DPMSolver(3),
+    "dpm-fast": lambda: s.DPMFast(),
     "dpm-2m": lambda: s.DPMMultistep(2, "eps", "paper"),
     "dpm-3m": lambda: s.DPMMultistep(3, "eps"),
     "dpmpp-2s": lambda: s.DPMSolver(2, "x0"),
     "dpmpp-3s": lambda: s.DPMSolver(3, "x0"),
     "dpmpp-3m": lambda: s.DPMMultistep(3),
     "deis": lambda: s.DEIS(),
-    "lms": lambda: s.LMS(),
+    "deis-tab": lambda: s.DEIS(3, "tab"),
+    "lms": lambda: s.LMS(reach=0.5 * math.pi),
     "unipc": lambda: s.UniPC(),
-    "sa": lambda: s.SASolver(),
-    "dpm-2-ancestral": lambda: s.AncestralSplit(s.DPMSolver(2)),
-    "dpmpp-2s-ancestral": lambda: s.AncestralSplit(s.DPMSolver(2, "x0")),
-    "dpmpp-sde": lambda: s.DPMSolver(2, "x0", 1.0),
-    "dpmpp-2m-sde": lambda: s.DPMMultistep(2, "x0", "paper", 1.0),
-    "dpmpp-3m-sde": lambda: s.DPMMultistep(3, "x0", "exact", 1.0),
+    "sa": lambda eta=1.0: s.SASolver(tau=eta),
+    "euler-ancestral": lambda eta=1.0: s.AncestralSplit(s.DDIM(), eta),
+    "dpm-2-ancestral": lambda eta=1.0: s.AncestralSplit(s.DPMSolver(2), eta),
+    "dpmpp-2s-ancestral": lambda eta=1.0: s.AncestralSplit(s.DPMSolver(2, "x0"), eta),
+    "euler-ancestral-rf": lambda eta=1.0: s.AncestralSplit(s.DDIM(), eta, "flow"),
+    "dpm-2-ancestral-rf": lambda eta=1.0: s.AncestralSplit(s.DPMSolver(2, "flow"), eta, "flow"),
+    "dpmpp-2s-ancestral-rf": lambda eta=1.0: s.AncestralSplit(s.DPMSolver(2, "x0"), eta, "flow"),
+    "dpmpp-sde": lambda eta=1.0: s.DPMSolver(2, "x0", eta),
+    "dpmpp-2m-sde": lambda eta=1.0: s.DPMMultistep(2, "x0", "paper", eta),
+    "dpmpp-2m-sde-heun": lambda eta=1.0: s.DPMMultistep(2, "x0", "exact", eta),
+    "dpmpp-3m-sde": lambda eta=1.0: s.DPMMultistep(3, "x0", "exact", eta),
+    "res-multistep": lambda: s.DPMMultistep(2, reach=0.5 * math.pi),
+    "res-multistep-ancestral": lambda eta=1.0: s.DPMMultistep(2, "x0", "exact", eta, noise="split"),
+    "res-2s": lambda: s.SEEDS(2, 0.0, form="phi_2"),
+    "exp-heun-2-x0": lambda: s.SEEDS(2, 0.0, r=1.0, form="phi_2"),
+    "exp-heun-2-x0-sde": lambda eta=1.0: s.SEEDS(2, eta, r=1.0, form="phi_2"),
+    "seeds-2": lambda eta=1.0: s.SEEDS(2, eta),
+    "seeds-3": lambda eta=1.0: s.SEEDS(3, eta),
+    "er-sde": lambda: s.ERSDE(3),
+    "er-sde-1": lambda: s.ERSDE(1),
+    "er-sde-2": lambda: s.ERSDE(2),
+    "er-sde-3": lambda: s.ERSDE(3),
     "ddpm": lambda variance=VARIANCE: s.Ancestral(variance),
     "ancestral": lambda variance=VARIANCE: s.Ancestral(variance),
     "em": lambda eta=1.0: s.EulerMaruyama(eta),
     "milstein": lambda eta=1.0: s.Milstein(eta),
     "reverse-diffusion": lambda: s.ReverseDiffusion(),
-    "heun-sde": lambda: s.StochasticHeun(),
+    "heun-sde": lambda eta=1.0: s.StochasticHeun(eta),
+    "flow-sde": lambda eta=0.7: s.FlowSDE(eta),
+    "cps": lambda eta=0.8: s.CPS(eta),
+    "dance": lambda eta=0.3: s.DanceSDE(eta),
+    "lcm": lambda: s.Renoise(),
+    "consistency": lambda: s.Renoise(),
+    "pingpong": lambda: s.Renoise(),
+    "tcd": lambda eta=0.3: s.Renoise(eta, "time"),
+    "af3": lambda s_noise=1.003: s.AlphaFold3(noise_scale=s_noise),
     "pndm": lambda: s.PNDM(),
     "plms": lambda: s.PNDM(prk=False),
     "ipndm": lambda: s.IPNDM(),
+    "ipndm-v": lambda: s.LMS(reach=0.5 * math.pi),
+    "gradient-estimation": lambda: s.GradientEstimation(),
+    "heunpp2": lambda: s.HeunPP(),
     "none": lambda: None,
+    # ComfyUI's; guidance of a sampler is then by CFG++, as of any other solver with Guidance(.., rule="cfg++").
+    "euler-cfg-pp": lambda: s.CFGPlusPlus(s.DDIM()),
+    "euler-ancestral-cfg-pp": lambda eta=1.0: s.CFGPlusPlus(s.AncestralSplit(s.DDIM(), eta)),
+    "dpmpp-2s-ancestral-cfg-pp": lambda eta=1.0: s.CFGPlusPlusVariant("2s", eta),
+    "dpmpp-2m-cfg-pp": lambda: s.CFGPlusPlusVariant("2m"),
+    "gradient-estimation-cfg-pp": lambda: s.CFGPlusPlus(s.GradientEstimation()),
+    "res-multistep-cfg-pp": lambda: s.CFGPlusPlusVariant("res"),
+    "res-multistep-ancestral-cfg-pp": lambda eta=1.0: s.CFGPlusPlusVariant("res", eta),
+    "cfgpp-ud10-ab": lambda: s.CFGPlusPlusVariant("ud10-ab"),
 }
 _ADAPTIVE: dict[str, Maker] = {
     "dopri5": lambda **tolerances: s.Dopri5(**tolerances),
@@ -68,8 +108,12 @@ _ADAPTIVE: dict[str, Maker] = {
 }
 # Those that draw noise of their own at each step, ddim apart, which does so with eta > 0.
 _NOISY = (
-    "edm-churn", "sa", "dpm-2-ancestral", "dpmpp-2s-ancestral", "dpmpp-sde", "dpmpp-2m-sde", "dpmpp-3m-sde", "ddpm",
-    "ancestral", "em", "milstein", "reverse-diffusion", "heun-sde",
+    "edm-churn", "sa", "euler-ancestral", "dpm-2-ancestral", "dpmpp-2s-ancestral", "dpmpp-sde", "dpmpp-2m-sde",
+    "dpmpp-2m-sde-heun", "dpmpp-3m-sde", "res-multistep-ancestral", "exp-heun-2-x0-sde", "seeds-2", "seeds-3", "er-sde",
+    "er-sde-1", "er-sde-2", "er-sde-3", "ddpm", "ancestral", "em", "milstein", "reverse-diffusion", "heun-sde",
+    "flow-sde", "cps", "dance", "euler-ancestral-rf", "dpm-2-ancestral-rf", "dpmpp-2s-ancestral-rf", "lcm",
+    "consistency", "pingpong", "tcd", "af3", "euler-ancestral-cfg-pp", "dpmpp-2s-ancestral-cfg-pp",
+    "res-multistep-ancestral-cfg-pp",
 )  # fmt: skip
 ADAPTIVE = tuple(_ADAPTIVE)
 SOLVERS = (*_PLANNED, "score-sde", *ADAPTIVE)
@@ -82,6 +126,7 @@ def named(
     name: str,
     *,
     eta: float | None = None,
+    eta_window: tuple[float, float] | None = None,
     variance: str | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -95,8 +140,11 @@ def named(
     """Return a solver by its name. An option that is None counts as left out.
 
     Args:
-        name: one of SOLVERS; underscores and any case will do.
-        eta: noise of ddim, 0 .. 1 (0 if left out), and of em and milstein, at least 0 (1 if left out).
+        name: one of SOLVERS, or what ComfyUI, k-diffusion, A1111 or diffusers call theirs ("DPM++ 2M SDE", "uni_pc",
+            "comfyui:deis"; see solvers/NAMES.md); underscores and any case will do.
+        eta: noise, of solvers that have one: of ddim 0 .. 1 (0 if left out), of the others at least 0 (1 if left out,
+            but 0.7 of flow-sde, 0.8 of cps, at most 1, and 0.3 of dance and tcd).
+        eta_window: (low, high), the levels sigma / alpha of the steps that have it, by their start; no noise elsewhere.
         variance: of ddpm and ancestral, "small" or "large".
         rtol, atol: relative and absolute tolerance of the solvers of ADAPTIVE, positive.
         predictor: of score-sde, one of PREDICTORS.
@@ -109,27 +157,59 @@ def named(
     Raises:
         ValueError: an unknown name, an option that belongs to other solvers, or a value out of range.
     """
-    name = _listed("solver", name, SOLVERS)
+    alias = _alias(name)
+    if isinstance(alias.solver, str):
+        known, maker, noisy = alias.solver, _PLANNED.get(alias.solver), alias.solver in _NOISY
+    else:
+        known, maker, noisy = str(name), alias.solver, alias.noisy
     options = {
-        "eta": eta, "variance": variance, "rtol": rtol, "atol": atol, "predictor": predictor, "corrector": corrector,
+        "eta": eta, "eta_window": eta_window, "variance": variance, "rtol": rtol, "atol": atol,
+        "predictor": predictor, "corrector": corrector,
         "snr": snr, "corrections": corrections, "norm": norm, "s_noise": s_noise,
     }  # fmt: skip
     options = {k: v for k, v in options.items() if v is not None}
-    refuse_unused(name, options)
-    if name in _ADAPTIVE:
-        return _ADAPTIVE[name](**options)
+    own = _options(maker)
+    _refuse_unused(known, own, noisy, options)
+    if known in _ADAPTIVE:
+        return _ADAPTIVE[known](**options)
     steps = _corrector(
-        name, corrector, SNR if snr is None else snr, CORRECTIONS if corrections is None else corrections, norm
+        known, corrector, SNR if snr is None else snr, CORRECTIONS if corrections is None else corrections, norm
     )
-    if name == "score-sde":
+    if known == "score-sde":
         return s.ScoreSDE(_listed("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
-    if name == "none" and steps is None:
+    if known == "none" and steps is None:
         raise ValueError("solver none needs a corrector: langevin or ald")
-    own = ("eta", "variance", "s_noise") if name == "edm-churn" else ("eta", "variance")
-    solver = _PLANNED[name](**{k: options[k] for k in own if k in options})
-    if s_noise is not None and name != "edm-churn":
+    if eta_window is not None:
+        from fastscore.solvers.eta import EtaWindow  # which loads NumPy
+
+        options["eta"] = EtaWindow(*eta_window, 1.0 if eta is None else eta, of="ratio")
+    assert callable(maker)
+    solver = maker(**{k: options[k] for k in own if k in options})
+    if s_noise is not None and "s_noise" not in own:
         solver = s.ScaledNoise(solver, s_noise)
     return solver if steps is None else s.PredictorCorrector(solver, steps)
+
+
+solver = named  # fastscore.solver
+
+
+def chosen(solver: Solver | Adaptive | str | None, grid: Any) -> tuple[Solver | Adaptive, Any]:
+    """Return the solver, the default one for None, and the grid, that of a name as "DPM++ 2M Karras" for None."""
+    if solver is not None and not isinstance(solver, str):
+        return solver, grid
+    name = solver or DEFAULT
+    return named(name), grid_of(name) if grid is None else grid
+
+
+def grid_of(name: str) -> str | None:
+    """Return the grid that the name of a solver says, if it says one."""
+    return _alias(name).grid
+
+
+def _alias(name: str) -> Alias:
+    """Return what a name stands for, ours or another project's; ValueError for one that nobody has."""
+    listed = str(name).replace("_", "-").lower()
+    return Alias(listed) if listed in SOLVERS else found(name, SOLVERS)
 
 
 def _corrector(
@@ -151,13 +231,26 @@ def _listed(kind: str, name: str, names: tuple[str, ...]) -> str:
     return listed
 
 
-def refuse_unused(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option, one of those that were set, that the solver ``name`` would ignore."""
+def _options(maker: object) -> tuple[str, ...]:
+    """Return the options of what makes a solver with a grid."""
+    code = getattr(maker, "__code__", None)
+    return () if code is None else code.co_varnames[: code.co_argcount]
+
+
+def owning(option: str) -> list[str]:
+    """Return the solvers that an option is one of their own of."""
+    return [name for name, maker in _PLANNED.items() if option in _options(maker)]
+
+
+def _refuse_unused(name: str, own: tuple[str, ...], noisy: bool, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option, one of those that were set, that a solver would ignore."""
     corrector = str(options.get("corrector", "none")).lower()
-    noisy = name in _NOISY or (name == "ddim" and options.get("eta", 0.0) != 0.0)
+    noisy = noisy or (name == "ddim" and options.get("eta", 0.0) != 0.0)
+    etas = ", ".join(owning("eta"))
     uses = {
-        "eta": (name in ("ddim", "em", "milstein"), "the solvers ddim and em"),
-        "variance": (name in ("ddpm", "ancestral"), "the solvers ddpm and ancestral"),
+        "eta": ("eta" in own, f"the solvers {etas}"),
+        "eta_window": ("eta" in own and noisy, f"the solvers {etas}; of ddim with eta > 0"),
+        "variance": ("variance" in own, "the solvers ddpm and ancestral"),
         "rtol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
         "atol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
         "predictor": (name == "score-sde", "the solver score-sde"),

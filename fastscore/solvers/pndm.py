@@ -1,12 +1,14 @@
-r"""Pseudo numerical methods: classical weights for eps, exact transfer of x at constant eps.
+r"""Pseudo numerical methods: weights for eps that no grid changes, exact transfer of x at constant eps.
 
     x_s = alpha_s/alpha_t x_t + (sigma_s - alpha_s/alpha_t sigma_t) eps'
 
-eps' is an average of evaluations with the weights of even steps in t, whatever the grid; hence second order.
+eps' is an average of evaluations. PNDM and IPNDM have the weights of even steps in t, whatever the grid; hence second
+order. GradientEstimation and HeunPP have weights of their own, of first order.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +84,83 @@ class PNDM:
             counts = [min(k if self.prk else k + 1, 4) for k in range(warm, n)]
             groups += multistep_rows(t[warm:], _updates(schedule, t[warm:], counts), "eps", warm, 3)
         return groups
+
+
+@dataclass(frozen=True)
+@typed
+class GradientEstimation:
+    r"""Gradient estimation: DDIM with eps moved on from the last one, against the error of the estimate before it.
+
+        eps' = gamma eps_t + (1 - gamma) eps_prev
+
+    First order, but for gamma = 3/2 on even steps in rho = sigma / alpha, where it is Adams-Bashforth; gamma = 1 is
+    DDIM. The first step and a step to sigma = 0 are DDIM's.
+
+    Args:
+        gamma: 2 is the paper's choice; at least 0.
+
+    Raises:
+        ValueError: gamma out of range.
+
+    Source: Permenter & Yuan 2024, algorithm 2 and eq. 11.
+    """
+
+    gamma: float = 2.0
+    order = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma < math.inf:
+            raise ValueError(f"GradientEstimation: gamma = {self.gamma} must be at least 0")
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return with_first_order_ends(schedule, t, self._inner)
+
+    def _inner(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        a, gain = transfer(schedule, t[:-1], t[1:])
+        weights = [(1.0,), *[(self.gamma, 1.0 - self.gamma)] * (len(a) - 1)]
+        return multistep_rows(t, [(a[k], [gain[k] * v for v in w], 0.0) for k, w in enumerate(weights)], "eps")
+
+
+@dataclass(frozen=True)
+@typed
+class HeunPP:
+    r"""Heun++2: Euler's step with an average of eps at its start, its end and the end of the next step.
+
+        eps' = (1 - w_s - w_u) eps_t + w_s eps_s + w_u eps_u,   w_s = rho_s / 3 rho_0,   w_u = rho_u / 3 rho_0
+
+    with rho = sigma / alpha, u the knot after s, eps_u at the end of an Euler step from s, and rho_0 that of the first
+    knot with a signal. The last step but one has w_s = rho_s / 2 rho_0 alone, the last is Euler's. What a step does
+    depends on where the run began, and the weights vanish with rho: first order, at three evaluations a step. It is
+    here since users of ComfyUI know it; Heun, at two evaluations, is second order. Churn and AncestralSplit hand a
+    solver one interval at a time, which leaves Euler's step of it.
+
+    Source: ComfyUI's sample_heunpp2, after Carzit's code; there is no paper.
+    """
+
+    order = 1
+
+    def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
+        return with_first_order_ends(schedule, t, lambda on, knots: self._inner(on, knots, knots[-1] != t[-1]))
+
+    def _inner(self, schedule: Schedule, t: Array, clean: bool) -> list[list[Row]]:
+        rho = schedule.sigma(t) / schedule.alpha(t)
+        ends, groups = len(t) - (not clean), []  # the knot that the last step goes to is no stage of another
+        for k in range(len(t) - 1):
+            stages = range(k + 1, min(k + 3, ends))
+            weights = [float(rho[j] / (len(stages) + 1) / rho[0]) for j in stages]
+            groups.append(_averaged(schedule, t, k, [1.0 - sum(weights), *weights]))
+        return groups
+
+
+def _averaged(schedule: Schedule, t: Array, k: int, weights: list[float]) -> list[Row]:
+    """Return a step that goes over the next knots by Euler's, and back to the first of them with averaged eps."""
+    times = np.array([*t[k : k + len(weights)], t[k + 1]])
+    alpha = schedule.alpha(times)
+    rho, a = schedule.sigma(times) / alpha, alpha[1:] / alpha[0]
+    steps = np.diff(rho[:-1])
+    stages = [[*alpha[i + 1] * steps[: i + 1]] for i in range(len(steps))]
+    last = alpha[-1] * (rho[-1] - rho[0]) * np.array(weights)
+    return one_step_rows(times, a.tolist(), [[float(v) for v in row] for row in (*stages, last)], "eps")
 
 
 def _updates(schedule: Schedule, t: Array, counts: list[int]) -> list[Update]:

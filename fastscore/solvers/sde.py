@@ -7,6 +7,7 @@ Names follow the papers; t is where a step starts, s < t where it ends. A step t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ import numpy as np
 from fastscore.errors import typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, f, g2, transition
+from fastscore.solvers.eta import checked_eta, eta_of
 from fastscore.solvers.variants import published, published_repr
 
 
@@ -26,7 +28,7 @@ class EulerMaruyama:
         x_s = x_t - [f x_t - (1 + eta^2)/2 g^2 score] h + eta g sqrt(h) z,   h = t - s
 
     Args:
-        eta: 1 is Anderson's reverse SDE, 0 the probability-flow ODE.
+        eta: 1 is Anderson's reverse SDE, 0 the probability-flow ODE; one number, or one a step (see eta.py).
         final: what a step to sigma = 0 returns. "tweedie" is E[x_0 | x_t]; "mean" is the step above without its
             noise, h as long as in the step before: the tutorials' last line, after linspace(T, t_end, n) with
             uniform(n, clean=True). On a grid that ends at sigma > 0, "mean" drops the last step's noise.
@@ -42,14 +44,13 @@ class EulerMaruyama:
     Source: Song et al. 2021, eq. 6 and appendix D; the family: Huang et al. 2021; "mean": their tutorial.
     """
 
-    eta: float = 1.0
+    eta: float | Callable[[float, float], float] = 1.0
     final: str = published("tweedie")
     order = 1
     __repr__ = published_repr
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.eta < math.inf:
-            raise ValueError(f"EulerMaruyama: eta = {self.eta} must be at least 0")
+        checked_eta("EulerMaruyama", self.eta)
         if self.final not in ("tweedie", "mean"):
             raise ValueError(f"EulerMaruyama: final = {self.final!r} must be tweedie or mean")
 
@@ -67,17 +68,18 @@ class EulerMaruyama:
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:
             return [denoise(t, s)]
-        return leave_pure_noise(schedule, t, s, self.eta) or [self.row(schedule, t, s)]
+        eta = eta_of("EulerMaruyama", self.eta, schedule, t, s)
+        return leave_pure_noise(schedule, t, s, eta) or [self.row(schedule, t, s)]
 
     def row(self, schedule: Schedule, t: float, s: float) -> Row:
         """Return the step from ``t`` to ``s``."""
-        diffusion, h = g2(schedule, t), t - s
+        diffusion, h, eta = g2(schedule, t), t - s, eta_of("EulerMaruyama", self.eta, schedule, t, s)
         return Row(
             float(t),
             float(s),
             a=float(1.0 - f(schedule, t) * h),
-            b=float(0.5 * (1.0 + self.eta**2) * diffusion * h),
-            c=float(self.eta * np.sqrt(diffusion * h)),
+            b=float(0.5 * (1.0 + eta**2) * diffusion * h),
+            c=float(eta * np.sqrt(diffusion * h)),
             m="score",
         )
 
@@ -159,9 +161,9 @@ class DDIM:
         x_s = alpha_s D + sqrt(sigma_s^2 - c^2) eps + c z,   c = eta sigma_s / sigma_t sqrt(v)
 
     Args:
-        eta: 0 is deterministic, 1 is Ancestral(variance="small").
-        keep_eps: only D is clipped when the plan clips, and eps follows from the clipped D; with this it stays
-            the network's own, as in diffusers.
+        eta: 0 is deterministic, 1 is Ancestral(variance="small"); one number, or one a step (see eta.py).
+        keep_eps: only D is clipped when the plan clips or a guide bounds it, and eps follows from the clipped D; with
+            this it stays the network's own, as in diffusers.
         fixed_stride: on a table of N levels and a grid of n steps, each step ends N // n indices below its start,
             as in diffusers' DDIM, wherever the next one starts. Where the two differ (a linspace grid, or a
             trailing one with n no divisor of N) x is taken for one with another level than it has.
@@ -176,7 +178,7 @@ class DDIM:
     Source: Song et al. 2020 (DDIM), eq. 12 and 16, for any (alpha, sigma).
     """
 
-    eta: float = 0.0
+    eta: float | Callable[[float, float], float] = 0.0
     keep_eps: bool = False
     fixed_stride: bool = published(False)
     set_alpha_to_one: bool = published(True)
@@ -185,8 +187,7 @@ class DDIM:
     __repr__ = published_repr
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"DDIM: eta = {self.eta} must lie in 0 .. 1")
+        checked_eta("DDIM", self.eta, most=1.0)
         if not (self.set_alpha_to_one or self.fixed_stride):
             raise ValueError(
                 "DDIM: set_alpha_to_one=False goes with fixed_stride=True; end the grid at index 0 instead"
@@ -210,11 +211,11 @@ class DDIM:
         if s == schedule.t_clean:
             return [denoise(t, s)]
         _, v = transition(schedule, s, t)
-        c = self.eta * schedule.sigma(s) / schedule.sigma(t) * np.sqrt(v)
+        c = eta_of("DDIM", self.eta, schedule, t, s, most=1.0) * schedule.sigma(s) / schedule.sigma(t) * np.sqrt(v)
         direction = np.sqrt(np.maximum(schedule.sigma(s) ** 2 - c**2, 0.0))
         alpha = float(schedule.alpha(s))
         if self.keep_eps:
-            keep = Row(float(t), float(t), a=1.0, b=0.0, m="eps", push=0)
+            keep = Row(float(t), float(t), a=1.0, b=0.0, m="eps", push=0, own=True)
             return [keep, Row(float(t), float(s), 0.0, alpha, float(c), w=(float(direction),), evaluate=False)]
         a = direction / schedule.sigma(t)
         return [Row(float(t), float(s), a=float(a), b=float(alpha - schedule.alpha(t) * a), c=float(c))]
@@ -248,14 +249,13 @@ class StochasticHeun:
     Source: Ruemelin 1982; Karras et al. 2022, appendix B, for the family of SDEs.
     """
 
-    eta: float = 1.0
+    eta: float | Callable[[float, float], float] = 1.0
     weights: str = published("rms")
     order = 2
     __repr__ = published_repr
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.eta < math.inf:
-            raise ValueError(f"StochasticHeun: eta = {self.eta} must be at least 0")
+        checked_eta("StochasticHeun", self.eta)
         if self.weights not in ("rms", "stages"):
             raise ValueError(f"StochasticHeun: weights = {self.weights!r} must be rms or stages")
 
@@ -265,17 +265,18 @@ class StochasticHeun:
     def _rows(self, schedule: Schedule, t: np.float64, s: np.float64) -> list[Row]:
         if s == schedule.t_clean:
             return [denoise(t, s)]
-        if first := leave_pure_noise(schedule, t, s, self.eta):
+        eta = eta_of("StochasticHeun", self.eta, schedule, t, s)
+        if first := leave_pure_noise(schedule, t, s, eta):
             return first
         h, ends = float(t - s), np.array([t, s])
         (drift, drift_s), diffusion = f(schedule, ends).tolist(), g2(schedule, ends)
-        pull, pull_s = (0.5 * (1.0 + self.eta**2) * diffusion).tolist()  # of the score
+        pull, pull_s = (0.5 * (1.0 + eta**2) * diffusion).tolist()  # of the score
         # h a(x_t, t) in terms of D and eps, which two slots keep: x_p has noise that x_t has not.
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         in_x0, in_eps = -h * drift * alpha, -h * drift * sigma - h * pull / sigma
-        noise, share = float(self.eta * np.sqrt(0.5 * h * diffusion.sum())), 1.0
+        noise, share = float(eta * np.sqrt(0.5 * h * diffusion.sum())), 1.0
         if self.weights == "stages":  # z returns as x_p - x_t - h a(x_t, t), times the share of the noise that stays
-            noise = float(self.eta * np.sqrt(h * diffusion[0]))
+            noise = float(eta * np.sqrt(h * diffusion[0]))
             share = 0.5 + 0.5 * float(np.sqrt(diffusion[1] / diffusion[0]))
         keep = Row(float(t), float(t), 1.0, 0.0, m="x0", push=0)
         predict = Row(float(t), float(s), 1.0 - h * drift, -h * pull / sigma, noise, m="eps", push=1, evaluate=False)

@@ -10,33 +10,33 @@ so correction and next prediction are one row and the state before the step need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-import numpy as np
-
 from fastscore.errors import short, typed
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
+from fastscore.solvers.eta import EtaWindow, checked_eta, etas_of
 from fastscore.solvers.exponential import (
     Update,
     Weights,
-    checked_eta,
     checked_order,
     checked_prediction,
     exact_weights,
     half_slope_weights,
     multistep_rows,
+    reach_of,
     step_coefficients,
     with_first_order_ends,
+    within_reach,
 )
-from fastscore.solvers.multistep import past
+from fastscore.solvers.multistep import Rule, past, predicted
 from fastscore.solvers.variants import published, published_repr
 
 VARIANTS = ("bh1", "bh2", "vary")
 LOWERINGS = ("", "diffusers", "comfyui")
-Rule = Callable[[float, Weights], Weights]
 Step = tuple[float, list[float], list[float], float]  # a, prediction, what the correction adds (its new m first), c
 
 
@@ -46,19 +46,20 @@ class UniPC:
     r"""UniPC-p: UniP-p, of order p, and UniC-p, which makes it p + 1.
 
     Args:
-        p: 1 .. 3, evaluations of the predictor; the corrector has one more. The third pays from some 20 steps on: at 6
-            and 10 it extrapolates over long ones, and costs more than it gains on images.
+        p: 1 .. 3, evaluations of the predictor; the corrector has one more. The third pays from some 20 steps on, and
+            is taken where ``reach`` allows.
         variant: "bh1" (B = H) or "bh2" (B = 1 - e^-H) take B/2 for the weight of a slope from two
             evaluations; "vary" integrates exactly. From three evaluations on they are the same.
         prediction: "x0" or "eps".
         lower_order_final: p is at most the number of steps left, in runs of any length: ComfyUI's rule, and the
             default of diffusers.
         disable_corrector: numbers of the steps, from 0 on, that stay as predicted; diffusers' option.
+        reach: the span of lam above which steps of p = 3 in x0 are steps of p = 2; as of DPMMultistep.
 
     A step to sigma = 0 is D, which B = H = inf would make NaN.
 
     Raises:
-        ValueError: p, variant, prediction or a step's number out of range.
+        ValueError: p, variant, prediction, a step's number or reach out of range.
 
     Source: Zhao et al. 2023, algorithms 5 to 8 and section 3.3.
     """
@@ -68,6 +69,7 @@ class UniPC:
     prediction: str = "x0"
     lower_order_final: bool = published(False)
     disable_corrector: tuple[int, ...] = published(())
+    reach: float | None = published(None)
     __repr__ = published_repr
 
     def __post_init__(self) -> None:
@@ -78,6 +80,11 @@ class UniPC:
         steps = self.disable_corrector
         if not isinstance(steps, tuple | list) or not all(isinstance(k, int) and k >= 0 for k in steps):
             raise ValueError(f"UniPC: disable_corrector = {short(steps)} must be numbers of steps, from 0 on")
+        self._reach()
+
+    def _reach(self) -> float:
+        as_published = self.lower_order_final or bool(self.disable_corrector)
+        return reach_of("UniPC", self.reach, self.p < 3 or self.prediction == "eps" or as_published)
 
     @property
     def order(self) -> int:
@@ -93,7 +100,7 @@ class UniPC:
             predictor = [min(self.p, left[k]) if self.lower_order_final else self.p for k in range(n)]
             first = steps - left[0]  # a step from pure noise comes before
             corrector = [0 if first + k in self.disable_corrector else p + 1 for k, p in enumerate(predictor)]
-            updates = stepped(schedule, t, self.prediction, 0.0, predictor, corrector, self._weights)
+            updates = stepped(schedule, t, self.prediction, 0.0, predictor, corrector, self._weights, self._reach())
             return multistep_rows(t, merged(updates), self.prediction)
 
         return with_first_order_ends(schedule, t, lambda on, knots: inner(on, knots, t[-1] == schedule.t_clean))
@@ -104,37 +111,7 @@ class UniPC:
         return slope_weights(H, nodes, H if self.variant == "bh1" else None)
 
 
-@dataclass(frozen=True)
-@typed
-class TauWindow:
-    """SA-Solver's noise in a window of times: ``tau`` for steps that start (or end) at low .. high, else 0.
-
-    Args:
-        low, high: the window, in the schedule's own time, ends included. diffusers has 200 and 800 (of 1000 indices).
-        tau: inside.
-        at: which end of a step decides: "start" as in diffusers, "end" as in ComfyUI.
-
-    Raises:
-        ValueError: low above high, tau negative, or another ``at``.
-
-    Source: Xue et al. 2023, section 6 and appendix E: noise in the middle of the run.
-    """
-
-    low: float
-    high: float
-    tau: float = 1.0
-    at: str = "start"
-
-    def __post_init__(self) -> None:
-        checked_eta("TauWindow", self.tau, "tau")
-        if not self.low <= self.high:
-            raise ValueError(f"TauWindow: low = {self.low} must not exceed high = {self.high}")
-        if self.at not in ("start", "end"):
-            raise ValueError(f"TauWindow: at = {self.at!r} must be start or end")
-
-    def __call__(self, t: float, s: float) -> float:
-        """Return tau of the step from ``t`` to ``s``."""
-        return self.tau if self.low <= (t if self.at == "start" else s) <= self.high else 0.0
+TauWindow = EtaWindow  # what the paper calls tau is the eta of the other solvers
 
 
 @dataclass(frozen=True)
@@ -149,13 +126,14 @@ class SASolver:
     Args:
         predictor: 1 .. 4, evaluations of the predictor.
         corrector: evaluations of the corrector, the new one included; 0 for none.
-        tau: noise, 1 for Anderson's reverse SDE: a number, or a function of a step's times, tau(t, s), constant
-            within the step: TauWindow, or another frozen dataclass, whose repr a run's record can keep.
+        tau: noise, 1 for Anderson's reverse SDE; one number, or one a step, as every eta (see eta.py).
         simple_order_2: two evaluations have half of H for the weight of their slope, where the integral is
             H - 1 + e^-H over H: diffusers' second order, and ComfyUI's on demand.
         pece: evaluate again at the corrected x, and keep that evaluation; two evaluations a step.
         lower_order_final: with n steps left above sigma = 0, "diffusers" has at most n evaluations in the
             predictor and n + 1 in the corrector, "comfyui" at most n in both; "" lowers nothing.
+        reach: the span of lam above which a predictor of 3 or 4 has fewer evaluations, two with half their slope; as of
+            DPMMultistep. Its corrector has at most one more.
 
     Raises:
         ValueError: a value out of range.
@@ -169,12 +147,12 @@ class SASolver:
     simple_order_2: bool = published(False)
     pece: bool = published(False)
     lower_order_final: str = published("")
+    reach: float | None = published(None)
     __repr__ = published_repr
 
     def __post_init__(self) -> None:
         checked_order("SASolver", self.predictor, 4)
-        if not callable(self.tau):
-            checked_eta("SASolver", self.tau, "tau")
+        checked_eta("SASolver", self.tau, "tau")
         if self.corrector not in range(5):
             raise ValueError(f"SASolver: corrector = {self.corrector} must lie in 0 .. 4")
         if self.pece and not self.corrector:
@@ -183,6 +161,11 @@ class SASolver:
             raise ValueError(
                 f"SASolver: lower_order_final = {self.lower_order_final!r} must be '', 'diffusers' or 'comfyui'"
             )
+        self._reach()
+
+    def _reach(self) -> float:
+        as_published = self.simple_order_2 or self.pece or bool(self.lower_order_final)
+        return reach_of("SASolver", self.reach, self.predictor < 3 or as_published)
 
     @property
     def order(self) -> int:
@@ -196,18 +179,11 @@ class SASolver:
                 left, more = range(len(t) - 1, 0, -1), int(self.lower_order_final == "diffusers")
                 predictor = [min(self.predictor, n) for n in left]
                 corrector = [min(self.corrector, n + more) for n in left]
-            updates = stepped(schedule, t, "x0", self._tau(t), predictor, corrector, self._weights)
+            tau = etas_of("SASolver", self.tau, schedule, t, "tau")
+            updates = stepped(schedule, t, "x0", tau, predictor, corrector, self._weights, self._reach())
             return evaluated_twice(t, updates) if self.pece else multistep_rows(t, merged(updates), "x0")
 
         return with_first_order_ends(schedule, t, inner)
-
-    def _tau(self, t: Array) -> float | Array:
-        if not callable(self.tau):
-            return self.tau
-        values = [self.tau(start, end) for start, end in zip(t[:-1].tolist(), t[1:].tolist(), strict=True)]
-        for value in values:
-            checked_eta("SASolver", value, "tau(t, s)")
-        return np.array(values)
 
     def _weights(self, H: float, nodes: Weights) -> Weights:
         return slope_weights(H, nodes, H) if self.simple_order_2 and len(nodes) == 2 else exact_weights(H, nodes)
@@ -227,6 +203,7 @@ def stepped(
     predictor: Sequence[int],
     corrector: Sequence[int],
     rule: Rule,
+    reach: float = math.inf,
 ) -> list[Step]:
     """Return what each step predicts and what its correction adds.
 
@@ -234,12 +211,17 @@ def stepped(
         schedule, t, m, eta: see ``exponential``.
         predictor, corrector: evaluations of each step, the corrector's new one included; none where it is 0.
         rule: weights of evaluations at given theta.
+        reach: see ``within_reach``, of predictors; a corrector, which interpolates, has one more than those it leaves.
     """
     values, steps = lam(schedule, t), []
+    limits = within_reach(values, max(predictor), reach)
     for k, (a, gain, H, c) in enumerate(zip(*step_coefficients(schedule, t[:-1], t[1:], m, eta), strict=True)):
-        predict, change = [gain * v for v in rule(H, past(values, k, predictor[k]))], []
+        asked = past(values, k, predictor[k])
+        predict, change = [gain * v for v in predicted(H, asked, limits[k], rule)], []
         if corrector[k]:
-            correct = [gain * v for v in rule(H, [1.0, *past(values, k, corrector[k] - 1)])]
+            lowered = len(predict) < len(asked)
+            before = min(corrector[k] - 1, len(predict)) if lowered else corrector[k] - 1
+            correct = [gain * v for v in rule(H, [1.0, *past(values, k, before)])]
             change = [new - old for new, old in zip_longest(correct, [0.0, *predict], fillvalue=0.0)]
         steps.append((a, predict, change, c))
     return steps

@@ -50,7 +50,8 @@ def test_every_solver_has_a_case():
         "ScaledNoise",
     }
     adaptive = {"BogackiShampine", "DPMAdaptive", "Dopri5", "GottaGoFast"}  # no rows; their tests are of their own
-    assert {getattr(solvers, name).__name__ for name in solvers.__all__} <= covered | parts | adaptive
+    guided = {"CFGPlusPlus", "CFGPlusPlusVariant"}  # rows of two estimates: tests/guidance/test_cfgpp.py
+    assert {getattr(solvers, name).__name__ for name in solvers.__all__} <= covered | parts | adaptive | guided
 
 
 def test_every_schedule_has_a_solver():
@@ -88,7 +89,7 @@ def test_few_steps_to_clean_on_every_schedule(name, turn):
         (lambda: DPMSolver(3, "x0", 1.0), "order 1 or 2"),
         (lambda: DPMMultistep(4, form="paper"), "order = 4 must lie in 1 .. 3"),
         (lambda: DPMMultistep(form="newton"), "must be one of exact, paper"),
-        (lambda: DEIS(basis="t"), "log-rho or rho"),
+        (lambda: DEIS(basis="t"), "log-rho, rho or tab"),
         (lambda: LMS(5), "order = 5"),
         (lambda: UniPC(variant="bh3"), "bh1, bh2, vary"),
         (lambda: SASolver(corrector=5), "corrector = 5"),

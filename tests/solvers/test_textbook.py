@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import textbook
 import textbook_exponential
+import textbook_few
 import torch
 from cases import CASES, SETTINGS, others_of, two_of
 from cells import in_each
@@ -133,6 +134,7 @@ def test_the_oracles_are_independent():
     for file, banned in (
         (textbook, ("fastscore", "torch")),
         (textbook_exponential, ("fastscore", "torch")),
+        (textbook_few, ("fastscore", "torch")),
         (cases, ("fastscore.plan", "fastscore.ops")),
         (checks, ("fastscore.plan", "fastscore.ops")),
     ):
