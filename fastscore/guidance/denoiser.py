@@ -7,7 +7,8 @@ loop, which no CUDA graph captures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fastscore.data.affine import Affine
 from fastscore.guidance.mixture import BoundPlan
-from fastscore.model.condition_shapes import Condition
+from fastscore.model.condition_shapes import Condition, Told, own
 from fastscore.model.projection import onto
 from fastscore.model.score import ScoreModel, evaluate
 
@@ -27,7 +28,8 @@ class Guide(Protocol):
         """Return D', [N, *shape] like x.
 
         Args:
-            denoise: x -> E[x_0 | x_t = x], any mixture included; differentiable in x.
+            denoise: x -> E[x_0 | x_t = x], any mixture included; differentiable in x. ``denoise.pair(x)`` gives what
+                is mixed, and ``denoise.memory`` keeps tensors from one evaluation of a run to the next.
             x: state x_t = alpha x_0 + sigma z of the sampler's schedule, [N, *shape].
             alpha, sigma: of each sample, [N, 1, ..]; sigma of each column, [N, .., D], where the model has a transform.
             y: what the run gave each sample for the guide, [N, ..], or None. Samples must not see each other.
@@ -36,14 +38,32 @@ class Guide(Protocol):
 
 
 @dataclass(frozen=True)
+class Pair:
+    """The two estimates of x_0 that a mixture is of, D = second + weight (first - second).
+
+    Attributes:
+        first: under the samples' own condition, [N, *shape]; of several the mean by their weights.
+        second: under the null or negative condition, or of the second network; None where no sample has a second one.
+        weight: of each sample, [N, 1, ..]; 1 where its estimate is the first.
+        step: number of the step of the grid, [N, 1, ..]; infinite of an adaptive solver.
+    """
+
+    first: Tensor
+    second: Tensor | None
+    weight: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True)
 class Level:
     """A noise level, as a plan or a schedule and its networks have it; each [N], or [1] for all samples.
 
     Attributes:
         p, q, q2: D = p x + q F + q2 F2.
-        p1, q1: the estimate of the first network alone, p1 x + q1 F.
+        p1, q1: the estimate of the first network alone, p1 x + q1 F; p2, r2: of the second, p2 x + r2 F2.
         c_in, c_noise, c_in2, c_noise2: factor on x and label of each network.
         alpha, sigma: of the schedule.
+        weight, step: see Pair.
     """
 
     p: Tensor
@@ -51,19 +71,34 @@ class Level:
     q2: Tensor
     p1: Tensor
     q1: Tensor
+    p2: Tensor
+    r2: Tensor
     c_in: Tensor
     c_noise: Tensor
     c_in2: Tensor
     c_noise2: Tensor
     alpha: Tensor
     sigma: Tensor
+    weight: Tensor
+    step: Tensor
 
     @classmethod
     def table(cls, bound: BoundPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the levels of all rows, [fields, rows]."""
-        t, schedule = [row.t for row in bound.x0], bound.unfolded.schedule
-        special = {"p1": [row.p for row in bound.x0_of_first], "q1": [row.q for row in bound.x0_of_first]}
-        special |= {"alpha": schedule.alpha(t).tolist(), "sigma": schedule.sigma(t).tolist()}
+        t, schedule, seconds = [row.t for row in bound.x0], bound.unfolded.schedule, bound.x0_of_second
+        w = bound.weights
+        # Of several conditions F is the sum of w_i F_i, and the first estimate the mean.
+        share = [1.0 / w if row.terms and w else 1.0 for row, w in zip(bound.x0, w, strict=True)]
+        special = {
+            "p1": [row.p for row in bound.x0_of_first],
+            "q1": [row.q * part for row, part in zip(bound.x0_of_first, share, strict=True)],
+            "p2": [0.0 if row is None else row.p for row in seconds],
+            "r2": [0.0 if row is None else row.q for row in seconds],
+            "alpha": schedule.alpha(t).tolist(),
+            "sigma": schedule.sigma(t).tolist(),
+            "weight": w,
+            "step": bound.steps or [math.inf] * len(w),
+        }
         columns = [special.get(f.name) or [getattr(row, f.name) for row in bound.x0] for f in fields(cls)]
         return torch.tensor(columns, dtype=dtype, device=device)
 
@@ -74,18 +109,23 @@ class Denoiser:
     Args:
         model, second: of F and F2.
         dtype: that their networks read.
+
+    Attributes:
+        memory: what guides keep from one evaluation to the next, by names of their own, a line a sample. Whoever runs
+            the rows empties it where a run begins; an adaptive solver and Picard's sweeps refuse guides that need it.
     """
 
     def __init__(self, model: ScoreModel, second: ScoreModel, dtype: torch.dtype) -> None:
         self.model, self.second, self.dtype = model, second, dtype
+        self.memory: dict[str, Tensor] = {}
 
-    def at(self, level: Level, mixed: bool, cond: Condition, cond2: Condition) -> Denoiser:
+    def at(self, level: Level, mixed: bool, cond: Told, cond2: Condition) -> Denoiser:
         """Move to a level; ``mixed`` if there is a second output, whose condition is ``cond2``."""
         self.level, self.mixed, self.cond, self.cond2 = level, mixed, cond, cond2
         return self
 
-    def guided(self, guide: Guide, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return what a guide makes of the estimate at x [N, *shape]: [N, D].
+    def guided(self, guide: Guide, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what a guide makes of the estimate at x [N, *shape]: [N, D]; and the same before its last bound.
 
         Raises:
             ValueError: the guide returned another shape.
@@ -95,17 +135,38 @@ class Denoiser:
         if transform is not None:
             units = InUnits(self, alpha * transform.shift_like(x), x.new_tensor(transform.scale), transform)
             denoise, at, sigma = units, units.outside(x), sigma * units.scale
-        D = guide(denoise, at, alpha, sigma, y)  # pyright: ignore[reportArgumentType]
+        before, bound = getattr(guide, "bounding", (guide, None))
+        D = denoise(at) if before is None else before(denoise, at, alpha, sigma, y)  # pyright: ignore[reportArgumentType]
         if D.shape != x.shape:
             raise ValueError(f"the guide returned {tuple(D.shape)} for a state of {tuple(x.shape)}")
-        guided = (D if transform is None else transform.inverse(D)).detach().reshape(len(x), -1)
-        return onto(self.model, guided, self.cond)
+
+        def flat(v: Tensor) -> Tensor:
+            estimate = (v if transform is None else transform.inverse(v)).detach().reshape(len(x), -1)
+            return onto(self.model, estimate, own(self.cond))
+
+        free = flat(D)
+        return (free if bound is None else flat(bound(D))), free
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.both(x)[0]
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the estimate with its mixture and the first network's own, of the same evaluations."""
+        c, F, F2 = self._outputs(x)
+        first = self._onto(c["p1"] * x + c["q1"] * F)
+        if F2 is None:
+            return first, first
+        return self._onto(c["p"] * x + c["q"] * F + c["q2"] * F2), first
+
+    def pair(self, x: Tensor) -> Pair:
+        """Return both estimates that the mixture is of, neither as a difference; of the same evaluations."""
+        c, F, F2 = self._outputs(x)
+        first = self._onto(c["p1"] * x + c["q1"] * F)
+        second = None if F2 is None else self._onto(c["p2"] * x + c["r2"] * F2)
+        return Pair(first, second, c["weight"], c["step"])
+
+    def _outputs(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """Return the level with the axes of x, and F and F2 like x."""
         v = {f.name: getattr(self.level, f.name) for f in fields(Level)}
         c = {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in v.items()}
         F = evaluate(self.model, (c["c_in"] * x).to(self.dtype), v["c_noise"], self.cond).view_as(x).to(x.dtype)
@@ -113,16 +174,20 @@ class Denoiser:
             raise ValueError(
                 "this guide differentiates the network, whose output has no gradient; use network='own' and no no_grad"
             )
-        first = self._onto(c["p1"] * x + c["q1"] * F)
         if not self.mixed:
-            return first, first
+            return c, F, None
         u2 = (c["c_in2"] * x).to(self.dtype)
-        F2 = evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
-        return self._onto(c["p"] * x + c["q"] * F + c["q2"] * F2), first
+        return c, F, evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
+
+    def of_second(self, x: Tensor) -> Tensor:
+        """Return the second network's own estimate at x [N, *shape], which no guide changes: [N, D]."""
+        c = {name: getattr(self.level, name).reshape(-1, *[1] * (x.ndim - 1)) for name in ("p2", "r2", "c_in2")}
+        F2 = evaluate(self.second, (c["c_in2"] * x).to(self.dtype), self.level.c_noise2, self.cond2)
+        return self._onto(c["p2"] * x + c["r2"] * F2.view_as(x).to(x.dtype)).flatten(1)
 
     def _onto(self, D: Tensor) -> Tensor:
         """Return an estimate on the subspace of the data, by the sample's own condition and never the null one."""
-        return onto(self.model, D.flatten(1), self.cond).view_as(D)
+        return onto(self.model, D.flatten(1), own(self.cond)).view_as(D)
 
 
 @dataclass(frozen=True)
@@ -148,3 +213,14 @@ class InUnits:
         """Return both estimates, as ``Denoiser.both`` does."""
         D, first = self.denoise.both((x - self.shift) / self.scale)
         return self.transform(D), self.transform(first)
+
+    def pair(self, x: Tensor) -> Pair:
+        """Return what is mixed, as ``Denoiser.pair`` does."""
+        pair = self.denoise.pair((x - self.shift) / self.scale)
+        second = None if pair.second is None else self.transform(pair.second)
+        return replace(pair, first=self.transform(pair.first), second=second)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What guides keep, as ``Denoiser.memory``."""
+        return self.denoise.memory

@@ -1,9 +1,9 @@
-r"""Guides: what changes the estimate E[x_0 | x_t] of a run, whatever the solver, schedule and network.
+r"""Guides that differentiate: they change the estimate E[x_0 | x_t] of a run, whatever solver, schedule and network.
 
     D' = D + (sigma^2 / alpha) grad_x log p(y | x_t)
 
 is Tweedie's estimate under the score of p(x_t | y); the gradient is scaled by what the score of a row is scaled by.
-Thresholding and rescaling change D directly. A guide treats every sample alone, so that it sees no batch.
+A guide treats every sample alone, so that it sees no batch.
 """
 
 from __future__ import annotations
@@ -16,105 +16,23 @@ import torch
 from torch import Tensor
 
 from fastscore.errors import typed
-from fastscore.guidance.denoiser import Denoiser, Guide
+from fastscore.guidance.chain import Chain
+from fastscore.guidance.denoiser import Denoiser
 from fastscore.guidance.measurements import Operator
 from fastscore.guidance.per_sample import each_alone
+from fastscore.guidance.rules import CFGRescale
+from fastscore.guidance.thresholds import DynamicThreshold, StaticThreshold
 
-
-@dataclass(frozen=True)
-@typed
-class Chain:
-    """Guides one after the other: each sees the estimate that the ones before it made."""
-
-    guides: tuple[Guide, ...]
-
-    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        return _Chained(denoise, self.guides, alpha, sigma, y)(x)
-
-
-@dataclass(frozen=True)
-class _Chained:
-    denoise: Denoiser
-    guides: tuple[Guide, ...]
-    alpha: Tensor
-    sigma: Tensor
-    y: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.both(x)[0]
-
-    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.guides:
-            return self.denoise.both(x)
-        before = _Chained(self.denoise, self.guides[:-1], self.alpha, self.sigma, self.y)
-        D = self.guides[-1](before, x, self.alpha, self.sigma, self.y)  # pyright: ignore[reportArgumentType]
-        return D, D
-
-
-@dataclass(frozen=True)
-@typed
-class StaticThreshold:
-    """Clip D to [-bound, bound], as Sampler's ``clip`` does in the rows of a plan. Source: Saharia et al. 2022, 2.3."""
-
-    bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.bound < math.inf:
-            raise ValueError(f"clip = {self.bound} must be a positive number")
-
-    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        return denoise(x).clamp(-self.bound, self.bound)
-
-
-@dataclass(frozen=True)
-@typed
-class DynamicThreshold:
-    """Clip D to [-s, s] and scale that to [-bound, bound]; s is the ``share`` quantile of a sample's |D|, or bound.
-
-    Strong guidance pushes values out of the data's range; a fixed clip (Sampler's ``clip``) saturates them, this one
-    brings the whole sample back. The quantile is the nearest rank from above.
-
-    Source: Saharia et al. 2022 (Imagen), section 2.3.
-    """
-
-    share: float = 0.995
-    bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (0.0 < self.share <= 1.0 and 0.0 < self.bound < math.inf):
-            raise ValueError(f"DynamicThreshold: share = {self.share} must lie in 0 .. 1, bound = {self.bound} above 0")
-
-    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        D = denoise(x)
-        size = D.detach().abs().flatten(1)
-        s = size.kthvalue(max(1, math.ceil(self.share * size.shape[1])), dim=1).values
-        s = s.clamp_min(self.bound).reshape(-1, *[1] * (x.ndim - 1))
-        return torch.maximum(torch.minimum(D, s), -s) * (self.bound / s)
-
-
-@dataclass(frozen=True)
-@typed
-class CFGRescale:
-    """Bring the spread of a mixed estimate back to that of its conditional one, D_1.
-
-        D' = D (phi std(D_1) / std(D) + 1 - phi)
-
-    std is over the elements of a sample. First in a Chain, since only the network's own estimates tell D_1.
-
-    Source: Lin et al. 2024, eq. 14-16, on the estimate of x_0 rather than on the network's output, so that it does not
-    depend on what the network predicts.
-    """
-
-    phi: float = 0.7
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.phi <= 1.0:
-            raise ValueError(f"CFGRescale: phi = {self.phi} must lie in 0 .. 1")
-
-    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        D, conditional = denoise.both(x)
-        spread, target = (v.flatten(1).std(1).clamp_min(torch.finfo(v.dtype).tiny) for v in (D, conditional))
-        return D * (self.phi * (target / spread) + (1.0 - self.phi)).reshape(-1, *[1] * (x.ndim - 1))
+__all__ = [
+    "DPS",
+    "CFGRescale",
+    "Chain",
+    "ClassifierGuidance",
+    "DynamicThreshold",
+    "EnergyGuidance",
+    "PiGDM",
+    "StaticThreshold",
+]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from fastscore.guidance.chain import Chain
 from fastscore.guidance.denoiser import Guide
-from fastscore.guidance.guides import DPS, Chain, PiGDM
+from fastscore.guidance.guides import DPS, PiGDM
 from fastscore.guidance.per_sample import lines_of, of_each
 from fastscore.ops.noise import NoiseKey
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -36,8 +37,52 @@ class Conditioned(Protocol):
     def shape(self) -> Any: ...
 
 
-def each(change: Callable[[Tensor], Tensor], cond: Condition) -> Condition:
-    """Return a condition with each of its tensors changed; a dict of its own."""
+@dataclass(frozen=True)
+class Several:
+    """Conditions of as many evaluations, whose outputs are summed: F(u) = sum_i w_i F(u, c_i).
+
+    Attributes:
+        conds: the first is the samples' own. weights: w_i; one that is 0 is not evaluated.
+        at: lines where that holds, bool [N], the others having F(u, c_1) alone; None for all.
+    """
+
+    conds: tuple[Condition, ...]
+    weights: tuple[float, ...]
+    at: Tensor | None = None
+
+    def sum(self, outputs: Callable[[Condition], list[Tensor]]) -> list[Tensor]:
+        """Return the sums of what ``outputs`` makes of each condition, [N, D] each; of lines outside, the first's."""
+        own = None if self.at is None else outputs(self.conds[0])
+        total: list[Tensor] | None = None
+        for k, (cond, w) in enumerate(zip(self.conds, self.weights, strict=True)):
+            if w == 0.0:
+                continue
+            found = own if k == 0 and own is not None else outputs(cond)
+            terms = [w * F.to(torch.promote_types(F.dtype, torch.float32)) for F in found]
+            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
+        assert total is not None
+        if own is None or self.at is None:
+            return total
+        return [torch.where(self.at[:, None], a, b.to(a)) for a, b in zip(total, own, strict=True)]
+
+
+Told = Condition | Several  # what one output of a row is evaluated with
+
+
+def own(cond: Told) -> Condition:
+    """Return the samples' own condition, the first of several."""
+    return cond.conds[0] if isinstance(cond, Several) else cond
+
+
+@overload
+def each(change: Callable[[Tensor], Tensor], cond: Condition) -> Condition: ...
+@overload
+def each(change: Callable[[Tensor], Tensor], cond: Told) -> Told: ...
+def each(change: Callable[[Tensor], Tensor], cond: Told) -> Told:
+    """Return a condition, or several, with each of its tensors changed; a dict of its own."""
+    if isinstance(cond, Several):
+        at = None if cond.at is None else change(cond.at)
+        return Several(tuple(each(change, c) for c in cond.conds), cond.weights, at)
     if isinstance(cond, dict):
         return {name: change(v) for name, v in cond.items()}
     return None if cond is None else change(cond)

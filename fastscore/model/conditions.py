@@ -107,6 +107,52 @@ def condition_of(model: Conditioned, key: NoiseKey, labels: Labels, cond: Given)
     return finite("cond", per_sample("cond", cond, shape, key))
 
 
+def further(model: Conditioned, key: NoiseKey, cond: Condition, name: str, value: Any) -> Condition:
+    """Return a condition beside each sample's own ``cond``, in its form and dtypes: another one, or a negative one.
+
+    Args:
+        value: labels, a tensor [*cond_shape] or [n, *cond_shape], or a dict of such by name, in which a sample's own
+            value of what is left out stays.
+
+    Raises:
+        ValueError: it is none that the model takes; ``name`` names it.
+    """
+    if cond is None:
+        raise ValueError(f"{name}: this model is unconditional; leave it out")
+    if not isinstance(cond, dict):
+        return _further(model, key, cond, name, value, LABELS if model.classes else "")
+    given = value if isinstance(value, Mapping) else {LABELS: value} if model.classes else None
+    if given is None or not given or not set(given) <= set(cond):
+        raise ValueError(f"{name} = {short(value)} must be a dict by name, of one or more of {', '.join(cond)}")
+    named = {k: _further(model, key, cond[k], f"{name}[{k!r}]", v, k) for k, v in given.items()}
+    return {**cond, **named}
+
+
+def _further(model: Conditioned, key: NoiseKey, own: Tensor, name: str, value: Any, part: str) -> Tensor:
+    if part == LABELS:
+        try:
+            found = None if value is None else labels_of(model, key, value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if found is None:
+            raise ValueError(f"{name} = None must be a label, or one label an id")
+        return found
+    shape = model.cond_shape[part] if isinstance(model.cond_shape, Mapping) else model.cond_shape
+    assert shape is not None
+    return in_dtype(name, finite(name, per_sample(name, value, shape, key)), own, "cond")
+
+
+def in_dtype(name: str, value: Tensor, like: Tensor, of: str) -> Tensor:
+    """Return a condition in the dtype of another one, ``like``; ValueError for numbers that this has not."""
+    found = value.to(like.dtype)
+    if not (value.is_floating_point() and like.is_floating_point()) and not found.to(value.dtype).equal(value):
+        raise ValueError(
+            f"{name} is {value.dtype} and has values that the {like.dtype} of {of} has not; give both in one dtype, as "
+            "the network takes it"
+        )
+    return found
+
+
 def _named(shapes: Mapping[str, Shape], null: Mapping[str, Any], key: NoiseKey, cond: Any) -> dict[str, Tensor]:
     """Return the named tensors of each sample, in the order of the model."""
     given = {} if cond is None else cond

@@ -187,7 +187,8 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ScoreMod
     check_weights(folder / "model.safetensors", outlined)
     net = load_weights(folder / "model.safetensors", build(spec, outlined=outlined)).to(device).eval()
     info = config.get("info", {})
-    return ScoreModel(net, shape, schedule, parametrization, classes, names, info, null=null, **columns)
+    columns |= {"null": null, "folder": str(folder)}
+    return ScoreModel(net, shape, schedule, parametrization, classes, names, info, **columns)
 
 
 def _folder(path: Path | str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastscore.errors import short, typed
-from fastscore.model.condition_shapes import Condition, CondShape, declared, each, sizes
+from fastscore.model.condition_shapes import Condition, CondShape, Several, Told, declared, each, sizes
 from fastscore.model.projection import Projection
 from fastscore.model.score import ScoreModel, apart, checked, listed
 from fastscore.process.parametrization import Parametrization
@@ -81,8 +81,10 @@ class JointModel:
         """Shape of each part of one sample."""
         return {name: part.shape for name, part in self.parts.items()}
 
-    def evaluate(self, u: Tensors, c_noise: Tensors, cond: Condition) -> list[Tensor]:
-        """Call the network; return F of each part, [N, D], in memory that is no input's."""
+    def evaluate(self, u: Tensors, c_noise: Tensors, cond: Told) -> list[Tensor]:
+        """Call the network; return F of each part, [N, D], in memory that is no input's; of Several, the sums."""
+        if isinstance(cond, Several):
+            return cond.sum(lambda c: self.evaluate({name: v.clone() for name, v in u.items()}, c_noise, c))
         conditional = self.classes or self.cond_shape is not None
         out = self.net(dict(u), c_noise, each(lambda v: v, cond)) if conditional else self.net(dict(u), c_noise)
         if not isinstance(out, Mapping) or set(out) != set(u):

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
 from fastscore.errors import short, typed
-from fastscore.model.condition_shapes import Condition, CondShape, declared, each, sizes
+from fastscore.model.condition_shapes import Condition, CondShape, Several, Told, declared, each, sizes
 from fastscore.model.decoder import Decoder
 from fastscore.model.projection import Projection
 from fastscore.process.parametrization import Parametrization
@@ -60,6 +61,11 @@ class ScoreModel:
             samples themselves, and ``model.decoder(x)`` decodes them.
         base: mean and standard deviation of x_T by column, T the schedule's, where samples start from another Gaussian
             than N(0, prior_std^2): one that keeps what is left of the data at T. In the units of y.
+        two_times: whether the network maps between two times, as a flow map, x_r = x_t - (t - r) u(x_t, t, r), or a
+            consistency trajectory model, and so takes the end of a step, too: c_noise is then [N, 2], the labels of t
+            and r. Its F is read as constant on the way, x_r = alpha_r D + sigma_r eps. It is for solvers with one
+            evaluation a step and no history: DDIM to any next time, or in one step to the data; Renoise.
+        folder: that it was loaded from, if any; grids that are fitted to it are kept there.
 
     Raises:
         ValueError: a shape, a number of classes, a null condition or a projection that cannot be.
@@ -80,6 +86,8 @@ class ScoreModel:
     projection: Projection | None = None
     decoder: Decoder | None = None
     base: Affine | None = None
+    two_times: bool = False
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", sizes("shape", self.shape))
@@ -95,6 +103,8 @@ class ScoreModel:
                     f"projection: it is orthogonal in one unit for all columns, and {name} gives each one of its own; "
                     f"scale the data yourself, by one number, and leave {name} out"
                 )
+        if self.two_times and self.parametrization.prediction == "flow":
+            checked_linear(self.schedule)
         if self.projection is not None:
             self.projection.check(self.shape, self.cond_shape)
         if not callable(self.net):
@@ -161,19 +171,41 @@ def _takes(net: Callable[..., Any]) -> str:
     return "other"
 
 
-def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
+def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told) -> Tensor:
     """Call the network of a model: the one place where that happens; return F, [N, D], in memory that is not u's.
 
     Args:
         u: c_in x, [N, *shape] in the network's dtype.
-        c_noise: labels, [N] or [1] for all.
+        c_noise: labels, [N] or [1] for all; of a network of two times [N, 2] or [1, 2].
+        cond: of each line; of Several, F is the weighted sum of as many calls.
 
     Raises:
-        ValueError: an output that is no tensor, or of another shape, kind or device.
+        ValueError: an output that is no tensor, or of another shape, kind or device; or a network of two times without
+            the end of a step, which only the rows of a plan have.
     """
+    if model.two_times and c_noise.ndim != 2:
+        raise ValueError(one_step_only("what evaluates it here knows of no step's end"))
+    if isinstance(cond, Several):
+        return cond.sum(lambda c: [evaluate(model, u.clone(), c_noise, c)])[0]  # which a network may write to
     # A dict is the network's own, which may take names out of it.
-    F = checked(model.net(u, c_noise.expand(len(u)), each(lambda v: v, cond)), u)
+    F = checked(model.net(u, c_noise.expand(len(u), *c_noise.shape[1:]), each(lambda v: v, cond)), u)
     return apart(F, u).reshape(len(u), -1)
+
+
+def one_step_only(why: str) -> str:
+    """Return what is said where a network of two times cannot be used."""
+    return f"this network maps between two times (two_times), and {why}; use a Sampler with DDIM, Renoise or the like"
+
+
+def checked_linear(schedule: Schedule) -> None:
+    """Raise ValueError unless alpha and sigma are linear in t, so that a constant flow is a constant D and eps."""
+    t = np.linspace(schedule.t_end, schedule.T, 5)
+    for rate in (schedule.dalpha(t), schedule.dsigma(t)):
+        if not np.ptp(rate) <= 1e-9 * np.abs(rate).max():
+            raise ValueError(
+                f"two_times with prediction 'flow' is x_r = x_t - (t - r) u, where alpha and sigma are linear in t; on "
+                f"{type(schedule).__name__} they are not: use schedule=Flow(), or prediction 'x0', 'eps' or 'v'"
+            )
 
 
 def checked(F: Any, u: Tensor, part: str = "") -> Tensor:

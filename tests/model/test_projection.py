@@ -191,7 +191,7 @@ def test_a_run_is_the_run_in_coordinates_of_the_subspace(case, way):
     same_in_coordinates(case, SOLVERS[way], {} if way in ("dopri5", "dpm-adaptive") else {"grid": fs.uniform(5)})
 
 
-@pytest.mark.parametrize("name", one_in(3, [n for n in names.SOLVERS if n not in ("none", *names.ADAPTIVE)]))
+@pytest.mark.parametrize("name", one_in(6, [n for n in names.SOLVERS if n not in ("none", *names.ADAPTIVE)]))
 def test_every_solver_runs_in_coordinates_of_the_subspace(name):
     same_in_coordinates(
         "constrained to values", {"solver": name}, {"grid": fs.uniform(25 if name == "score-sde" else 6)}
