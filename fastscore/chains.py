@@ -28,7 +28,7 @@ from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.condition_shapes import each, null_label
 from fastscore.model.conditions import Given, condition_of, constant
-from fastscore.model.score import ScoreModel, evaluate
+from fastscore.model.score import ScoreModel, evaluate, one_step_only
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
 from fastscore.output.progress import Progress
@@ -174,6 +174,8 @@ def level_score(model: ScoreModel, t: float | None = None, label: int | None = N
     Raises:
         ValueError: a singular time, a label or condition that the model does not take, or a projection.
     """
+    if model.two_times:
+        raise ValueError(one_step_only("a chain wants the score at one"))
     if model.projection is not None:
         raise ValueError("projection: the noise of a chain leaves the subspace; use a Sampler with Langevin correctors")
     t = model.schedule.t_end if t is None else t

@@ -41,7 +41,7 @@ from fastscore.errors import short, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
 from fastscore.model.conditions import Given, Labels, finite
 from fastscore.model.projection import dimensions, onto
-from fastscore.model.score import ScoreModel
+from fastscore.model.score import ScoreModel, one_step_only
 from fastscore.network.prepare import prepare
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import LEVEL_DRAW, NoiseKey
@@ -50,7 +50,8 @@ from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule, lam
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, Euler, Heun
 from fastscore.solvers.adaptive_steps import RungeKutta
-from fastscore.solvers.grids import likelihood_end, within
+from fastscore.solvers.grids import within
+from fastscore.solvers.likelihood_grids import likelihood_grid
 from fastscore.solvers.names import named
 
 if TYPE_CHECKING:
@@ -100,18 +101,16 @@ class ProbabilityFlow:
         score = torch.autograd.grad(flow.log_likelihood(x.requires_grad_()).nats.sum(), x)[0]
 
     Where x or z requires a gradient, the result has that of the map as it was computed, its accepted steps held fixed;
-    nobody's parameters, nor labels and conditions, get one. Backward takes each micro-batch once more through the
-    network as it is, compiled or not: it keeps one state of the micro-batch for every evaluation of its accepted steps
-    (6 a step of Dopri5), 4 or 8 bytes a number, and the graph of one evaluation. Of a likelihood that graph holds the
-    divergence, whose gradient needs second derivatives of the network.
+    parameters, labels and conditions get none. Backward takes each micro-batch once more through the network as it is,
+    compiled or not, and keeps a state of it for every evaluation of its accepted steps (6 a step of Dopri5) and the
+    graph of one: of a likelihood with the divergence, whose gradient needs the network's second derivatives.
 
     Args:
         model: the score model.
         schedule: whose prior and state are meant; the model's own if left out.
-        solver: Dopri5 or BogackiShampine, adaptive; or Euler, Heun, RK2 or RK4 on a grid, whose knots they
-            step between in the angle phi.
-        grid: a Span for an adaptive solver, a Grid or Times that ends at sigma > 0 for the others. Left out:
-            from T to t = 1e-5, or to t_end where noise levels are discrete or bounded below.
+        solver: Dopri5 or BogackiShampine, adaptive; or Euler, Heun, RK2 or RK4, which step in the angle phi.
+        grid, steps: a Span for an adaptive solver; knots to sigma > 0 for the others, or as for Sampler, in 100 steps.
+            Left out: from T to t = 1e-5, or to t_end where noise levels are discrete or bounded below.
         execution, fields: as for Sampler; the network is differentiated, so it runs as it is or through torch.compile.
 
     Raises:
@@ -125,12 +124,15 @@ class ProbabilityFlow:
         *,
         schedule: Schedule | None = None,
         solver: FlowSolver | str | None = None,
-        grid: Grid | Times | Span | None = None,
+        grid: Grid | Times | Span | str | None = None,
+        steps: int | None = None,
         execution: Execution | None = None,
         **fields: Unpack[ExecutionFields],
     ) -> None:
         asked = Execution.of(execution, **fields)
-        self.settings = {"schedule": schedule, "solver": solver, "grid": grid, "execution": asked}
+        self.settings = dict(schedule=schedule, solver=solver, grid=grid, steps=steps, execution=asked)
+        if model.two_times:
+            raise ValueError(one_step_only("a likelihood or an encoding integrates the flow at each single time"))
         self.model, (self.execution, self.net_dtype) = model, asked.around(*model.networks)
         if self.execution.ahead_of_time or self.execution.graph in GRAPHS:
             raise ValueError(
@@ -142,21 +144,23 @@ class ProbabilityFlow:
         if not isinstance(chosen, FlowSolver):
             raise ValueError(f"solver = {short(chosen)} must be Dopri5, BogackiShampine, Euler, Heun, RK2 or RK4")
         self.solver, adaptive = chosen, isinstance(chosen, Dopri5 | BogackiShampine)
-        grid = grid if grid is not None else Span(end=likelihood_end(self.schedule))
-        if isinstance(grid, Span) != adaptive:
-            need = "a Span" if adaptive else "a Grid or Times"
-            raise ValueError(f"{type(self.solver).__name__} needs {need} for a grid, not {grid}")
+        if isinstance(grid, str | None):
+            grid, steps = likelihood_grid(chosen, self.schedule, steps, grid), None
+        if isinstance(grid, Span) != adaptive or steps is not None:
+            needs = f"{type(chosen).__name__} needs {'a Span' if adaptive else 'a Grid or Times'} for a grid"
+            raise ValueError(f"{needs}, and no steps, not {grid}")
         self.grid = within(grid, self.schedule, model.schedule, model.parametrization)
         knots = self.grid(self.schedule)
-        if not math.isfinite(float(lam(self.schedule, knots[-1]))):
+        values = lam(self.schedule, knots).tolist()
+        if not math.isfinite(values[-1]):
             raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")
-        self.angles = [angle(float(v)) for v in lam(self.schedule, knots)]
-        ends, place = (float(knots[0]), float(knots[-1])), self.execution.place
-        with undisturbed(self.execution.dtype, place):
-            self.levels = NoiseLevels(model, self.schedule, "v", *ends, place)
+        self.angles = [angle(v) for v in values]
+        first, last = knots[[0, -1]].tolist()
+        with undisturbed(self.execution.dtype, self.execution.place):
+            self.levels = NoiseLevels(model, self.schedule, "v", first, last, self.execution.place)
         self.alphas = [float(self.schedule.alpha(t)) for t in knots]
         self.lengths = np.hypot(self.alphas, self.schedule.sigma(knots)).tolist()
-        self.prior = prior_at(model, self.schedule, ends[0])
+        self.prior = prior_at(model, self.schedule, first)
         self.turn = Turn(*model.networks, execution=self.execution, gradients=True)
 
     @cached_property
@@ -200,13 +204,11 @@ class ProbabilityFlow:
                 the path; their spread gives the standard error.
             probe: "rademacher", "gaussian", "exact" (D backward passes an evaluation), or "auto": exact up to 16
                 dimensions, then rademacher.
-            ids: of the samples, 0 .. n-1 if left out; with the seed they choose the probes.
-            seed: 0 .. 2^64-1.
-            labels, cond, progress: as for Sampler.run.
+            ids: of the samples, 0 .. n-1 if left out; with the seed, 0 .. 2^64-1, they choose the probes.
+            labels, cond, progress: as for Sampler.run; its NonFiniteError and StepSizeError, too.
 
         Raises:
             ValueError: bad shapes, ids, probes or conditions, a network without derivatives, or an x off the subspace.
-            NonFiniteError, StepSizeError: as for Sampler.run.
         """
         width = math.prod(self.model.shape)
         kind = ("exact" if width <= EXACT_DIMENSIONS else "rademacher") if probe == "auto" else probe

@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 
 from fastscore import plan as plans
+from fastscore.engine.bind import by_rule, ruled, step_of_rows
 from fastscore.engine.given import destinations, with_noise
-from fastscore.engine.loop import Kind, Loop, Outputs, recorded
+from fastscore.engine.in_step import check_in_step, knots_of
+from fastscore.engine.kind import Kind
+from fastscore.engine.loop import Loop, Outputs, recorded
 from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.subspace import check_subspace
@@ -29,16 +32,17 @@ from fastscore.engine.turn import Turn, keep_up, made
 from fastscore.engine.units import check_alike
 from fastscore.errors import NonFiniteError, typed
 from fastscore.execution import GRAPHS, Execution, ExecutionFields
-from fastscore.guidance.mixture import BoundPlan, Conditions, Guidance
+from fastscore.guidance.mixture import BoundPlan, Guidance
+from fastscore.guidance.told import Conditions, check_told
 from fastscore.model.joint import JointModel, Tensors, alone
 from fastscore.network.surroundings import undisturbed
 from fastscore.output.progress import Told, followed, within
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
-from fastscore.process.schedule import Array, Schedule
+from fastscore.process.schedule import Array
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.grids import default_grid
-from fastscore.solvers.names import DEFAULT, named
+from fastscore.solvers.names import chosen
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,7 +57,7 @@ class JointSampler:
         model: the network and its parts.
         solver: one for all parts, or a name. Its stages must fall on the same times for each of them, which those of
             Euler, Heun, RK2, RK4, the multistep solvers and the SDE schemes do.
-        grid, steps: knots, spaced on the first part's schedule and shared by all, or their number as for Sampler. If
+        grid, steps: knots, spaced on the first part's schedule and shared by all, or as for Sampler. If
             they end clean, each part does, at its own clean end.
         clip: bound on the x0 estimate of every part, or None.
         guidance: as for Sampler; a second model is a JointModel of the same parts.
@@ -70,7 +74,7 @@ class JointSampler:
         model: JointModel,
         *,
         solver: Solver | str | None = None,
-        grid: Grid | Times | None = None,
+        grid: Grid | Times | str | None = None,
         steps: int | None = None,
         clip: float | None = None,
         guidance: Guidance | None = None,
@@ -86,7 +90,7 @@ class JointSampler:
             "solver": solver, "grid": grid, "steps": steps, "clip": clip, "guidance": guidance, "start": start,
             "execution": asked,
         }  # fmt: skip
-        self.model, self.second, self.guidance, self.start = model, second, guidance, start
+        self.model, self.second, self.start = model, second, start
         self.execution, self.net_dtype = asked.around(*self.networks)
         if self.execution.network != "own" or self.execution.graph in GRAPHS:
             raise ValueError(
@@ -95,19 +99,24 @@ class JointSampler:
             )
         if guidance is not None:
             guidance.check(model)
-        chosen = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
+        made, grid = chosen(solver, grid)
         first = next(iter(model.parts.values())).schedule
-        if grid is not None and steps is not None:
+        if isinstance(grid, Grid | Times) and steps is not None:
             raise ValueError(f"steps = {steps} chooses a grid; leave it or grid = {grid} out")
-        if isinstance(chosen, Adaptive) or isinstance(grid, Span):
-            raise ValueError(f"{type(chosen).__name__}: parts share the times of a grid, so no solver chooses its own")
-        self.solver, self.grid = chosen, grid if grid is not None else default_grid(chosen, first, first, steps)
+        if isinstance(made, Adaptive) or isinstance(grid, Span):
+            raise ValueError(f"{type(made).__name__}: parts share the times of a grid, so no solver chooses its own")
+        self.guidance = ruled(guidance, made)
+        if not isinstance(grid, Grid | Times):
+            named_grid = default_grid(made, first, first, steps, spacing=grid)
+            assert isinstance(named_grid, Grid)
+            grid = named_grid
+        self.solver, self.grid = made, grid
         knots = self.grid(first)
         self.bound = {
-            name: self._bind(name, _knots_of(name, part.schedule, knots, first), k, clip)
+            name: self._bind(name, knots_of(name, part.schedule, knots, first), k, clip)
             for k, (name, part) in enumerate(model.parts.items())
         }
-        _check_in_step({name: bound.plan for name, bound in self.bound.items()}, chosen)
+        check_in_step({name: bound.plan for name, bound in self.bound.items()}, made, self.second is not model)
         self.ops = trusted(self.execution)
         widths = [math.prod(part.shape) for part in model.parts.values()]
         ends = np.cumsum([0, *widths]).tolist()
@@ -117,7 +126,7 @@ class JointSampler:
     def _bind(self, name: str, knots: Array, k: int, clip: float | None) -> BoundPlan:
         """Return the plan of one part, whose draws are every K-th."""
         part, parts = self.model.parts[name], len(self.model.parts)
-        plan = plans.make_plan(self.solver, part.schedule, knots, self.start)
+        plan = plans.make_plan(by_rule(self.solver, self.guidance), part.schedule, knots, self.start)
         if clip is not None:
             plan = plans.clip(plan, clip)
         rows = tuple(replace(row, draw=row.draw * parts + k) if row.noisy else row for row in plan.rows)
@@ -126,8 +135,9 @@ class JointSampler:
             # A condition is the joint network's and not a part's; a part only has its coefficients.
             second = alone(self.second.parts[name], self.second.cond_shape)
             check_alike(model, second)
-            guidance = Guidance(guidance.weight, guidance.interval, second)
-        return BoundPlan(replace(plan, rows=rows), model, guidance)
+            guidance = replace(guidance, model=second, null=None)
+        steps = step_of_rows(by_rule(self.solver, self.guidance), part.schedule, knots)
+        return BoundPlan(replace(plan, rows=rows), model, guidance, steps=steps)
 
     @cached_property
     def loops(self) -> dict[str, Loop]:
@@ -170,6 +180,7 @@ class JointSampler:
 
     def _fitting(self, request: Request) -> Request:
         keep_up(self, *self.networks)
+        check_told(request.told, self.guidance)
         if request.known is not None or request.y is not None:
             raise ValueError("known and y: parts of a joint model are drawn together; make what is known a condition")
         request.check_start(self.start)
@@ -189,8 +200,8 @@ class JointSampler:
     ) -> Tensors:
         """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
 
-        Arguments and errors as for Sampler.run: labels, cond, noise [draws, n, D of all parts], init and out (dicts by
-        part).
+        Arguments and errors as for Sampler.run: labels, cond, others, negative, noise [draws, n, D of all parts], init
+        and out (dicts by part).
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         result = destinations(out, request, self.model.shape, self.execution)
@@ -227,7 +238,7 @@ class JointSampler:
         for name, loop in self.loops.items():
             loop.load(part.columns(self.columns[name]))
             loop.reset()
-        self.conditions.load(part.cond)
+        self.conditions.load(part.told)
         noise = [recorded(part.columns(c)) for c in self.columns.values()]
         outputs: Sequence[Outputs] = [(None, None)] * len(loops)
         for row, kinds in enumerate(zip(*(loop.kinds for loop in loops), strict=True), 1):
@@ -244,13 +255,20 @@ class JointSampler:
         batch = self.execution.batch
         u = {name: loop.input for name, loop in self.loops.items()}
         label = {name: loop.labels.index_select(0, loop.row).expand(batch) for name, loop in self.loops.items()}
-        first = self.model.evaluate(u, label, self.conditions.first)
-        if not any(kind.mixed for kind in kinds):
-            return self._projected([(F, None) for F in first])
-        inputs = {name: loop.second_input() for name, loop in self.loops.items()}
-        u2, label2 = {k: v for k, (v, _) in inputs.items()}, {k: v.expand(batch) for k, (_, v) in inputs.items()}
-        second = self.second.evaluate(u2, label2, self.conditions.second)
-        return self._projected(list(zip(first, second, strict=True)))
+        terms, alone = next((kind.terms for kind in kinds if kind.terms), ()), [kind.alone for kind in kinds]
+        second: Sequence[Tensor | None] = [None] * len(kinds)
+        if any(alone) or any(kind.mixed for kind in kinds):
+            inputs = {name: loop.second_input() for name, loop in self.loops.items()}
+            u2, label2 = {k: v for k, (v, _) in inputs.items()}, {k: v.expand(batch) for k, (_, v) in inputs.items()}
+            second = self.second.evaluate(u2, label2, self.conditions.second)
+            if all(alone):
+                return self._projected([(F2, None) for F2 in second])
+        first = self.model.evaluate(u, label, self.conditions.of(terms))
+        if terms and not all(kind.terms for kind in kinds):  # one time is another noise level for another part
+            own = self.model.evaluate(u, label, self.conditions.first)
+            first = [F if kind.terms else F1 for F, F1, kind in zip(first, own, kinds, strict=True)]
+        both = zip(first, second, alone, strict=True)
+        return self._projected([(F2, None) if at and F2 is not None else (F, F2) for F, F2, at in both])
 
     def _projected(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> list[Outputs]:
         """Return the outputs of each part on its subspace."""
@@ -263,29 +281,3 @@ class JointSampler:
         for name, columns in self.columns.items():
             if not bool(torch.isfinite(x[:, columns]).all()):
                 raise NonFiniteError(f"{name}: {bad_samples(x[:, columns], part.ids)}")
-
-
-def _knots_of(name: str, schedule: Schedule, knots: Array, first: Schedule) -> Array:
-    """Return the shared knots as this part's, with its own clean end."""
-    clean = knots[-1] == first.t_clean
-    result = np.append(knots[:-1], schedule.t_clean) if clean else knots
-    inner = result[:-1] if clean else result
-    if inner[0] > schedule.T or inner[-1] <= schedule.t_clean:
-        raise ValueError(
-            f"part {name!r}: the shared times {inner[0]:.6g} .. {inner[-1]:.6g} leave {type(schedule).__name__}'s "
-            f"range {schedule.T:.6g} .. {schedule.t_clean:.6g}; parts need schedules over the same times"
-        )
-    return result
-
-
-def _check_in_step(plans: Mapping[str, Plan], solver: Solver) -> None:
-    """Raise ValueError unless all plans evaluate in the same rows, at the same times."""
-    (name, first), *others = plans.items()
-    times = [row.t if row.evaluate else math.nan for row in first.rows]
-    for other, plan in others:
-        part_times = [row.t if row.evaluate else math.nan for row in plan.rows]
-        if not np.array_equal(times, part_times, equal_nan=True):
-            raise ValueError(
-                f"{type(solver).__name__} evaluates parts {name!r} and {other!r} at different times, since its stages "
-                "depend on the schedule; use Heun, DPMpp2M, EulerMaruyama or another solver of fixed stages"
-            )

@@ -10,24 +10,29 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from fastscore.engine import policy
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
-from fastscore.engine.bind import bind, fitting
+from fastscore.engine.bind import bind, check_adaptive, fitting, ruled
+from fastscore.engine.fitted import settled
 from fastscore.engine.given import destination, with_noise
 from fastscore.engine.loop import Loop, Step
 from fastscore.engine.picard import Parallel, Picard
+from fastscore.engine.record import record_of
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.subspace import check_subspace
 from fastscore.engine.turn import check_together, keep_up, made
-from fastscore.engine.units import check_alike, described, outside, seen
+from fastscore.engine.units import check_alike, outside, seen
 from fastscore.errors import typed
 from fastscore.execution import Execution, ExecutionFields
+from fastscore.guidance.chain import Chain, check_guide
 from fastscore.guidance.denoiser import Guide
-from fastscore.guidance.guides import Chain, StaticThreshold
 from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.guidance.per_sample import lines_of
+from fastscore.guidance.thresholds import StaticThreshold
+from fastscore.guidance.told import check_told
 from fastscore.model.score import ScoreModel
 from fastscore.network.prepare import Numerics, numerics, prepare
 from fastscore.network.surroundings import undisturbed
@@ -36,7 +41,7 @@ from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.schedule import Schedule
 from fastscore.solvers.adaptive import Adaptive
-from fastscore.solvers.names import DEFAULT, named
+from fastscore.solvers.names import chosen
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,8 +63,9 @@ class Sampler:
         schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
             without a start begins where the model's noise ends, if that is earlier.
         solver: see fastscore.solvers, or a name from solvers/names.py; DPM-Solver++(2M) if left out.
-        grid: knots, see process/grid.py; a Span for an adaptive solver, from T to t_end and the estimate of x0.
-        steps: of the grid that suits solver and schedule, in place of ``grid``; 20 if both are left out.
+        grid: knots, see process/grid.py, or the name of a rule for ``steps`` of them, see process/README.md; "tuned",
+            with a solver left out or that one, is what ``fit_grid`` fitted; a Span for an adaptive solver, to x0.
+        steps: of a grid by name, or of the one that suits solver and schedule; 20 if left out.
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
         parallel: Picard sweeps over a window of steps in place of single ones; see engine/picard.py. No graphs then.
         guidance: classifier-free guidance or autoguidance; see guidance/mixture.py.
@@ -79,7 +85,7 @@ class Sampler:
         *,
         schedule: Schedule | None = None,
         solver: Solver | Adaptive | str | None = None,
-        grid: Grid | Times | Span | None = None,
+        grid: Grid | Times | Span | str | None = None,
         steps: int | None = None,
         clip: float | None = None,
         parallel: Picard | None = None,
@@ -89,10 +95,10 @@ class Sampler:
         execution: Execution | None = None,
         **fields: Unpack[ExecutionFields],
     ) -> None:
-        second = (guidance and guidance.model) or model
-        if not isinstance(second, ScoreModel):
+        if not isinstance(second := (guidance and guidance.model) or model, ScoreModel):
             raise ValueError(f"guidance: the second model is a {type(second).__name__}; a Sampler takes a ScoreModel")
         asked = Execution.of(execution, **fields)
+        solver, grid, steps, tuned = settled(model, schedule or model.schedule, solver, grid, steps, guidance)
         self.settings = {
             "schedule": schedule, "solver": solver, "grid": grid, "steps": steps, "clip": clip, "parallel": parallel,
             "guidance": guidance, "guide": guide, "start": start, "execution": asked,
@@ -104,12 +110,14 @@ class Sampler:
         self.execution, self.net_dtype = asked.around(*self.networks)
         self.ops = trusted(self.execution)
         self.schedule = schedule if schedule is not None else model.schedule
-        self.solver = named(solver or DEFAULT) if solver is None or isinstance(solver, str) else solver
+        self.solver, grid = chosen(solver, grid)
+        guidance = ruled(guidance, self.solver)
         if guidance is not None:
             guidance.check(model)
-        adaptive = isinstance(self.solver, Adaptive)
-        if adaptive and clip is not None:
-            guide = StaticThreshold(clip) if guide is None else Chain((guide, StaticThreshold(clip)))
+        if adaptive := isinstance(self.solver, Adaptive):
+            check_adaptive(self.solver, guidance, model, second)
+        if clip is not None and (adaptive or (guidance is not None and guidance.plusplus)):
+            guide, clip = StaticThreshold(clip) if guide is None else Chain((guide, StaticThreshold(clip))), None
         self.parallel, self.guidance, self.guide, self.start = parallel, guidance, guide, start
         check_together(self.execution, parallel is not None, guide is not None, start, adaptive)
         self.grid = fitting(model, self.schedule, self.solver, grid, steps, guide)
@@ -117,8 +125,9 @@ class Sampler:
         if not isinstance(self.solver, Adaptive):
             binding = bind(model, self.schedule, self.solver, self.grid, start, clip, guidance, guide)
             self.bound = binding.bound
-            for doubt in binding.doubts(given=grid is not None):
+            for doubt in () if tuned else binding.doubts(given=grid is not None):
                 warnings.warn(doubt, stacklevel=3)  # of the caller, behind typed
+        check_guide(guide, guidance, self.schedule, self.plan, self.grid(self.schedule)[0], parallel is not None)
 
     @property
     def plan(self) -> Plan | None:
@@ -134,6 +143,8 @@ class Sampler:
         stages = 1 if self.plan is None else max(1, sum(row.evaluate for row in self.plan.rows))
         together = 1 if self.parallel is None else min(self.parallel.window, stages)
         return prepare(model, self.execution.batch * together, self.execution.device, self.execution.network)
+
+    rollout, replay, replay_means = policy.rollout, policy.replay, policy.replay_means
 
     @property
     def numerics(self) -> Numerics:
@@ -157,7 +168,7 @@ class Sampler:
 
     def release(self) -> None:
         """Free what was made on first use: prepared networks, engines, graphs; the next run makes it again."""
-        for name in ("prepared", "second_prepared", "engine", "inpainting"):
+        for name in ("prepared", "second_prepared", "engine", "inpainting", "actor"):
             vars(self).pop(name, None)
 
     @property
@@ -207,6 +218,7 @@ class Sampler:
     def _fitting(self, request: Request) -> Request:
         """Return a request if it goes with the settings of this sampler."""
         request.check_start(self.start)
+        check_told(request.told, self.guidance)
         at = float(self.grid(self.schedule)[0]) if self.start == "state" else None
         check_subspace(self.model, request, self.schedule, at)
         if request.y is not None and self.guide is None:
@@ -236,9 +248,13 @@ class Sampler:
             labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
                 seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; a dict
                 of such by name; in dtypes that are kept. What is left out is the model's null condition, if it has one.
+            others: of a guidance with several weights: a list with one more condition for each weight after the first,
+                each as ``labels`` or ``cond`` are, or a dict by name; a sample keeps its own value of other names.
+            negative: what guidance leads away from in place of the null condition; as one of ``others``.
             init: where samples start from, [n, *shape] or [*shape]; belongs to start = "data" and "state".
             known: Known, the part of the data that the samples fill in. y: what the guide steers to, [n, ..].
             noise: recorded normals [plan.draws, n, *shape] in place of generated ones, and one more a row if ``known``.
+            prior_ids: ids whose noise samples start from, in place of their own; their steps' noise stays their own.
 
         Returns: [n, *shape] in the state's dtype, in the order of ``ids``.
 
@@ -281,17 +297,4 @@ class Sampler:
 
         It draws nothing: a graph mode of "auto" and an adaptive solver's cost are those of the last run.
         """
-        plan = self.plan
-        cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": self.cost.summary()}
-        engines = [vars(self)[name] for name in ("engine", "inpainting") if name in vars(self)]
-        return {
-            **described(self.model),
-            "schedule": repr(self.schedule) if len(repr(self.schedule)) < 500 else type(self.schedule).__name__,
-            "solver": repr(self.solver),
-            "grid": repr(self.grid),
-            **cost,
-            "execution": self.execution.to_dict(),
-            "backend": self.ops.name,
-            "graph": engines[-1].mode if engines else "off",
-            "network": vars(self.numerics),
-        }
+        return record_of(self)

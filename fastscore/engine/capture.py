@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastscore.engine.loop import Kind, Loop, Outputs
+from fastscore.engine.kind import Kind
+from fastscore.engine.loop import Loop, Outputs
 from fastscore.execution import GRAPHS
 
 Work = Callable[[], None]

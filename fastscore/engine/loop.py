@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.base import base_at, columns
+from fastscore.engine.kind import Kind, labels_of
 from fastscore.engine.request import Request
 from fastscore.engine.subspace import Subspace
 from fastscore.execution import Execution
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
-from fastscore.guidance.mixture import BoundPlan, Conditions
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.guidance.per_sample import with_lines
+from fastscore.guidance.told import Conditions
 from fastscore.kernels import abi
-from fastscore.model.condition_shapes import Condition, each
+from fastscore.model.condition_shapes import Told, each
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network.prepared import Prepared
 from fastscore.ops.backend import REFERENCE, Ops
@@ -50,26 +52,6 @@ class Step:
     ids: Tensor
     x: Tensor
     x0: Tensor | None
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The kind of a row, all that the host must know of it: which calls it makes, not with which numbers.
-
-    ``network``: whether it uses an output; ``mixed``: whether its evaluation has a second one.
-    """
-
-    evaluate: bool
-    network: bool
-    noisy: bool
-    norm: str | None
-    mixed: bool = False
-
-    @classmethod
-    def of(cls, row: Row) -> Kind:
-        """Return the kind of a folded row."""
-        norm = row.langevin.norm if row.langevin else None
-        return cls(row.evaluate, row.evaluate or row.b != 0.0, row.noisy, norm, row.q2 != 0.0)
 
 
 Observer = Callable[[int, "Tensor | None"], None]
@@ -104,16 +86,14 @@ class Loop:
         self.bound, self.plan, self.model, self.batch, self.ops, self.guide = bound, plan, model, batch, ops, guide
         self.execution = execution
         self.second = second or model
-        self.kinds = tuple(Kind.of(row) for row in plan.rows)
+        self.kinds = (replace(Kind.of(plan.rows[0]), first=True), *(Kind.of(row) for row in plan.rows[1:]))
         d = int(np.prod(model.shape))
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.table = torch.tensor(lower(plan), dtype=dtype, device=device)
-        # Labels of both networks, and the input scale of the second.
-        labels = [[row.c_noise for row in plan.rows], [row.c_noise2 for row in plan.rows]]
-        self.labels, self.labels2 = torch.tensor(labels, dtype=dtype, device=device)
+        self.labels, self.labels2 = labels_of(plan, model, self.second, self.table)  # and the second one's input scale
         self.c_in2 = torch.tensor([row.c_in2 for row in plan.rows], dtype=dtype, device=device)
         self.row = zeros(1, dtype=torch.int64)
         # Each sample's own row, for steps that depend on its norms.
@@ -122,8 +102,10 @@ class Loop:
         self.u = zeros(batch, d, dtype=net_dtype or dtype)
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
-        self.key = NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2)))
-        self.update = ops.bind(self.x, self.hist, self.table, self.idx, self.key, self.u)
+        self.key, self.prior = (NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2))) for _ in range(2))
+        self.update, self.draw_prior = (
+            ops.bind(self.x, self.hist, self.table, self.idx, key, self.u) for key in (self.key, self.prior)
+        )
         self.conditions = Conditions(model, bound.guidance, batch)
         self.init, first = zeros(batch, d) if plan.rows[0].a else None, plan.rows[0]
         law = base_at(model, plan.schedule, first.t) if first.a and not first.noisy and first.draw == 0 else None
@@ -141,8 +123,10 @@ class Loop:
         if guide is not None:
             self.denoiser = Denoiser(model, self.second, self.u.dtype)
             self.levels = Level.table(bound, dtype, device)
-            mixed = [row.q2 != 0.0 for row in bound.x0]
-            self.kinds = tuple(replace(kind, mixed=m) for kind, m in zip(self.kinds, mixed, strict=True))
+            self.kinds = tuple(
+                replace(kind, mixed=row.calls == "F, F2" or x0.q2 != 0.0, terms=x0.terms)
+                for kind, row, x0 in zip(self.kinds, plan.rows, bound.x0, strict=True)
+            )
 
     @property
     def networks(self) -> tuple[object, ...]:
@@ -158,17 +142,15 @@ class Loop:
 
     def load(self, part: Request) -> None:
         """Put a micro-batch, padded to its size, into the static inputs."""
-        self.key.seed.copy_(part.key.seed)
-        for buffer, values in (
-            (self.key.ids, part.ids), (self.init, part.init), (self.known, part.known), (self.mask, part.mask),
-        ):  # fmt: skip
+        self.take(part.key, part.prior)
+        for buffer, values in ((self.init, part.init), (self.known, part.known), (self.mask, part.mask)):
             if buffer is not None and values is not None:
                 buffer.copy_(values)
         if self.base is not None and self.init is not None:
-            noise = recorded(part) or self.key
+            noise = recorded(part) or self.prior
             z = noise.normal(torch.zeros_like(self.row), self.init.shape[1], self.init.dtype)
             torch.addcmul(self.base[0], self.base[1], z, out=self.init)
-        self.conditions.load(part.cond)
+        self.conditions.load(part.told)
         if self.subspace is not None:
             self.subspace.load()
         self.y, self.lines = part.y, part.guide
@@ -177,12 +159,20 @@ class Loop:
         self.valid[: part.valid].fill_(1.0)
         self.valid[part.valid :].fill_(0.0)
 
+    def take(self, key: NoiseKey, prior: NoiseKey | None = None) -> None:
+        """Put the keys of a micro-batch into the static inputs; ``prior`` is that of the first row, ``key`` if None."""
+        for own, given in ((self.key, key), (self.prior, prior or key)):
+            own.seed.copy_(given.seed)
+            own.ids.copy_(given.ids)
+
     def reset(self) -> None:
         """Return state and row counter to the start."""
         for buffer in (self.x, self.hist, self.row):
             buffer.zero_()
         if self.init is not None:
             self.x.copy_(self.init)
+        if self.denoiser is not None:
+            self.denoiser.memory.clear()
 
     @torch.no_grad()
     def run(self, noise: Noise | None = None, observer: Observer | None = None, estimate: bool = False) -> Tensor:
@@ -199,7 +189,7 @@ class Loop:
             before = self.x.clone() if estimate else None
             outputs = self.advance(kind, outputs, noise)
             if observer:
-                x0, (F, F2) = None, outputs
+                x0, (F, F2) = None, outputs if self.guide is None else (outputs[0], None)
                 if before is not None and kind.evaluate and F is not None:
                     row = self.x0_rows[k]
                     x0 = row.p * before + row.q * F.to(before.dtype)
@@ -226,11 +216,12 @@ class Loop:
         if kind.evaluate:
             outputs = self._evaluate(kind)
         F, F2 = outputs if kind.network else (None, None)
-        F2 = F2 if kind.mixed else None
+        F2 = F2 if kind.second else None
         if noise is None and kind.norm is None and self.known is None:
-            self.update(F, F2, kind.noisy)
+            (self.draw_prior if kind.first else self.update)(F, F2, kind.noisy)
         else:
-            self._update(kind, F, F2, self.key if noise is None else noise, self.ops if noise is None else REFERENCE)
+            own = self.prior if kind.first else self.key
+            self._update(kind, F, F2, own if noise is None else noise, self.ops if noise is None else REFERENCE)
         if self.subspace is not None:
             self.x.copy_(self.subspace.state(self.x, self.row))
             # The next input again, with the arithmetic of a row.
@@ -264,13 +255,21 @@ class Loop:
         """Return the network's outputs for the row that the counter points at."""
         conditions = self.conditions
         if self.guided is not None and self.denoiser is not None:
-            denoise = self.denoiser.at(self.level(self.row), kind.mixed, conditions.first, conditions.second)
-            return denoise.guided(self.guided, self.x.view_as(self.input), self.y), None
-        F = self._output(self.model, self.input, self.labels.index_select(0, self.row), conditions.first)
+            denoise = self.denoiser.at(self.level(self.row), kind.mixed, conditions.of(kind.terms), conditions.second)
+            x = self.x.view_as(self.input)
+            if kind.alone:
+                return denoise.of_second(x), None
+            D, free = denoise.guided(self.guided, x, self.y)
+            return D, denoise.of_second(x) if kind.mixed and self.bound.plusplus else free
+        label = (self.labels2 if kind.alone else self.labels).index_select(0, self.row)
+        if kind.alone:
+            F = self._output(self.second, self.input, label, conditions.second)
+            return (F, None) if self.subspace is None else self.subspace.outputs(F, None, self.row)
+        F = self._output(self.model, self.input, label, conditions.of(kind.terms))
         F2 = self._output(self.second, *self.second_input(), conditions.second) if kind.mixed else None
         return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 
-    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Condition) -> Tensor:
+    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Told) -> Tensor:
         """Return a network's output, [batch, D]; lines of padding that it need not compute repeat its last one."""
         needed = model.net.needed(self.count) if isinstance(model.net, Prepared) else self.batch
         if needed >= self.batch:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +29,7 @@ from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError, typed
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
-from fastscore.model.condition_shapes import each
+from fastscore.model.condition_shapes import Several, each
 from fastscore.model.projection import dimensions
 from fastscore.model.score import evaluate
 from fastscore.network.surroundings import undisturbed
@@ -107,8 +107,14 @@ class Parallel:
         self.known_table = None if known is None else torch.cat([known, known])
         self.last = count - 1
         self.noisy = any(row.noisy for row in loop.plan.rows[self.first :])
-        mixed = [kind.mixed for kind in loop.kinds]
-        self.mixed, self.mixed_rows = any(mixed), torch.tensor(mixed, device=device)
+        kinds, self.mixed = loop.kinds, any(kind.mixed for kind in loop.kinds)
+        # Of rows that evaluate: whether they, or those that use their outputs again, read F2.
+        reads = {a: any(kind.second for kind in kinds[a:b]) for a, b in pairwise([*starts, len(kinds)])}
+        second, alone = [reads.get(k, False) for k in range(len(kinds))], [kind.alone for kind in kinds]
+        self.second, self.second_rows = any(second), torch.tensor(second, device=device)
+        self.alone, self.alone_rows = any(alone), torch.tensor(alone, device=device)
+        self.terms = next((kind.terms for kind in kinds if kind.terms), ())
+        self.summed_rows = torch.tensor([bool(kind.terms) for kind in kinds], device=device)
 
         def stagewise(values: list[Any], end: Any) -> Tensor:
             return torch.tensor([*values, end], dtype=dtype, device=device)
@@ -229,7 +235,10 @@ class Parallel:
         """
         loop, shape, n = self.loop, self.loop.model.shape, self.window * self.loop.batch
         rows = self.row_of[stage].flatten()
-        cond, cond2 = (each(self._windowed, v) for v in (loop.conditions.first, loop.conditions.second))
+        told, cond2 = loop.conditions.of(self.terms), each(self._windowed, loop.conditions.second)
+        cond = each(self._windowed, told)
+        if isinstance(cond, Several):
+            cond = replace(cond, at=self.summed_rows[rows])
 
         def settled(F: Tensor) -> Tensor:
             # What the network says past the end is not used, and need not be finite.
@@ -238,14 +247,25 @@ class Parallel:
         if self.guided is not None and loop.denoiser is not None:
             denoise = loop.denoiser.at(loop.level(rows), self.mixed, cond, cond2)
             y = None if loop.y is None else self._windowed(loop.y)
-            return settled(denoise.guided(self.guided, self.x[:-1].reshape(n, *shape), y)), None
+            x = self.x[:-1].reshape(n, *shape)
+            D, free = denoise.guided(self.guided, x, y)
+            if loop.bound.plusplus and (self.mixed or self.alone):
+                free = denoise.of_second(x)
+            return self._placed(settled(D), None if free is None else settled(free), rows)
         u = (self.c_in[stage][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
         F = settled(evaluate(loop.model, u, loop.labels[rows], cond))
-        if not self.mixed:
+        if not (self.second or self.alone):
             return self._projected(F, None, rows)
         u2 = (loop.c_in2[rows].view(*stage.shape, 1) * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
         F2 = settled(evaluate(loop.second, u2, loop.labels2[rows], cond2))
-        return self._projected(F, F2.masked_fill(~self.mixed_rows[rows].view(*stage.shape, 1), 0.0), rows)
+        return self._projected(*self._placed(F, F2, rows), rows)
+
+    def _placed(self, F: Tensor, F2: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return F and F2 as each row reads them: F2 of the second network alone is its F, and of the first alone 0."""
+        if F2 is None:
+            return F, None
+        alone, second = (at[rows].view(*F.shape[:2], 1) for at in (self.alone_rows, self.second_rows))
+        return torch.where(alone, F2, F), F2.masked_fill(~second, 0.0) if self.second else None
 
     def _projected(self, F: Tensor, F2: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the outputs of a window, [window, batch, D], on the subspace of what they predict."""

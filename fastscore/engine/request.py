@@ -10,16 +10,14 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from fastscore.engine.inputs import Shape, init_lines, known_lines, recorded_lines, tensor, usable
 from fastscore.engine.turn import Turn
 from fastscore.engine.units import inside
 from fastscore.errors import short
 from fastscore.model.condition_shapes import Condition, Conditioned, each
-from fastscore.model.conditions import Given, Known, Labels, condition_of, constant, per_sample
-from fastscore.model.conditions import finite as finite_input
+from fastscore.model.conditions import Given, Labels, condition_of, constant, further
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
-
-Shape = tuple[int, ...]
 
 
 class RequestFields(TypedDict, total=False):
@@ -27,10 +25,13 @@ class RequestFields(TypedDict, total=False):
 
     labels: Labels
     cond: Given
+    others: Sequence[Labels | Given]
+    negative: Labels | Given
     init: Any
     known: Any
     y: Tensor | None
     noise: Tensor | None
+    prior_ids: Sequence[int] | Tensor | None
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,29 @@ class Request:
     Attributes:
         key: seed, int64 [1] or one a sample [n], and ids, int64 [n].
         cond: labels, int64 [n], a conditioning tensor [n, *cond_shape], or a dict of such; None for no condition.
+        others: further conditions of each sample, of guidance with several weights. negative: what guidance leads away
+            from in place of the null condition. Each in the form of ``cond``.
         init: where samples start from, [n, D].
         known, mask: known data and where it is known, [n, D].
         y: what a guide steers to, [n, ..].
         guide: what a guide holds for each sample, [n, ..] each; see guidance/per_sample.py.
         noise: recorded normals in place of generated ones, [draws, n, D].
+        prior_ids: ids of the noise that samples start from, in place of their own, int64 [n].
         valid: how many lines are samples; the rest pads a micro-batch.
         among: how many samples the run has of which these are a part.
     """
 
     key: NoiseKey
     cond: Condition = None
+    others: tuple[Condition, ...] = ()
+    negative: Condition = None
     init: Tensor | None = None
     known: Tensor | None = None
     mask: Tensor | None = None
     y: Tensor | None = None
     guide: tuple[Tensor, ...] = ()
     noise: Tensor | None = None
+    prior_ids: Tensor | None = None
     valid: int = -1
     among: int = 0
 
@@ -78,10 +85,13 @@ class Request:
         *,
         labels: Labels = None,
         cond: Given = None,
+        others: Sequence[Labels | Given] = (),
+        negative: Labels | Given = None,
         init: Any = None,
         known: Any = None,
         y: Tensor | None = None,
         noise: Tensor | None = None,
+        prior_ids: Sequence[int] | Tensor | None = None,
     ) -> Request:
         """Check what is asked of a model, and resolve its labels.
 
@@ -90,25 +100,38 @@ class Request:
         Raises:
             ValueError: bad ids, seed or labels, or a tensor of a shape that does not fit or that requires a gradient.
         """
-        constant(cond=cond, init=init, known=known, y=y, noise=noise)
+        if not isinstance(others, tuple | list):
+            raise ValueError(f"others = {short(others)} must be a list of conditions, as in others=[[3, 9]]")
+        named = {f"others[{k}]": value for k, value in enumerate(others)}
+        constant(cond=cond, negative=negative, init=init, known=known, y=y, noise=noise)
+        for name, value in named.items():
+            constant(**{name: value})
         transform = getattr(model, "transform", None)
         init, known = inside(init, transform), inside(known, transform)
         shape: Any = model.shape
         shapes: dict[str, Shape] = dict(shape) if isinstance(shape, Mapping) else {"": shape}
         with undisturbed(place=device):
             key = NoiseKey.of(seed, ids, device)
-            y = _tensor("y", y, device)
+            y = tensor("y", y, device)
             if y is not None and (y.ndim == 0 or len(y) != len(key.ids)):
                 raise ValueError(f"y has shape {tuple(y.shape)}; its first axis must be the {len(key.ids)} ids")
-            data, mask = _known(known, shapes, key)
+            data, mask = known_lines(known, shapes, key)
+            own = condition_of(model, key, labels, cond)
+            more = tuple(further(model, key, own, name, value) for name, value in named.items())
+            prior = None if prior_ids is None else NoiseKey.of(0, prior_ids, device).ids
+            if prior is not None and len(prior) != len(key.ids):
+                raise ValueError(f"prior_ids: {len(prior)} for {len(key.ids)} ids; give one an id")
             return cls(
-                NoiseKey(_usable(key.seed), _usable(key.ids)),
-                each(_usable, condition_of(model, key, labels, cond)),
-                _usable(_init(init, shapes, key)),
-                _usable(data),
-                _usable(mask),
-                _usable(y),
-                noise=_usable(_recorded(noise, shapes, key)),
+                NoiseKey(usable(key.seed), usable(key.ids)),
+                each(usable, own),
+                tuple(each(usable, other) for other in more),
+                None if negative is None else each(usable, further(model, key, own, "negative", negative)),
+                usable(init_lines(init, shapes, key)),
+                usable(data),
+                usable(mask),
+                usable(y),
+                noise=usable(recorded_lines(noise, shapes, key)),
+                prior_ids=usable(prior),
             )
 
     def __len__(self) -> int:
@@ -119,11 +142,23 @@ class Request:
         """Sample ids, int64 [n]."""
         return self.key.ids
 
+    @property
+    def prior(self) -> NoiseKey:
+        """The key of the noise that samples start from: their seeds, and their prior ids if they have some."""
+        return self.key if self.prior_ids is None else NoiseKey(self.key.seed, self.prior_ids)
+
+    @property
+    def told(self) -> tuple[Condition, ...]:
+        """The conditions of each sample: its own, the others, and the negative one or None."""
+        return (self.cond, *self.others, self.negative)
+
     def check_start(self, start: str) -> None:
         """Raise ValueError unless there is an ``init`` exactly where samples start from one."""
         if (self.init is None) != (start == "prior"):
             value = "None" if self.init is None else "a tensor"
             raise ValueError(f"init = {value} does not go with start = {start!r}")
+        if self.prior_ids is not None and start == "state":
+            raise ValueError("prior_ids: start = 'state' starts without noise; leave them out")
 
     def guided(self, lines: tuple[Tensor, ...]) -> Request:
         """Return it with what a guide holds for each sample, unless it has that already, as a part of a request does.
@@ -175,14 +210,21 @@ class Request:
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Request:
         """Return it with every tensor changed along its axis of samples."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("key", "valid", "among")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _APART}
         guide = tuple(change(v, 0) for v in values.pop("guide"))
-        cond = each(lambda v: change(v, 0), values.pop("cond"))
+
+        def told(cond: Condition) -> Condition:
+            return each(lambda v: change(v, 0), cond)
+
+        cond, negative, others = told(self.cond), told(self.negative), tuple(map(told, self.others))
         new = {name: None if v is None else change(v, int(name == "noise")) for name, v in values.items()}
         seed = self.key.seed if len(self.key.seed) == 1 else change(self.key.seed, 0)
         ids = change(self.key.ids, 0)
         valid = min(self.valid, len(ids))
-        return Request(NoiseKey(seed, ids), cond, **new, guide=guide, valid=valid, among=self.among)
+        return Request(NoiseKey(seed, ids), cond, others, negative, **new, guide=guide, valid=valid, among=self.among)
+
+
+_APART = ("key", "valid", "among", "cond", "others", "negative")  # fields that are cut in a way of their own
 
 
 def micro_batches(
@@ -227,73 +269,3 @@ def bad_samples(x: Tensor, ids: Tensor) -> str:
     """Return how many of the samples are NaN or Inf, and the first of their ids, in words."""
     bad = ~torch.isfinite(x.flatten(1)).all(1)
     return f"{int(bad.sum())} of {len(x)} samples are NaN or Inf, first id {int(ids[: len(x)][bad][0])}"
-
-
-def _tensor(name: str, values: Any, device: torch.device) -> Tensor | None:
-    try:
-        return None if values is None else torch.as_tensor(values, device=device)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} = {short(values)} must be a tensor of numbers, one line an id") from None
-
-
-def _by_part(name: str, values: Any, shapes: dict[str, Shape]) -> dict[str, Any]:
-    """Return what was given for each part; a plain model has one part without a name."""
-    if list(shapes) == [""]:
-        return {"": values}
-    if not isinstance(values, Mapping) or not set(values) <= set(shapes):
-        raise ValueError(f"{name} must be a dict by part, with keys among {', '.join(shapes)}")
-    return dict(values)
-
-
-def _init(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> Tensor | None:
-    if values is None:
-        return None
-    by_part = _by_part("init", values, shapes)
-    if set(by_part) != set(shapes):
-        raise ValueError(
-            f"init lacks {', '.join(sorted(set(shapes) - set(by_part)))}; every part starts from something"
-        )
-    names = {p: f"init{_at(p)}" for p in shapes}
-    lines = [finite_input(name, per_sample(name, by_part[p], shapes[p], key)).flatten(1) for p, name in names.items()]
-    return lines[0] if len(lines) == 1 else torch.cat(lines, 1)
-
-
-def _known(values: Any, shapes: dict[str, Shape], key: NoiseKey) -> tuple[Tensor | None, Tensor | None]:
-    if values is None:
-        return None, None
-    data, masks, n = [], [], len(key.ids)
-    by_part = _by_part("known", values, shapes)
-    for part, shape in shapes.items():
-        known = by_part.get(part)
-        if known is None:
-            known = Known(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
-        if not isinstance(known, Known):
-            raise ValueError(f"known{_at(part)} is a {type(known).__name__}; it must be Known(y, mask)")
-        y, mask = known.per_sample(shape, key)
-        data.append(y.reshape(n, -1))
-        masks.append(mask.reshape(n, -1))
-    return (data[0], masks[0]) if len(data) == 1 else (torch.cat([v.float() for v in data], 1), torch.cat(masks, 1))
-
-
-def _recorded(noise: Tensor | None, shapes: dict[str, Shape], key: NoiseKey) -> Tensor | None:
-    if noise is None:
-        return None
-    n, d = len(key.ids), sum(math.prod(shape) for shape in shapes.values())
-    allowed = [(n, d), *((n, *shape) for shape in shapes.values() if len(shapes) == 1)]
-    if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) not in allowed:
-        description = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-        raise ValueError(
-            f"recorded noise is {description}; it must be a tensor [draws, {', '.join(map(str, allowed[-1]))}]"
-        )
-    if not bool(noise.isfinite().all()):
-        raise ValueError("recorded noise holds NaN or Inf")
-    return noise.reshape(len(noise), n, d).to(key.ids.device)
-
-
-def _usable(values: Any) -> Any:
-    """Return a tensor as it is, but for one made in inference mode, which no gradient may pass: a copy of that."""
-    return values.clone() if values is not None and values.is_inference() else values
-
-
-def _at(part: str) -> str:
-    return f"[{part!r}]" if part else ""

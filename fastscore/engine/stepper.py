@@ -11,11 +11,14 @@ from torch import Tensor
 from fastscore.engine.bind import bind
 from fastscore.engine.loop import Loop, Outputs
 from fastscore.engine.selfcheck import trusted
+from fastscore.errors import short
 from fastscore.execution import Execution
+from fastscore.guidance.chain import check_guide
 from fastscore.guidance.denoiser import Guide
 from fastscore.model.score import ScoreModel
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import Noise, NoiseKey
+from fastscore.plan.cfgpp import guides_itself
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Times
 from fastscore.process.parametrization import Parametrization
@@ -77,7 +80,7 @@ class Stepper:
         stages: the evaluations, in order. at: the number of the one that ``step`` does next.
 
     Raises:
-        ValueError: an adaptive solver, whose steps no host can know; whatever a Sampler refuses.
+        ValueError: an adaptive solver, whose steps no host can know; one of CFG++; whatever a Sampler refuses.
     """
 
     def __init__(
@@ -100,6 +103,10 @@ class Stepper:
                 f"{type(solver).__name__} chooses its steps by what the network returns, so that a host with a loop of "
                 "its own cannot run it; take a solver with a grid, as DPMpp2M"
             )
+        if guides_itself(solver):
+            raise ValueError(
+                f"{short(solver)}: CFG++ reads two estimates a step, and a host hands one; take DDIM or DPMpp2M"
+            )
         self._arguments: dict[str, Any] = {
             "solver": solver, "grid": grid, "shape": tuple(shape), "batch": batch, "schedule": schedule,
             "trained": trained, "reads": reads, "start": start, "clip": clip, "guide": guide, "execution": execution,
@@ -108,6 +115,7 @@ class Stepper:
         self._handed: Tensor | None = None
         model = ScoreModel(self._network, tuple(shape), trained or schedule, reads or Parametrization())
         bound = bind(model, schedule, solver, grid, start, clip, guide=guide).bound
+        check_guide(guide, None, schedule, bound.plan, float(grid(schedule)[0]))
         with undisturbed(self.execution.dtype, self.execution.place):
             self.loop = Loop(bound, model, self.execution, trusted(self.execution), guide=guide)
         self.stages = stages(bound.plan)
@@ -143,8 +151,7 @@ class Stepper:
         """
         loop, self.at, self._noise = self.loop, 0, noise
         loop.reset()
-        loop.key.seed.copy_(key.seed)
-        loop.key.ids.copy_(key.ids)
+        loop.take(key)
         loop.valid.fill_(1.0)
         if x is not None:
             self._take(x)
@@ -193,7 +200,9 @@ class Stepper:
     def __getstate__(self) -> dict[str, Any]:
         loop = self.loop
         moving = {"x": loop.x, "hist": loop.hist, "row": loop.row, "seed": loop.key.seed, "ids": loop.key.ids}
-        return {"arguments": self._arguments, "moving": moving, "rest": {"at": self.at, "_noise": self._noise}}
+        memory = {} if loop.denoiser is None else dict(loop.denoiser.memory)
+        rest = {"at": self.at, "_noise": self._noise}
+        return {"arguments": self._arguments, "moving": moving, "memory": memory, "rest": rest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["arguments"])
@@ -202,4 +211,6 @@ class Stepper:
         for name, buffer in places.items():
             buffer.copy_(moving[name])
         loop.valid.fill_(1.0)
+        if loop.denoiser is not None:
+            loop.denoiser.memory.update(state["memory"])
         vars(self).update(state["rest"])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.request import Request
-from fastscore.guidance.mixture import BoundPlan, Conditions
+from fastscore.guidance.mixture import BoundPlan
+from fastscore.guidance.told import Conditions
 from fastscore.kernels import abi
 from fastscore.model.projection import Projected, dimensions, onto
 from fastscore.model.score import ScoreModel

@@ -68,6 +68,8 @@ def described(model: ScoreModel) -> dict[str, Any]:
     """Return what a record says of a model beside its network and schedule: units, subspace and names of classes."""
     columns = {"transform": model.transform, "base": model.base}
     said: dict[str, Any] = {name: asdict(own) for name, own in columns.items() if own is not None}
+    if model.two_times:
+        said["two_times"] = True
     if model.projection is not None:
         said["projection"] = repr(model.projection)
     return said | ({"class_names": list(model.class_names)} if model.class_names else {})

@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fastscore import plan as plans
 from fastscore.engine import capture
 from fastscore.engine.capture import Graphed, Segment, Tape, segments
-from fastscore.engine.loop import Kind, Loop
+from fastscore.engine.kind import Kind
+from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.guidance.mixture import BoundPlan
@@ -121,7 +122,7 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
         for key, value in vars(loop).items():
             if isinstance(value, torch.Tensor):
                 setattr(loop, key, on_cuda(value))
-        loop.key = NoiseKey(on_cuda(loop.key.seed), on_cuda(loop.key.ids))
+        loop.key, loop.prior = (NoiseKey(on_cuda(key.seed), on_cuda(key.ids)) for key in (loop.key, loop.prior))
         loop.conditions.first = on_cuda(torch.zeros(BATCH, dtype=torch.int64))
         weight = on_cuda(torch.empty(1, 1, 3, 3))
 
@@ -132,7 +133,9 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
 
         def work(x):
             loop.x = x
-            loop.update = loop.ops.bind(x, loop.hist, loop.table, loop.idx, loop.key, loop.u)
+            loop.update, loop.draw_prior = (
+                loop.ops.bind(x, loop.hist, loop.table, loop.idx, key, loop.u) for key in (loop.key, loop.prior)
+            )
             F = None
             for kind in loop.kinds:
                 F = loop.advance(kind, F)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastscore as fs
+from fastscore.engine.capture import Graphed, Tape
 from fastscore.engine.request import Request, micro_batches
 from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
@@ -29,12 +30,13 @@ def full(n: int = 5) -> Request:
         known=fs.Known(torch.ones(SHAPE), mask),
         y=torch.arange(float(n))[:, None],
         noise=torch.arange(2.0 * n * 6).reshape(2, n, *SHAPE),
+        prior_ids=range(20, 20 + n),
     )
 
 
 def lines(request: Request) -> list[torch.Tensor]:
     r = request
-    return [r.ids, r.key.seed, r.cond, r.init, r.known, r.mask, r.y, r.noise.transpose(0, 1)]
+    return [r.ids, r.key.seed, r.cond, r.init, r.known, r.mask, r.y, r.noise.transpose(0, 1), r.prior_ids]
 
 
 def test_a_part_has_the_lines_of_its_samples():
@@ -196,3 +198,62 @@ def test_a_gradient_that_nobody_passes_on_is_refused(call, name):
         call()
     with torch.no_grad():
         call()  # as was asked for
+
+
+PRIORS = {
+    "plan": {"solver": "ddim"},
+    "captured": {"solver": "ddim", "backend": "reference"},
+    "base": {"solver": "ddim", "base": True},
+    "adaptive": {"solver": fs.Dopri5(rtol=1e-2, atol=1e-2)},
+    "adaptive SDE": {"solver": fs.GottaGoFast(rtol=0.1, atol=0.1)},
+    "picard": {"solver": "ddim", "parallel": fs.Picard(2)},
+    "reference": {"solver": "ddim", "backend": "reference"},
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_samples_start_from_the_noise_of_their_prior_ids(name):
+    """Of a deterministic solver the prior is all that there is; noise on the way stays the samples' own."""
+    settings = dict(PRIORS[name])
+    base = fs.data.affine.Affine((0.5, 0.0, 1.0), (1.1, 1.0, 1.2)) if settings.pop("base", False) else None
+    model = fs.ScoreModel(lambda u, t, cond: 0.5 * u, SHAPE, fs.VP(), base=base)
+    sampler = fs.Sampler(model, **settings, **({} if "ad" in name else {"steps": 3}), batch=2)
+    if name == "captured":
+        loop = sampler.engine.loop
+        loop.load(sampler.request([1, 2], 3, prior_ids=[8, 8]))
+        x = Graphed(loop, Tape(), "step").run()
+        assert x.equal(sampler.run([8, 8], 3))
+        return
+    if name == "adaptive SDE":
+        x = sampler.run([1, 2, 1, 8], 3, prior_ids=[8, 8, 1, 8])
+        plain = sampler.run([1, 8], 3)
+        assert x[2:].equal(plain) and not x[0].equal(x[1]) and not x[0].equal(plain[0])
+        return
+    assert sampler.run([1, 2, 3], 3, prior_ids=[8, 8, 3]).equal(sampler.run([8, 8, 3], 3))
+    seeds = [3, 4, 3]
+    assert sampler.run([1, 2, 3], seeds, prior_ids=[8, 8, 3]).equal(sampler.run([8, 8, 3], seeds))
+
+
+def test_prior_ids_that_cannot_be():
+    model = fs.ScoreModel(lambda u, t, cond: 0.5 * u, SHAPE, fs.VP())
+    for given, message in (([1], "prior_ids: 1 for 2 ids"), ([-1, 0], "id -1 must lie"), ("x", "must be a sequence")):
+        with pytest.raises(ValueError, match=message):
+            fs.Sampler(model, steps=3).run([0, 1], prior_ids=given)
+    with pytest.raises(ValueError, match="starts without noise"):
+        fs.Sampler(model, steps=3, start="state").run([0, 1], prior_ids=[0, 0], init=torch.zeros(SHAPE))
+
+
+def test_around_known_data_the_first_state_is_that_of_the_prior_ids():
+    model = fs.ScoreModel(lambda u, t, cond: 0.5 * u, SHAPE, fs.VP())
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    sampler = fs.Sampler(model, solver="ddim", steps=3, batch=2)
+
+    def states(ids, prior_ids=None):
+        seen = []
+        sampler.run(
+            ids, known=fs.Known(torch.ones(SHAPE), mask), prior_ids=prior_ids, callback=lambda s: seen.append(s.x)
+        )
+        return seen
+
+    shared, own = states([1, 2], [8, 8]), states([8, 8])
+    assert shared[0].equal(own[0]) and not shared[1].equal(own[1])

@@ -113,3 +113,24 @@ def test_what_is_refused() -> None:
     by_host(stepper, stepper.start(NoiseKey.of(0, IDS), x))
     with pytest.raises(ValueError, match="all 5 steps are done"):
         stepper.step(x, x)
+
+
+class Average:
+    """A guide with a memory: the mean of its estimates so far."""
+
+    remembers = True
+
+    def __call__(self, denoise: Any, x: Any, alpha: Any, sigma: Any, y: Any) -> torch.Tensor:
+        before = denoise.memory.get("average")
+        denoise.memory["average"] = denoise(x) if before is None else 0.5 * (before + denoise(x))
+        return denoise.memory["average"]
+
+
+def test_what_a_guide_keeps_begins_with_every_start_and_travels_with_a_copy() -> None:
+    schedule, grid, reads = FAMILIES["edm"]
+    model = ScoreModel(net, SHAPE, schedule, reads)
+    ours = Sampler(model, solver="dpmpp-2m", grid=grid, batch=3, guide=Average()).run(IDS, seed=4)
+    assert not torch.equal(ours, Sampler(model, solver="dpmpp-2m", grid=grid, batch=3).run(IDS, seed=4))
+    stepper = Stepper(named("dpmpp-2m"), grid, SHAPE, 3, schedule=schedule, reads=reads, start="prior", guide=Average())
+    for interrupt in (lambda s: s, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))):
+        assert torch.equal(by_host(stepper, stepper.start(NoiseKey.of(4, IDS)), interrupt), ours)

@@ -21,9 +21,9 @@ from torch import Tensor
 from fastscore.engine.adaptive.levels import AtLevel, Coefficients, NoiseLevels
 from fastscore.engine.request import Request
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
-from fastscore.guidance.mixture import Conditions
 from fastscore.guidance.per_sample import with_lines
-from fastscore.model.condition_shapes import Condition, each, tensors_of
+from fastscore.guidance.told import Conditions, lines_of
+from fastscore.model.condition_shapes import Several, Told, each
 from fastscore.model.projection import dimensions, onto
 from fastscore.model.score import ScoreModel, evaluate
 
@@ -98,7 +98,7 @@ class ScoreField:
         def lines(v: Tensor | None) -> Tensor | None:
             return None if v is None else v.new_zeros(self.lanes, *v.shape[1:])
 
-        self.conditions.load(request.cond)
+        self.conditions.load(request.told)
         self.request, self.y, self.mask = request, lines(request.y), lines(request.mask)
         known = lines(request.known)
         self.known = None if known is None else known.to(self.dtype)
@@ -114,7 +114,7 @@ class ScoreField:
         assert request is not None
         for buffer, values in (
             (self.y, request.y), (self.known, request.known), (self.mask, request.mask),
-            *zip(tensors_of(self.conditions.first), tensors_of(request.cond), strict=True),
+            *zip(self.conditions.buffers, lines_of(request.told), strict=bool(self.conditions.buffers)),
         ):  # fmt: skip
             if buffer is not None and values is not None:
                 buffer[lanes] = values[positions].to(buffer.dtype)
@@ -165,7 +165,7 @@ class ScoreField:
         """Return F of the first network, [lanes, D] in its dtype."""
         return self._network(self.model, y, network, self.conditions.first)
 
-    def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Condition) -> Tensor:
+    def _network(self, model: ScoreModel, y: Tensor, network: Coefficients, cond: Told) -> Tensor:
         u = (network.c_in[: len(y), None].to(self.dtype) * y).to(self.net_dtype).view(-1, *model.shape)
         F = evaluate(model, u, network.c_noise[: len(y)].to(self.dtype), cond)
         if u.requires_grad and not F.requires_grad:
@@ -173,31 +173,52 @@ class ScoreField:
         return F
 
     def _mixture(self, y: Tensor, level: AtLevel) -> Tensor:
-        def quantity(model: ScoreModel, network: Coefficients, cond: Condition) -> Tensor:
+        def quantity(model: ScoreModel, network: Coefficients, cond: Told, scale: float | Tensor = 1.0) -> Tensor:
             p, q = (column[: len(y), None].to(self.dtype) for column in (network.p, network.q))
-            return p * y + q * self._network(model, y, network, cond).to(self.dtype)
+            return scale * p * y + q * self._network(model, y, network, cond).to(self.dtype)
 
-        m = quantity(self.model, level.first, self.conditions.first)
-        if level.second is None or level.mixed is None or self.levels.guidance is None:
-            return m
-        w, m2 = self.levels.guidance.weight, quantity(self.second, level.second, self.conditions.second)
-        return torch.where(level.mixed[: len(y), None], w * m + (1.0 - w) * m2, m)
+        guidance = self.levels.guidance
+        if level.second is None or level.mixed is None or guidance is None:
+            return quantity(self.model, level.first, self.conditions.first)
+        w, mixed = guidance.total, level.mixed[: len(y), None]
+        if guidance.several:
+            # F is the sum of w_i F_i where the level is mixed, so that p counts w times there.
+            count = torch.where(mixed, w, 1.0).to(self.dtype)
+            m = quantity(self.model, level.first, self._told(level, len(y)), count)
+            share = torch.where(mixed, 1.0 - w, 0.0).to(self.dtype)
+            return m if w == 1.0 else m + share * quantity(self.second, level.second, self.conditions.second)
+        m, m2 = (
+            quantity(self.model, level.first, self.conditions.first),
+            quantity(self.second, level.second, self.conditions.second),
+        )
+        return torch.where(mixed, w * m + (1.0 - w) * m2, m)
+
+    def _told(self, level: AtLevel, n: int) -> Told:
+        """Return what the first output is evaluated with, at a level that mixes."""
+        guidance = self.levels.guidance
+        if guidance is None or level.mixed is None or not guidance.several:
+            return self.conditions.first
+        return Several(self.conditions.all, guidance.weights, level.mixed[:n])
 
     def _guided(self, guide: Guide, y: Tensor, lam: Tensor, level: AtLevel) -> Tensor:
         n, (cos, sin), length = len(y), _circle(lam), level.length
         first, second = level.first, level.second or level.first
-        w = torch.ones_like(lam)
-        if level.mixed is not None and self.levels.guidance is not None:
-            w = torch.where(level.mixed, self.levels.guidance.weight, w)
+        w, guidance = torch.ones_like(lam), self.levels.guidance
+        if level.mixed is not None and guidance is not None:
+            w = torch.where(level.mixed, guidance.total, w)
+        several = guidance is not None and guidance.several  # F is then the sum of w_i F_i where the level is mixed
         columns = {
-            "p": (w * first.a + (1.0 - w) * second.a) / length, "q": w * first.b, "q2": (1.0 - w) * second.b,
-            "p1": first.a / length, "q1": first.b, "c_in": first.c_in / length, "c_noise": first.c_noise,
+            "p": (w * first.a + (1.0 - w) * second.a) / length, "q": first.b if several else w * first.b,
+            "q2": (1.0 - w) * second.b, "p1": first.a / length, "q1": first.b / w if several else first.b,
+            "p2": second.a / length, "r2": second.b, "c_in": first.c_in / length, "c_noise": first.c_noise,
             "c_in2": second.c_in / length, "c_noise2": second.c_noise, "alpha": cos * length, "sigma": sin * length,
+            "weight": w, "step": torch.full_like(lam, math.inf),
         }  # fmt: skip
         at = Level(**{name: column[:n].to(self.dtype) for name, column in columns.items()})
         x = (length[:n, None].to(self.dtype) * y).view(n, *self.model.shape)
-        denoise = self.denoiser.at(at, level.second is not None, self.conditions.first, self.conditions.second)
-        D = denoise.guided(guide, x, self.y)
+        mixed = level.second is not None and guidance is not None and guidance.total != 1.0
+        denoise = self.denoiser.at(at, mixed, self._told(level, n), self.conditions.second)
+        D, _ = denoise.guided(guide, x, self.y)
         cos, sin = (v[:n, None].to(self.dtype) for v in (cos, sin))
         if self.quantity == "v":
             return (cos * y - D) / sin
@@ -205,10 +226,10 @@ class ScoreField:
 
 
 def prior_draw(request: Request, positions: Tensor | slice, d: int, dtype: torch.dtype) -> Tensor:
-    """Return the normals of draw 0 of some samples, [n, d]: recorded, or of their seed and id."""
+    """Return the normals of draw 0 of some samples, [n, d]: recorded, or of their seed and prior id."""
     if request.noise is not None:
         return request.noise[0, positions].to(dtype)
-    return request.key.part(positions).normal(0, d, dtype)
+    return request.prior.part(positions).normal(0, d, dtype)
 
 
 def _circle(lam: Tensor) -> tuple[Tensor, Tensor]:

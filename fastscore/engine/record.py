@@ -1,0 +1,25 @@
+"""What samples are a function of, of a sampler as it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastscore.engine.units import described
+
+
+def record_of(sampler: Any) -> dict[str, Any]:
+    """Return what ``Sampler.record`` does."""
+    plan = sampler.plan
+    cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": sampler.cost.summary()}
+    engines = [vars(sampler)[name] for name in ("engine", "inpainting") if name in vars(sampler)]
+    return {
+        **described(sampler.model),
+        "schedule": repr(sampler.schedule) if len(repr(sampler.schedule)) < 500 else type(sampler.schedule).__name__,
+        "solver": repr(sampler.solver),
+        "grid": repr(sampler.grid),
+        **cost,
+        "execution": sampler.execution.to_dict(),
+        "backend": sampler.ops.name,
+        "graph": engines[-1].mode if engines else "off",
+        "network": vars(sampler.numerics),
+    }
