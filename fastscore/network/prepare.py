@@ -77,8 +77,9 @@ def prepare(
         return model if network == "own" else replace(model, net=compiled(model.net, network, place))
     if isinstance(model.net, Prepared):
         raise ValueError("the network is prepared already; use network='own'")
-    if model.cond_shape is not None:
-        reason = f"{network} does not know what conditioning tensors to try"
+    if model.cond_shape is not None or model.two_times:
+        unknown = "conditioning tensors" if model.cond_shape is not None else "pairs of times"
+        reason = f"{network} does not know what {unknown} to try"
         return model if network == "auto" else _as_it_is(model, say, reason)
     net = model.net
     if not isinstance(net, nn.Module):

@@ -98,7 +98,11 @@ def _seconds(model: ScoreModel, size: int, device: torch.device) -> float:
     """Return the median time of one evaluation, of three after a first."""
     u = torch.linspace(-1.0, 1.0, size * math.prod(model.shape), device=device).view(size, *model.shape)
     middle = model.schedule.T / 2
-    label = torch.full((size,), float(model.parametrization.c_noise(model.schedule, middle)), device=device)
+    label = torch.full(
+        (size, 2) if model.two_times else (size,),
+        float(model.parametrization.c_noise(model.schedule, middle)),
+        device=device,
+    )
     key = NoiseKey.of(0, range(size), device)
     cond = condition_of(model, key, 0 if model.classes else None, None)
     times = []

@@ -48,8 +48,8 @@ class Shard:
         run: the hash of the run's manifest, 1 to 128 letters, digits and ``:.-_``.
         arrays: by name, n entries each: "samples", uint8 [n, H, W, C] or float32 [n, *shape]; "ids", int64 [n]; if the
             samples were told something "labels", int64 [n], "cond", [n, *shape], or "cond.<name>" of tensors by name;
-            "seeds", uint64 [n]; or others, of numbers. They are kept in one order, little-endian and contiguous; those
-            of a file cannot be written to.
+            "seeds", uint64 [n]; "prior_ids", int64 [n]; or others, of numbers. They are kept in one order, little-
+            endian and contiguous; those of a file cannot be written to.
 
     Raises:
         ValueError: anything else.
@@ -201,7 +201,7 @@ def _checked(arrays: Arrays) -> Arrays:
         if x.ndim == 0 or len(x) != count or x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:
             raise ValueError(f"{name} must hold {count} entries of numbers, as ids does; got {x.dtype} {x.shape}")
         found[name] = np.require(x, x.dtype.newbyteorder("<"), ["C", "A"])
-    kinds = {"ids": "<i8", "labels": "<i8", "seeds": "<u8"}
+    kinds = {"ids": "<i8", "labels": "<i8", "seeds": "<u8", "prior_ids": "<i8"}
     for name in kinds.keys() & found.keys():
         if found[name].dtype != np.dtype(kinds[name]) or found[name].ndim != 1:
             x = found[name]

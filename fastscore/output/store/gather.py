@@ -91,7 +91,7 @@ def scatter(folder: Path, manifest: Manifest) -> list[Shard]:
     Raises:
         ValueError: its file cannot be read.
     """
-    known = {"samples", "ids", "labels", "cond", "seeds", *ADM.values()}
+    known = {"samples", "ids", "labels", "cond", "seeds", "prior_ids", *ADM.values()}
     arrays = numpy_arrays(
         folder / SAMPLES, lambda names: [name for name in names if name in known or name.startswith("cond.")]
     )

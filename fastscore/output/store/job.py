@@ -66,7 +66,7 @@ class RequestLike(Protocol):
     def ids(self) -> Tensor: ...
     def __len__(self) -> int: ...
     @property
-    def cond(self) -> Tensor | Mapping[str, Tensor] | None: ...
+    def told(self) -> Sequence[Tensor | Mapping[str, Tensor] | None]: ...
     def at(self, positions: Sequence[int], /) -> RequestLike: ...
     def of_run(self, n: int, /) -> RequestLike: ...
 
@@ -94,7 +94,11 @@ class Asked:
             return request
         key = request.key
         seed = int(key.seed) & 0xFFFFFFFFFFFFFFFF if len(key.seed) == 1 else "one a sample"
-        given = {k: v for k, v in vars(request).items() if k not in ("key", "valid", "among")}
+        given = {k: v for k, v in vars(request).items() if k not in ("key", "valid", "among", "others", "negative")}
+        if len(request.told) > 2 or request.told[-1] is not None:  # as runs without them always were
+            given["told"] = request.told[1:]
+        if given.get("prior_ids") is None:  # a field that came later: runs that were begun without it go on
+            given.pop("prior_ids", None)
         told = digest({**given, "seed": key.seed if len(key.seed) > 1 else seed})
         return cls(key.ids.cpu().numpy(), request.at, told, seed)
 
@@ -252,19 +256,27 @@ def drawn_by(source: Source) -> Any:
 
 
 def model_digest(model: Any) -> str:
-    """Return the digest of all that a model is, but for what is written about it."""
-    return digest({k: v for k, v in vars(model).items() if k not in ("info", "class_names")})
+    """Return the digest of all that a model is, but for what is written about it and where it was loaded from."""
+    described = {k: v for k, v in vars(model).items() if k not in ("info", "class_names", "folder")}
+    if not described.get("two_times", True):  # a field that came later: runs that were begun without it go on
+        del described["two_times"]
+    return digest(described)
 
 
 def conditions(request: RequestLike) -> dict[str, NDArray[Any]]:
-    """Return what each sample was told, and its seed where they differ."""
-    cond, key = request.cond, request.key
+    """Return what each sample was told, its seed where they differ, and its prior's id if that is not its own."""
+    (cond, *others, negative), key = request.told, request.key
     if isinstance(cond, Mapping):
         arrays = {name if name == "labels" else f"cond.{name}": _numbers(v) for name, v in cond.items()}
     else:
         arrays = {} if cond is None else {"labels" if cond.ndim == 1 else "cond": _numbers(cond)}
+    for which, more in [*((f"others{k}", v) for k, v in enumerate(others)), ("negative", negative)]:
+        named = more if isinstance(more, Mapping) else {} if more is None else {"": more}
+        arrays |= {f"cond.{which}{name and '_' + name}": _numbers(v) for name, v in named.items()}
     if len(key.seed) > 1:
         arrays["seeds"] = key.seed.cpu().numpy().view(np.uint64)
+    if (prior := getattr(request, "prior_ids", None)) is not None:
+        arrays["prior_ids"] = prior.cpu().numpy()
     return arrays
 
 

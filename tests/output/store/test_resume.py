@@ -121,12 +121,18 @@ def test_named_conditions_go_on_and_are_part_of_the_run(tmp_path):
     def shifted(x0, c_noise, cond):
         return x0 + 0.01 * (cond["tokens"] * cond["mask"]).sum(1, keepdim=True) - cond["labels"][:, None]
 
-    def asked(**changed):
-        return source.request(range(24), 0, labels=torch.arange(24) % 3, cond={**told, **changed})
+    def asked(group=4, **changed):
+        cond, prior = {**told, **changed}, [k // group for k in range(24)]
+        return source.request(range(24), 0, labels=torch.arange(24) % 3, cond=cond, prior_ids=prior)
 
     FAULTS.append(shifted)
     assert list(stopped(out, source, asked=asked())) == [0]
-    for other in ({"tokens": told["tokens"][:, :2]}, {"mask": ~told["mask"]}, {"tokens": told["tokens"].int()}):
+    for other in (
+        {"tokens": told["tokens"][:, :2]},
+        {"mask": ~told["mask"]},
+        {"tokens": told["tokens"].int()},
+        {"group": 3},
+    ):
         with pytest.raises(AnotherRunError, match=r"\btold: .* there, .* here"):
             go(out, source, asked=asked(**other))
     assert go(out, source, asked=asked())["timings"]["shards_found"] == 1
@@ -134,6 +140,7 @@ def test_named_conditions_go_on_and_are_part_of_the_run(tmp_path):
         arrays = dict(saved)
     assert np.array_equal(arrays["samples"], source.run(asked()).numpy())
     assert all(np.array_equal(arrays[f"cond.{name}"], v.numpy()) for name, v in told.items())
+    assert arrays["prior_ids"].tolist() == [k // 4 for k in range(24)]
     manifest = recorded(out)[0]
     parts = [shard.arrays for shard in scatter(out, manifest)]  # as `export` and `verify` read a run
     assert all(np.array_equal(np.concatenate([part[name] for part in parts]), x) for name, x in arrays.items())
