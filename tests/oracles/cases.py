@@ -10,35 +10,49 @@ from functools import partial
 import numpy as np
 import textbook
 import textbook_exponential as fast
+import textbook_few as few
+import textbook_flow_sde as flow_sde
+import textbook_rows as rows
 from textbook import Process
 
 from fastscore.process.beta import CosineBeta, ExponentialBeta
 from fastscore.process.continuous import EDM, VE, VP, Flow, Pair, SubVP, TutorialVE
 from fastscore.process.discrete import discrete_vp, smld
 from fastscore.solvers import (
+    CPS,
     DDIM,
     DDPM,
     DEIS,
+    ERSDE,
     IPNDM,
     LMS,
     PNDM,
     RK2,
     RK4,
+    SEEDS,
+    AlphaFold3,
     Ancestral,
     AncestralSplit,
     AnnealedLangevin,
     Churn,
+    DanceSDE,
+    DPMFast,
     DPMMultistep,
     DPMpp2M,
     DPMSolver,
     Euler,
     EulerMaruyama,
+    FlowSDE,
+    GradientEstimation,
     Heun,
+    HeunPP,
     Hybrid,
     ImplicitMidpoint,
+    InSigma,
     Interval,
     Langevin,
     PredictorCorrector,
+    Renoise,
     RePaint,
     Restart,
     ReverseDiffusion,
@@ -46,6 +60,7 @@ from fastscore.solvers import (
     ScoreSDE,
     StochasticHeun,
     UniPC,
+    Window,
 )
 
 # --- schedules: fastscore's beside the papers' ------------------------------------------------
@@ -158,6 +173,7 @@ class Case:
     spans: tuple[str, ...] = SPANNED  # schedules on which the order is measured
     elsewhere: tuple[str, ...] = ()  # of these, between other times: an error coefficient is near 0 on the usual ones
     late: tuple[str, ...] = ()  # of these, with twice the steps: else the next term is large, or a wrong label small
+    shrink: Callable | None = None  # of the mean's offset between two levels, where the SDE is not one of eta's family
     # Knots on which it is: "even", "bent" (uneven) or "short" (first steps too short for their low order to show)
     knots: str = "even"
 
@@ -270,7 +286,17 @@ def _cases() -> dict[str, Case]:
             "reverse_diffusion", AnnealedLangevin(0.1), partial(textbook.ald, snr=0.1, steps=1)
         ),
     }
-    return cases | _stages() | _single() | _multistep() | _composed()
+    return cases | _stages() | _single() | _multistep() | _composed() | _rows() | _few() | _policies()
+
+
+def _policies() -> dict[str, Case]:
+    everywhere = {"schedules": tuple(SETTINGS), "family": "exponential", "keeps_marginals": True, "spans": ()}
+    return {
+        "flow-sde": Case(FlowSDE(0.7), partial(flow_sde.diffused, a=0.7), eta=0.7 / math.sqrt(2.0)),
+        "dance": Case(DanceSDE(0.3), partial(flow_sde.diffused, a=0.3, constant=True), spans=()),
+        "cps": Case(CPS(0.8), partial(flow_sde.cps, a=0.8), **everywhere),
+        "window": Case(Window(DDIM(1.0), {0}), flow_sde.first_step_noisy, **everywhere),
+    }
 
 
 def _stages() -> dict[str, Case]:
@@ -312,6 +338,7 @@ def _single() -> dict[str, Case]:
         "dpm-1": _steps(DPMSolver(1), fast.dpm_solver_1, 1),
         "dpm-2": _steps(two, fast.dpm_solver_2, 2, FINITE),
         "dpm-3": _steps(DPMSolver(3), fast.dpm_solver_3, 3, FINITE),
+        "dpm-fast": Case(DPMFast(), fast.dpm_fast, FINITE, "exponential", True, spans=()),
         "dpmpp-2s": _steps(DPMSolver(2, "x0"), fast.dpmpp_2s, 2, FINITE),
         "dpmpp-3s": _steps(DPMSolver(3, "x0"), fast.dpmpp_3s, 3, FINITE),
         "dpmpp-2s-on-grid": Case(DPMSolver(2, "x0", on_grid=True), fast.dpmpp_2s_on_grid, SPANNED, "exponential", True),
@@ -342,18 +369,19 @@ def _multistep() -> dict[str, Case]:
         return Case(solver, loop, at, "exponential", keeps, eta=eta, **options)
 
     def adams(solver: object, order: int, kind: str, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        if kind == "x0" and order > 2:
+            solver = replace(solver, reach=math.inf)  # the papers' orders at every step
         loop = partial(fast.adams, order=order, kind=kind, eta=options.get("eta", 0.0))
         return Case(solver, loop, at, "exponential", True, **{"knots": "short", **options})
 
     def unipc(p: int, variant: str, kind: str = "x0", at: tuple[str, ...] = SPANNED, **options: object) -> Case:
         loop = partial(fast.unipc, p=p, variant=variant, kind=kind)
-        return Case(UniPC(p, variant, kind), loop, at, "exponential", True, knots="short", **options)
+        return Case(UniPC(p, variant, kind, reach=math.inf), loop, at, "exponential", True, knots="short", **options)
 
     def sa(predictor: int, corrector: int, tau: float, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
         loop = partial(fast.sa_solver, predictor=predictor, corrector=corrector, tau=tau)
-        return Case(
-            SASolver(predictor, corrector, tau), loop, at, "exponential", True, eta=tau, **{"knots": "short", **options}
-        )
+        solver = SASolver(predictor, corrector, tau, reach=math.inf)
+        return Case(solver, loop, at, "exponential", True, eta=tau, **{"knots": "short", **options})
 
     def pndm(solver: object, start: str, most: int = 4, **options: object) -> Case:
         loop = partial(fast.pndm, start=start, most=most)
@@ -445,6 +473,134 @@ def _composed() -> dict[str, Case]:
             **two,
         ),
         "hybrid": Case(Hybrid(DDIM(1.0), DPMpp2M(), 0.55), _switch, FINITE, "exponential", True, spans=()),
+    }
+
+
+def _rows() -> dict[str, Case]:
+    def er_sde(order: int, scale: str, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        solver, taylor = ERSDE(order, scale), options.pop("taylor", False)
+        loop = partial(rows.er_sde, order=order, scale=scale, taylor=taylor)
+        solver = replace(solver, form="taylor") if taylor else solver
+        return Case(solver, loop, at, "exponential", True, **{"knots": "short", **options})
+
+    def seeds(solver: SEEDS, step: Callable, n: int, at: tuple[str, ...] = SPANNED, **options: object) -> Case:
+        return _steps(solver, partial(step, eta=solver.eta), n, at, eta=solver.eta, **options)
+
+    sde_5 = partial(rows.offset_of, "sde_5")
+
+    def in_sigma(solver: object, loop: Callable, at: tuple[str, ...], **options: object) -> Case:
+        loop = partial(rows.in_sigma, loop=loop)
+        return Case(InSigma(solver), loop, at, "exponential", True, spans=(), **options)
+
+    noisy = {"exact_mean": FINITE, "orders": (2, 2)}
+    tab = {"family": "exponential", "keeps_marginals": True}
+    return {
+        "er-sde": er_sde(3, "sde_5", FINITE, spans=()),
+        "er-sde-2": er_sde(2, "sde_5", shrink=sde_5),
+        "er-sde-1": er_sde(1, "sde", eta=1.0, exact_mean=FINITE, orders=(1, 1), knots="even"),
+        "er-sde-ode": er_sde(3, "ode", late=SPANNED),
+        "er-sde-sde": er_sde(2, "sde", eta=1.0, **noisy),
+        "er-sde-taylor": er_sde(3, "sde_2", taylor=True, eta=math.sqrt(0.5), orders=(2, 2)),
+        "er-sde-others-1": er_sde(3, "sde_1", spans=()),
+        "er-sde-others-3": er_sde(3, "sde_3", spans=()),
+        "er-sde-others-4": er_sde(3, "sde_4", spans=()),
+        "seeds-2": seeds(SEEDS(), rows.seeds_2, 2, FINITE, **noisy),
+        "seeds-2-0.5": seeds(SEEDS(2, 0.5, 0.3, "phi_2"), partial(rows.seeds_2, r=0.3, exact=True), 2, orders=(2, 2)),
+        "seeds-3": seeds(SEEDS(3), rows.seeds_3, 3, FINITE, **{**noisy, "spans": ()}),
+        "seeds-3-ode": seeds(SEEDS(3, 0.0), rows.seeds_3, 3),
+        "exp-heun": seeds(SEEDS(2, 1.0, 1.0, "phi_2"), partial(rows.seeds_2, r=1.0, exact=True), 2, FINITE, **noisy),
+        "res-2s": _steps(SEEDS(2, 0.0, 0.5, "phi_2"), partial(rows.res_2s, c2=0.5), 2, FINITE),
+        "res-ancestral": Case(
+            DPMMultistep(2, "x0", "exact", 1.0, noise="split"),
+            partial(rows.res_multistep, eta=1.0),
+            FINITE,
+            eta=1.0,
+            **tab,
+            **noisy,
+            elsewhere=("ve",),
+        ),
+        "res-ancestral-0.5": Case(
+            DPMMultistep(2, "x0", "exact", 0.5, noise="split"),
+            partial(rows.res_multistep, eta=0.5),
+            SPANNED,
+            eta=0.5,
+            orders=(1, 2),
+            **tab,
+            elsewhere=("vp-linear", "ve"),
+        ),
+        "gradient-estimation": Case(
+            GradientEstimation(), partial(rows.gradient_estimation, gamma=2.0), FINITE, **tab, late=SPANNED
+        ),
+        "heunpp2": Case(HeunPP(), rows.heun_plus_plus, FINITE, **tab, evaluations=(3, -3), elsewhere=("ve",)),
+        "dpmpp-2m-in-sigma": in_sigma(DPMpp2M(), textbook.dpmpp_2m, ("flow-from-noise", "flow", "vp-linear")),
+        "lms-in-sigma": in_sigma(LMS(), partial(fast.adams, order=4, kind="rho"), ("flow", "edm")),
+        "heunpp2-in-sigma": in_sigma(HeunPP(), rows.heun_plus_plus, ("flow",), evaluations=(3, -3)),
+        "deis-tab": Case(DEIS(3, "tab"), partial(rows.deis_tab, order=3), FINITE, **tab, knots="short"),
+        "deis-tab-2": Case(DEIS(2, "tab"), partial(rows.deis_tab, order=2), SPANNED, **tab, knots="short"),
+    }
+
+
+def _few() -> dict[str, Case]:
+    exponential = {"family": "exponential", "keeps_marginals": True, "spans": ()}
+    every = tuple(SETTINGS)
+    af3 = {"gamma_0": 0.8, "gamma_min": 0.3, "noise_scale": 1.0, "step_scale": 1.0}
+    two = {"evaluations": (2, 0), "clean_evaluations": -1}
+    return {
+        "renoise": Case(Renoise(), few.consistency, every, **exponential),
+        "renoise-0.4": Case(Renoise(0.4), partial(few.partly_renoised, gamma=0.4), FINITE, **exponential),
+        "tcd": Case(
+            Renoise(0.3, "time"),
+            partial(few.tcd, gamma=0.3),
+            ("vp-linear", "subvp", "ve", "edm", "flow", "pair"),
+            **exponential,
+        ),
+        "tcd-table": Case(
+            Renoise(0.3, "time"), partial(few.tcd, gamma=0.3, table=True), ("ddpm-table", "smld-table"), **exponential
+        ),
+        "af3": Case(
+            AlphaFold3(**af3),
+            partial(few.alphafold3, **af3, capped=True),
+            ("edm", "vp-linear", "ve", "smld-table"),
+            **exponential,
+        ),
+        "af3-flow": Case(AlphaFold3(**af3), partial(few.alphafold3, **af3), ("flow",), **exponential),
+        "euler-ancestral-rf": Case(
+            AncestralSplit(DDIM(), rule="flow"),
+            partial(few.rectified, step=few.flow_euler),
+            every,
+            "exponential",
+            True,
+            eta=1.0,
+            late=("vp-linear",),
+        ),
+        "dpm-2-flow": Case(
+            DPMSolver(2, "flow"),
+            partial(few.rectified, step=few.flow_dpm_2, eta=0.0),
+            every,
+            "exponential",
+            True,
+            **two,
+        ),
+        "dpm-2-ancestral-rf": Case(
+            AncestralSplit(DPMSolver(2, "flow"), rule="flow"),
+            partial(few.rectified, step=few.flow_dpm_2),
+            tuple(name for name in SETTINGS if name != "vp-cosine"),  # see dpm-2-ancestral
+            "exponential",
+            True,
+            eta=1.0,
+            orders=(1, 2),
+            **two,
+        ),
+        "dpmpp-2s-ancestral-rf": Case(
+            AncestralSplit(DPMSolver(2, "x0"), 0.7, "flow"),
+            partial(few.rectified, step=few.flow_dpmpp_2s, eta=0.7),
+            (*SPANNED, "flow", "ddpm-table", "smld-table"),
+            "exponential",
+            True,
+            eta=math.sqrt(0.7),
+            orders=(1, 2),
+            **two,
+        ),
     }
 
 

@@ -288,16 +288,19 @@ def moments(plan: object, mean: float, variance: float) -> tuple[float, float]:
     return mu[0], cov[0, 0]
 
 
-def exact(process: Process, eta: float, t: float, s: float) -> tuple[float, float]:
+def exact(process: Process, eta: float, t: float, s: float, shrink: Callable | None = None) -> tuple[float, float]:
     """Mean and variance at s of the exact reverse process that starts at t from N(alpha mu + offset, V_t).
 
     An offset obeys d ln(offset) = [f + (1 + eta^2)/2 g^2/V] dt with g^2 = V' - 2 f V, so it shrinks by
-    (alpha_s/alpha_t)^(-eta^2) (V_s/V_t)^((1 + eta^2)/2). Without it the mean is exact by construction on VE.
+    (alpha_s/alpha_t)^(-eta^2) (V_s/V_t)^((1 + eta^2)/2), or as ``shrink`` says of x / alpha between two levels. Without
+    it the mean is exact by construction on VE.
     """
     alpha, alpha_s = process.alpha(t), process.alpha(s)
     V, V_s = ((process.alpha(v) * STD) ** 2 + process.sigma(v) ** 2 for v in (t, s))
-    shrink = (alpha_s / alpha) ** (-(eta**2)) * (V_s / V) ** (0.5 * (1.0 + eta**2))
-    return alpha_s * MEAN + shrink * OFFSET, V_s
+    left = (alpha_s / alpha) ** (-(eta**2)) * (V_s / V) ** (0.5 * (1.0 + eta**2))
+    if shrink is not None:
+        left = alpha_s / alpha * shrink(process.sigma(t) / alpha, process.sigma(s) / alpha_s, STD)
+    return alpha_s * MEAN + left * OFFSET, V_s
 
 
 def moment_errors(name: str, setting: str, mutate: Mutation = same) -> np.ndarray:
@@ -305,7 +308,7 @@ def moment_errors(name: str, setting: str, mutate: Mutation = same) -> np.ndarra
     process, case = SETTINGS[setting].process, CASES[name]
     start, end = (ELSEWHERE if setting in case.elsewhere else SPANS)[setting]
     V = (process.alpha(start) * STD) ** 2 + process.sigma(start) ** 2
-    expected = np.array(exact(process, case.eta, start, end))
+    expected = np.array(exact(process, case.eta, start, end, case.shrink))
     errors = []
     for n in steps_of(name, setting):
         u = np.arange(n + 1) / n

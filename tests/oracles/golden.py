@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -214,7 +215,7 @@ def _diffusers(s: dict) -> Case:
         order, kind = s["solver_order"], s["algorithm_type"]
         form = "exact" if s.get("solver_type") == "heun" else "paper"
         eta = float(kind.startswith("sde"))
-        solver = DPMMultistep(order, "x0" if kind.endswith("++") else "eps", form, eta)
+        solver = DPMMultistep(order, "x0" if kind.endswith("++") else "eps", form, eta, reach=math.inf)
         draws = list(range(n + bool(levels[-1]))) if eta else [0]
         return Case(table, solver, times, draws, 1e-5)
     if s["cls"] == "DPMSolverSinglestepScheduler":

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +40,7 @@ from fastscore.solvers.unipc import TauWindow
 FOLDER = Path(os.environ.get("FASTSCORE_GOLDEN2", Path(__file__).resolve().parents[3] / "shared" / "golden2"))
 COPY = Path(__file__).resolve().parents[1] / "data"  # the few cases that must always run
 # Kinds of runs that belong to samplers or guidance rules of their own, by the first letters of their names.
-LATER = {
-    "boltz/": "AlphaFold 3's step",
-    "comfy/cfgpp": "CFG++",
-    "comfy/deis": "DEIS in VP time (tab), whose integrals are sums over 10000 nodes",
-    "comfy/dpm_2_ancestral_flow": "the ancestral rule of rectified flow",
-    "comfy/dpmpp_2m_cfg_pp": "CFG++",
-    "comfy/dpmpp_2s_ancestral_cfg_pp": "CFG++",
-    "comfy/dpmpp_2s_ancestral_flow": "the ancestral rule of rectified flow",
-    "comfy/er_sde": "ER-SDE",
-    "comfy/euler_ancestral_cfg_pp": "CFG++",
-    "comfy/euler_ancestral_flow": "the ancestral rule of rectified flow",
-    "comfy/euler_cfg_pp": "CFG++",
-    "comfy/exp_heun": "exponential Heun (SEEDS)",
-    "comfy/gradient_estimation": "gradient estimation",
-    "comfy/heunpp2": "Heun++2",
-    "comfy/ipndm_v": "iPNDM with variable weights and a misplaced parenthesis",
-    "comfy/lcm": "LCM",
-    "comfy/res_multistep_": "RES, ancestral and CFG++",
-    "comfy/seeds": "SEEDS",
-    "diffusers/consistency": "consistency models",
-    "diffusers/flow_euler_stochastic": "re-noising steps of flow matching",
-    "diffusers/lcm": "LCM",
-    "diffusers/ltx": "the ancestral rule of rectified flow",
-    "diffusers/tcd": "TCD",
-    "er_sde_repo/": "ER-SDE",
-    "guidance/": "rules of guidance, not samplers",
-    "res4lyf/": "RES",
-}
+LATER = {}
 
 
 @cache
@@ -78,15 +52,56 @@ def recorded() -> tuple[dict, dict]:
         return {k: v for k, v in settings.items() if not k.startswith("grid/")}, dict(arrays)
 
 
+# Kinds with a file of their own in this folder, by the first letters of their names: its run(name, settings, arrays)
+# returns (ours, recorded, case), and its ALWAYS names the runs that are copied.
+KINDS: dict[str, str] = {
+    "boltz/": "golden2_few",
+    "comfy/cfgpp": "golden2_cfgpp",
+    "comfy/deis": "golden2_rows",
+    "comfy/dpm_2_ancestral_flow": "golden2_few",
+    "comfy/dpmpp_2m_cfg_pp": "golden2_cfgpp",
+    "comfy/dpmpp_2s_ancestral_cfg_pp": "golden2_cfgpp",
+    "comfy/dpmpp_2s_ancestral_flow": "golden2_few",
+    "comfy/er_sde": "golden2_rows",
+    "comfy/euler_ancestral_cfg_pp": "golden2_cfgpp",
+    "comfy/euler_ancestral_flow": "golden2_few",
+    "comfy/euler_cfg_pp": "golden2_cfgpp",
+    "comfy/exp_heun": "golden2_rows",
+    "comfy/gradient_estimation": "golden2_rows",
+    "comfy/gradient_estimation_cfg_pp": "golden2_cfgpp",
+    "comfy/heunpp2": "golden2_rows",
+    "comfy/ipndm_v": "golden2_rows",
+    "comfy/lcm": "golden2_few",
+    "comfy/res_multistep_ancestral": "golden2_rows",
+    "comfy/res_multistep_ancestral_cfg_pp": "golden2_cfgpp",
+    "comfy/res_multistep_cfg_pp": "golden2_cfgpp",
+    "comfy/seeds": "golden2_rows",
+    "diffusers/consistency": "golden2_few",
+    "diffusers/flow_euler_stochastic": "golden2_few",
+    "diffusers/flow_map_euler": "golden2_few",
+    "diffusers/lcm": "golden2_few",
+    "diffusers/ltx": "golden2_few",
+    "diffusers/tcd": "golden2_few",
+    "er_sde_repo/": "golden2_rows",
+    "guidance/": "golden2_guidance",
+    "guidance/euler_pp_alternative": "golden2_cfgpp",
+    "res4lyf/": "golden2_rows",
+}
+
+
 def reason(name: str) -> str | None:
     """Return why a run is not reproduced, None if it is."""
-    found = [LATER[start] for start in LATER if name.startswith(start)]
+    here = any(name.startswith(start) for start in KINDS)
+    found = [LATER[start] for start in LATER if name.startswith(start) and not here]
     return found[0] if found else None
 
 
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor, Case]:
     """Return (ours, recorded, case)."""
     settings, arrays = recorded()
+    starts = [start for start in KINDS if name.startswith(start)]
+    if starts:
+        return import_module(KINDS[max(starts, key=len)]).run(name, settings[name], arrays)
     target = GaussianMixture(*(torch.from_numpy(arrays[f"target__{k}"]).double() for k in ("w", "mu", "s")))
     return rerun(name, build(settings[name]), target, arrays)
 
@@ -175,7 +190,8 @@ def _diffusers(s: dict) -> Case:
         return _case(schedule, DEIS(order, lower_order_final=sigmas[-1] < sigmas[-2]), sigmas, [0], std)
     if cls == "UniPCMultistepScheduler":
         lower, off = config.get("lower_order_final", True), tuple(config.get("disable_corrector", ()))
-        return _case(schedule, UniPC(order, config.get("solver_type", "bh2"), "x0", lower, off), sigmas, [0], std)
+        solver = UniPC(order, config.get("solver_type", "bh2"), "x0", lower, off, math.inf)
+        return _case(schedule, solver, sigmas, [0], std)
     if cls == "SASolverScheduler":
         noisy = [k for k, label in enumerate(s["timesteps"]) if 200 <= label <= 800]
         window = TauWindow(sigmas[noisy[-1]], sigmas[noisy[0]])
@@ -213,10 +229,11 @@ ALWAYS = (  # one of each option; python tests/oracles/golden2.py copies them
 
 if __name__ == "__main__":
     settings, arrays = recorded()
-    kept = {f"target__{k}": arrays[f"target__{k}"] for k in ("w", "mu", "s")}
-    for name in ALWAYS:
+    kept = {f"{target}__{k}": arrays[f"{target}__{k}"] for target in ("target", "uncond") for k in ("w", "mu", "s")}
+    always = (*ALWAYS, *(name for module in dict.fromkeys(KINDS.values()) for name in import_module(module).ALWAYS))
+    for name in always:
         for k in ("x", "noise"):
             key = f"{name.replace('/', '__')}__{k}"
             kept[key] = arrays[key]
     np.savez_compressed(COPY / "golden2.npz", **kept)
-    (COPY / "golden2.json").write_text(json.dumps({name: settings[name] for name in ALWAYS}, indent=0) + "\n")
+    (COPY / "golden2.json").write_text(json.dumps({name: settings[name] for name in always}, indent=0) + "\n")

@@ -63,6 +63,17 @@ def dpm_solver_3(D: Denoiser, y, high: float, low: float, z: Iterator) -> np.nda
     return y - low * (np.exp(h) - 1.0) * e - low / r2 * ((np.exp(h) - 1.0) / h - 1.0) * d2
 
 
+def dpm_fast(process: Process, D: Denoiser, times, x, z: Iterator) -> np.ndarray:
+    """Lu et al. 2022a, section 3.3: as many evaluations as there are intervals, in blocks even in ln rho."""
+    y, rho = x / process.alpha(times[0]), _levels(process, times)
+    n = sum(level > 0.0 for level in rho) - 1
+    orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+    knots = np.geomspace(rho[0], rho[n], len(orders) + 1)
+    for order, (high, low) in zip(orders, pairwise(knots), strict=True):
+        y = (dpm_solver_1, dpm_solver_2, dpm_solver_3)[order - 1](D, y, high, low, z)
+    return process.alpha(times[-1]) * (D(y, 1.0, knots[-1]) if rho[-1] == 0.0 else y)
+
+
 def dpmpp_2s(D: Denoiser, y, high: float, low: float, z: Iterator, middle: float | None = None) -> np.ndarray:
     """Lu et al. 2022b, algorithm 1; r = 1/2 unless the intermediate level is given."""
     if low == 0.0:

@@ -1,4 +1,4 @@
-"""What works with what, found by trying: ``python tests/oracles/works.py`` writes the table into README.md."""
+"""What works with what, found by trying: ``python tests/oracles/works.py`` writes the page of it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor
 
 import fastscore as fs
 
-README = Path(__file__).parents[2] / "README.md"
-MARKS = "<!-- works -->", "<!-- /works -->"
+PAGE = Path(__file__).parents[2] / "fastscore" / "WORKS.md"
 SHAPE, IDS = (2, 3), (4, 0, 9)
 COLUMNS = ("plan", "plan + Langevin", "Picard", "adaptive ODE", "adaptive SDE", "joint")
 
@@ -87,6 +86,7 @@ def features() -> dict[str, tuple[dict, dict, dict, dict]]:
     null = {"labels": 3, "tokens": torch.zeros(2, dtype=torch.int64), "mask": torch.ones(2, dtype=torch.bool)}
     told = {"labels": 1, "cond": {"tokens": torch.tensor([[4, 0], [2, 5], [7, 1]])}}
     sets = {"cond_shape": (2,), "null": torch.ones(2, dtype=torch.bool), "projection": fs.Padded()}
+    rule = {"guidance": fs.Guidance(3.0)}
     recorded = torch.linspace(-1.0, 1.0, 12 * 3 * 12).reshape(12, 3, 12)
     return {
         "labels": (classes, {}, {}, labels),
@@ -96,6 +96,11 @@ def features() -> dict[str, tuple[dict, dict, dict, dict]]:
         "guidance": (classes, labels, {"guidance": fs.Guidance(2.0)}, {}),
         "guidance in an interval": (classes, labels, {"guidance": fs.Guidance(2.0, (0.1, 5.0))}, {}),
         "guidance by a second model": (classes, labels, {"guidance": fs.Guidance(2.0, model=_second())}, {}),
+        "guidance by CFG++": (classes, labels, {"guidance": fs.Guidance(0.6, rule="cfg++")}, {}),
+        "several conditions": (classes, labels, {"guidance": fs.Guidance((2.0, 1.5))}, {"others": [[2, 0, 1]]}),
+        "negative conditions": (classes, labels, {"guidance": fs.Guidance(2.0)}, {"negative": [1, 2, 0]}),
+        "rules of guidance (APG, ..)": (classes, labels, {**rule, "guide": fs.APG(0.2, 0.1)}, {}),
+        "rules with momentum": (classes, labels, {**rule, "guide": fs.APG(0.2, 0.1, -0.5)}, {}),
         "guides (DPS, PiGDM, ..)": ({}, {}, {"guide": fs.DynamicThreshold(0.5, 0.2)}, {}),
         "known data": ({}, {}, {}, {"known": fs.Known(y, mask)}),
         "start from data or a state": ({}, {}, {"start": "data"}, {"init": y}),
@@ -147,11 +152,10 @@ def table() -> str:
 
 
 def page() -> str:
-    """README.md with the table as it is now."""
-    text = README.read_text()
-    before, rest = text.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    """The page with the table as it is now."""
+    head = PAGE.read_text().split("\n| |")[0]
+    return f"{head}\n{table()}\n"
 
 
 if __name__ == "__main__":
-    README.write_text(page())
+    PAGE.write_text(page())
