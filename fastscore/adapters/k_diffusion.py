@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.engine.bind import by_rule
 from fastscore.engine.loop import Step
+from fastscore.guidance.mixture import Guidance
 from fastscore.model.score import ScoreModel
+from fastscore.plan.cfgpp import guides_itself
 from fastscore.process.continuous import EDM, Flow
 from fastscore.process.grid import Times
 from fastscore.process.parametrization import Parametrization
@@ -35,6 +38,7 @@ def sample(
     ids: Sequence[int] | Tensor | None = None,
     flow: bool = False,
     noise: Tensor | None = None,
+    unguided: Callable[..., Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
     """Return samples from the state x at sigmas[0], stepping at exactly these noise levels.
@@ -54,10 +58,13 @@ def sample(
         seed, ids: of the noise; ids are 0 .. N - 1 if left out.
         flow: x = (1 - sigma) x_0 + sigma z, as of flow models in ComfyUI; sigmas are in 0 .. 1.
         noise: recorded normals [draws, N, ..] in place of generated ones; the first is the prior's, which x replaces.
+        unguided: what ``model``, with its own guidance, is guided away from; steps are then those of CFG++, by any
+            solver. Called as ``model``, after it at the same state or alone. Needed by CFGPlusPlus and its variants.
         options: of a solver by name: eta, s_noise, corrector, .., see fastscore.solvers.names.named.
 
     Raises:
-        ValueError: sigmas that do not decrease, an adaptive solver, or options that a solver does not have.
+        ValueError: sigmas that do not decrease, an adaptive solver, options that a solver does not have, or a solver
+            of CFG++ without ``unguided``.
     """
     chosen = named(solver, **options) if isinstance(solver, str) else solver
     if isinstance(chosen, Adaptive):
@@ -70,13 +77,22 @@ def sample(
         raise ValueError(f"sigmas = {levels} must be at least two decreasing numbers, the last 0 or positive")
     top = max(levels)
     schedule = Flow() if flow else EDM(min(positive), 2.0 * top)  # twice: churn goes above the first level
-    net = Denoiser(model, dict(extra_args or {}), x.dtype)
+    if unguided is None and guides_itself(chosen):
+        raise ValueError(f"solver = {solver!r} is CFG++'s, which reads the unguided estimate, too: give unguided=")
+
+    def denoising(denoiser: Callable[..., Tensor]) -> ScoreModel:
+        net = Denoiser(denoiser, dict(extra_args or {}), x.dtype)
+        return ScoreModel(net, tuple(x.shape[1:]), schedule, Parametrization("x0", "sigma" if not flow else "t"))
+
+    # The model's output is the mixture already.
+    guidance = None if unguided is None else Guidance(1.0, model=denoising(unguided), rule="cfg++")
     sampler = Sampler(
-        ScoreModel(net, tuple(x.shape[1:]), schedule, Parametrization("x0", "sigma" if not flow else "t")),
-        solver=chosen, grid=Times(tuple(levels)), start="state", batch=len(x), graph="off",
+        denoising(model), guidance=guidance, solver=chosen, grid=Times(tuple(levels)), start="state", batch=len(x),
+        graph="off",
         dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device,
     )  # fmt: skip
-    rows = list(accumulate((len(group) for group in chosen.steps(schedule, np.array(levels))), initial=1))
+    groups = by_rule(chosen, guidance).steps(schedule, np.array(levels))
+    rows = list(accumulate((len(group) for group in groups), initial=1))
     seen = None if callback is None else Callback(callback, x, levels, rows)
     ids = range(len(x)) if ids is None else ids
     return sampler.run(ids, seed, init=x, noise=noise, callback=seen).to(x.dtype)

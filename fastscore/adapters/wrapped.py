@@ -33,11 +33,11 @@ def wrap(net: Callable[..., Any], call: str = "x, t", out: Out = None) -> Wrappe
     Args:
         net: a module, which keeps its parameters, or a function.
         call: the arguments, in order or by keyword, as they would stand in Python. ``x`` is u [N, *shape], ``t`` (or
-            ``sigma``) the label c_noise [N], ``labels`` (or ``class_labels``) int64 [N], ``cond`` the condition as it
-            is, and each name of a condition that is a dict that tensor. Beside names there are constants
-            (``return_dict=False``), + - * / (``1000 * t``, ``1 - t``), ``round(t)`` (int64, for tables of steps),
-            ``one_hot(labels, K)`` [N, K] in the dtype of x, where a label K, the null class, is all zeros, and
-            ``{"text_embeds": pooled}``. It is parsed, never run as Python.
+            ``sigma``) the label c_noise [N], ``r`` that of a step's end (of a model with two_times), ``labels`` (or
+            ``class_labels``) int64 [N], ``cond`` the condition as it is, and each name of a condition that is a dict
+            that tensor. Beside names there are constants (``return_dict=False``), + - * / (``1000 * t``, ``1 - t``),
+            ``round(t)`` (int64, for tables of steps), ``one_hot(labels, K)`` [N, K] in the dtype of x, where a label K,
+            the null class, is all zeros, and ``{"text_embeds": pooled}``. It is parsed, never run as Python.
         out: what to take of what is returned: an attribute or key ("sample"), an index (0), "first_half" of the
             channels (of a network that also learns the variance), a function that pickles, or several in turn,
             ("sample", "first_half"). None: the output is the tensor.
@@ -129,7 +129,8 @@ def _given(u: Tensor, t: Tensor, cond: Any) -> dict[str, Any]:
             named["labels"] = cond
     if "labels" in named:
         named.setdefault("class_labels", named["labels"])
-    return named | {"x": u, "t": t, "sigma": t}
+    times = {"t": t, "sigma": t} if t.ndim == 1 else {"t": t[:, 0], "r": t[:, 1]}  # two of a model with two_times
+    return named | {"x": u} | times
 
 
 def _taken(result: Any, part: Any, u: Tensor) -> Any:

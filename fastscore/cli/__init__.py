@@ -31,6 +31,7 @@ from fastscore.cli.sample import sample
 from fastscore.cli.status import status
 from fastscore.cli.threads import wait_briefly
 from fastscore.cli.train import train, train_classifier
+from fastscore.cli.tune import tune
 from fastscore.cli.types import shorten
 from fastscore.cli.verify import verify
 from fastscore.errors import Coded, out_of_memory
@@ -52,7 +53,7 @@ def group(context: click.Context) -> None:
 
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
-    plan, train, train_classifier, evaluate, likelihood, models, env, doctor,
+    plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
 ):  # fmt: skip
     group.add_command(command)
 
@@ -143,7 +144,7 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 def _fail(code: int, message: str) -> None:
     with suppress(OSError, ValueError):  # nobody can be told where stderr is gone; the code says it
         if message:
-            click.echo(f"fastscore: error: {shorten(' '.join(message.split()), 600)}", err=True)
+            click.echo(f"fastscore: error: {shorten(' '.join(message.split()), 1500)}", err=True)
     with suppress(OSError, ValueError):
         flush()
     sys.exit(code)

@@ -6,21 +6,22 @@ import click
 
 GROUPS = {
     "What": (
-        "num", "ids", "mask", "box", "limit", "label", "unconditional", "seed", "trajectory",
-        "method", "jump", "resample", "noise", "guidance", "guidance_interval", "guidance_model",
+        "num", "evaluations", "ids", "mask", "box", "limit", "label", "unconditional", "seed", "trajectory",
+        "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval", "guidance_model",
+        "negative",
         "split", "probe", "probes",
     ),
     "Solver": (
-        "solver", "steps", "rtol", "atol", "grid", "rho", "clean", "t_start", "t_end", "eta", "s_noise", "variance",
-        "clip", "predictor", "corrector", "corrections", "snr", "norm",
+        "solver", "steps", "rtol", "atol", "grid", "rho", "clean", "t_start", "t_end", "eta", "eta_window",
+        "s_noise", "variance", "clip", "predictor", "corrector", "corrections", "snr", "norm",
     ),
     "Schedule": (
         "schedule", "sigma_min", "sigma_max", "beta_min", "beta_max", "base", "shift", "table_steps", "zero_snr",
     ),
-    "How": ("batch", "network", "device", "backend", "graph", "workers", "devices"),
+    "How": ("batch", "network", "device", "backend", "graph", "workers", "devices", "time_limit"),
     "Where to": (
         "out", "overwrite", "png", "subdirs", "format", "shards", "shard_size", "shard", "mixed", "manifest_only",
-        "metrics", "quiet",
+        "metrics", "as_json", "quiet",
     ),
 }  # fmt: skip
 TITLE = {name: title for title, names in GROUPS.items() for name in names}

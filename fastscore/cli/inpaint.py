@@ -125,7 +125,8 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     y = y.repeat_interleave(num, 0)
     known = torch.from_numpy(~unknown).permute(0, 3, 1, 2)
     known = known.repeat_interleave(num, 0) if len(known) > 1 else known[0]
-    guide, measured = None, {}
+    guide: Any = None
+    measured: dict[str, Any] = {}
     if method == "pigdm":
         spread = float(score_model.parametrization.sigma_data)
         guide = PiGDM(Masked(known.to(device)), options["noise"], spread)
@@ -138,6 +139,7 @@ def inpaint(model: str, images: str, mask: Path | None, num: int, **options: Any
     execution = make_execution(score_model, options, device, network)
     sampler = make_sampler(score_model, options, solver, execution, guide)
     ids = range(len(data.x) * num)
+    measured["negative"] = options["negative"]
     request = sampler.request(ids, options["seed"], labels=labels, known=Known(y, known), **measured)
 
     def sheet(results: Any) -> Any:

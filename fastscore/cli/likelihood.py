@@ -9,14 +9,13 @@ import click
 
 from fastscore.cli.groups import Grouped
 from fastscore.cli.options import device_option, load, make_schedule, schedule_options, value_range
-from fastscore.cli.types import Count, Name, Number, Out
-from fastscore.process.names import SCHEDULES
+from fastscore.cli.types import Count, GridName, Name, Number, Out
+from fastscore.process.names import GRIDS, SCHEDULES
 from fastscore.solvers.names import named
 
 if TYPE_CHECKING:
     from fastscore.data.load import Dataset
     from fastscore.model.score import ScoreModel
-    from fastscore.process.schedule import Schedule
 
 ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 
@@ -43,6 +42,7 @@ ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 @click.option("--rtol", type=Number(0, 9, open=True), help=f"Relative tolerance of {' and '.join(ADAPTIVE)}.")
 @click.option("--atol", type=Number(0, 9, open=True), help="Absolute tolerance of the same.")
 @click.option("--steps", type=Count(1, 1_000_000), help=f"Steps of {', '.join(FIXED)}.  [default: 100]")
+@click.option("--grid", type=GridName(GRIDS), help=f"Rule that spaces the times of {', '.join(FIXED)}.")
 @click.option("--schedule", type=Name(SCHEDULES), help="Whose prior is meant; the model's own if left out.")
 @schedule_options
 @click.option("--t-end", type=Number(), help="Where the data is; t = 1e-5 where the schedule goes there, if left out.")
@@ -70,6 +70,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     from fastscore.ops.backend import named_device
     from fastscore.ops.noise import NoiseKey
     from fastscore.output.commit import new_file
+    from fastscore.solvers.likelihood_grids import likelihood_grid
 
     out = options["out"]
     write = click.get_current_context().with_resource(new_file(out, options["overwrite"])) if out is not None else None
@@ -85,7 +86,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
         score_model,
         schedule=schedule,
         solver=solver,
-        grid=_grid(options, solver, schedule),
+        grid=likelihood_grid(solver, schedule, options["steps"], options["grid"], options["t_end"]),
         batch=options["batch"],
         device=device,
     )
@@ -127,15 +128,6 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     if write is not None:
         write(np.savez, nats=nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
     click.echo(json.dumps(report, indent=1))
-
-
-def _grid(options: dict[str, Any], solver: Any, schedule: Schedule) -> Any:
-    """Return the span of an adaptive solver, or a grid that suits the others; both end at sigma > 0."""
-    from fastscore.solvers.grids import default_grid, likelihood_end
-
-    end = likelihood_end(schedule) if options["t_end"] is None else options["t_end"]
-    steps = options["steps"] if options["steps"] or options["solver"] in ADAPTIVE else 100
-    return default_grid(solver, schedule, schedule, steps, end=end, clean=False)
 
 
 def _labels(examples: Dataset, model: ScoreModel, n: int, unconditional: bool) -> Any:

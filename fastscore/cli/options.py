@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.types import Count, Name, Number
-from fastscore.process.names import SCHEDULES, SETTINGS, SPACINGS
+from fastscore.cli.types import Count, GridName, Interval, Name, Number, SolverName
+from fastscore.process.names import SCHEDULES, SETTINGS, TUNED
 from fastscore.solvers import names as n
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Words of modules that need torch or NumPy, which no --help is to wait for.
 NETWORKS = ("auto", "own", "fp32", "bf16", "compile", "regional")
 GRAPHS = ("auto", "off", "step", "loop")
+RULES = ("cfg", "cfg++")
 BACKENDS = ("auto", "reference", "cpp", "triton")
 NORMS = ("sample", "batch", "expected", "tutorial")
 VARIANCES = ("small", "large")
@@ -46,10 +47,11 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--solver",
-            type=Name(n.SOLVERS),
+            type=SolverName(n.SOLVERS),
             default=n.DEFAULT,
             show_default=True,
-            help="How to step; `fastscore plan` prints what it does.",
+            help="How to step: dpmpp-2m, heun, unipc, em, dopri5, ..; see fastscore/solvers/README.md; or a name of "
+            "ComfyUI, A1111, k-diffusion or diffusers ('DPM++ 2M Karras'). `fastscore plan` prints what it does.",
         ),
         option(
             "--steps",
@@ -60,15 +62,25 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--rtol", Number(0, 9, open=True), f"Relative tolerance of {', '.join(n.ADAPTIVE)}."),
         option("--atol", Number(0, 9, open=True), "Absolute tolerance of the same, on x."),
         option("--schedule", Name(SCHEDULES), "Forward SDE; the model's own if left out."),
-        option("--grid", Name(SPACINGS), "Spacing of times; suits solver and schedule if left out."),
+        option(
+            "--grid",
+            GridName(()),
+            "Rule that spaces the times: karras, arctan, uniform, beta, kl-optimal, ..; see "
+            "fastscore/process/README.md; or tuned, fitted to the model. Suits solver and schedule if left out.",
+        ),
         click.option(
             "--clean/--no-clean", default=None, help="Whether the last step goes to sigma = 0.  [default: yes]"
         ),
         option("--t-start", Number(), "First time; the schedule's T if left out."),
         option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
         schedule_options,
-        option("--rho", Number(0.1, 1000), "Exponent of the grids karras and arctan.", n.RHO),
-        option("--eta", Number(0, 1000), "Noise of ddim (0 .. 1) and em (0 is the ODE)."),
+        option("--rho", Number(0.1, 1000), "Exponent of the grids karras, arctan and polyexponential.", n.RHO),
+        option("--eta", Number(0, 1000), f"Noise of ddim (0 .. 1), and of {', '.join(n.owning('eta')[1:])}."),
+        option(
+            "--eta-window",
+            Interval("0.05,50", levels=True),
+            "Levels sigma / alpha at which steps start that have this noise; the others have none.",
+        ),
         option("--s-noise", Number(0, 1000), "Factor on the noise of each step, of solvers that draw some."),
         option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
@@ -81,6 +93,12 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(options):
         command = decorate(command)
     return command
+
+
+def rule_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option that says how guidance enters a step."""
+    text = "How guidance enters a step: cfg, or cfg++, whose weights lie in 0 .. 1; that of the solver if left out."
+    return option("--guidance-rule", Name(RULES), text)(command)
 
 
 def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,7 +141,10 @@ def make_schedule(options: dict[str, Any], default: Schedule) -> Schedule:
 
 def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     """Return the solver of the options."""
-    of_solver = ("eta", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm", "s_noise")
+    of_solver = (
+        "eta", "eta_window", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm",
+        "s_noise",
+    )  # fmt: skip
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
 
@@ -133,11 +154,20 @@ def make_grid(
     schedule: Schedule,
     model: ScoreModel | None = None,
     guide: Guide | None = None,
-) -> Grid | Times | Span:
-    """Return the grid of the options, the rest as a sampler chooses it; or the span of an adaptive solver."""
+) -> Grid | Times | Span | str:
+    """Return the grid of the options, the rest as a sampler chooses it; or the span of an adaptive solver.
+
+    A fitted grid is the sampler's to find, by its name.
+    """
     steps = options["steps"]
     rules = {"spacing": "grid", "start": "t_start", "end": "t_end", "clean": "clean", "rho": "rho"}
     rules = {rule: options[name] for rule, name in rules.items()}
+    if options["grid"] == TUNED:
+        for name in ("t_start", "t_end", "clean", "rho"):
+            if options[name] is not None:
+                raise ValueError(f"--{name.replace('_', '-')} changes a rule; leave it out with --grid {TUNED}")
+        return TUNED
+    rules["spacing"] = rules["spacing"] or n.grid_of(options["solver"])
     if model is None:  # no network, so no torch
         from fastscore.solvers.grids import default_grid
 

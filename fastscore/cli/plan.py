@@ -7,18 +7,21 @@ from typing import Any
 import click
 
 from fastscore.cli.groups import Grouped
-from fastscore.cli.options import make_grid, make_schedule, make_solver, solver_options
+from fastscore.cli.options import make_grid, make_schedule, make_solver, rule_option, solver_options
 
 
 @click.command(cls=Grouped)
+@rule_option
 @solver_options
 def plan(**options: Any) -> None:
     """Print the table of a schedule and a solver: every coefficient of every step.
 
     A row does x <- a x + b m + sum w_k h_k + c z, where m is what the network says about x at
-    time t, and then stores m in a history slot (push). Nothing is sampled.
+    time t, and then stores m in a history slot (push). Nothing is sampled. With --guidance-rule
+    cfg++, guide is 1 for the guided m, 0 for the unguided one and "change" for their difference.
     """
     from fastscore import plan as plans
+    from fastscore.plan.cfgpp import with_cfgpp
     from fastscore.process.continuous import VP
     from fastscore.process.grid import Span
     from fastscore.solvers.adaptive import Adaptive
@@ -28,7 +31,13 @@ def plan(**options: Any) -> None:
         raise ValueError(f"solver {options['solver']} chooses its steps while it runs; there is no table to print")
     schedule = make_schedule(options, VP())
     grid = make_grid(options, solver, schedule)
+    if isinstance(grid, str):
+        raise ValueError(
+            f"--grid {grid} belongs to a model; `fastscore sample MODEL --grid {grid}` has it, a plan has none"
+        )
     assert not isinstance(grid, Span)
+    if options["guidance_rule"] == "cfg++":
+        solver = with_cfgpp(solver)
     table = plans.make_plan(solver, schedule, grid(schedule))
     if options["clip"] is not None:
         table = plans.clip(table, options["clip"])

@@ -19,10 +19,12 @@ from fastscore.cli.options import (
     make_grid,
     make_schedule,
     make_solver,
+    rule_option,
     solver_options,
 )
 from fastscore.cli.runs import draw_and_tell, run_options
 from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number
+from fastscore.process.names import TUNED
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--guidance", type=Number(), help="Classifier-free guidance weight; 1 is none, above 1 sharpens the class."
         ),
+        rule_option,
         click.option(
             "--guidance-interval",
             type=Interval("0.3,5", levels=True),
@@ -53,6 +56,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--guidance-model",
             help="Lead away from this worse model instead of from the null class (autoguidance).",
         ),
+        click.option("--negative", type=Count(), help="Lead away from this class instead of from the null class."),
         click.option(
             "--batch",
             type=AutoCount(1, 1 << 20),
@@ -134,15 +138,17 @@ def sample(model: str, num: int | None, ids: list[int] | range | None, **options
         labels = "random"
     settings = {"model": model, "seed": options["seed"], "num": len(chosen), "network": network}
     seed = options["seed"]
-    sampler.request(chosen[:1], seed, labels=labels)  # what is wrong with any request is said now
+    negative = options["negative"]
+    sampler.request(chosen[:1], seed, labels=labels, negative=negative)  # what is wrong with any request is said now
 
     def lines(positions: Sequence[int]) -> Request:
         ids = (
             chosen[positions.start : positions.stop] if isinstance(positions, range) else [chosen[k] for k in positions]
         )
-        return sampler.request(ids, seed, labels=labels)
+        return sampler.request(ids, seed, labels=labels, negative=negative)
 
-    asked = Asked(chosen, lines, digest([seed, labels]), seed)
+    told = [seed, labels] if negative is None else [seed, labels, negative]
+    asked = Asked(chosen, lines, digest(told), seed)
     settings |= {"ids": asked.text} if ids is not None else {}
     draw_and_tell(sampler, asked, options, settings, started)
 
@@ -200,18 +206,26 @@ def make_sampler(
         raise ValueError("--class and --unconditional exclude each other")
     guidance, away = None, options["guidance_model"]
     if options["guidance"] is not None:
-        if options["unconditional"] and away is None:
+        if options["unconditional"] and away is None and options["negative"] is None:
             raise ValueError("--guidance leads away from the null class, which --unconditional asks for; leave one out")
         interval = options["guidance_interval"] or (0.0, math.inf)
-        guidance = Guidance(options["guidance"], interval, load(away, execution.place) if away else None)
-    elif options["guidance_interval"] or away:
-        raise ValueError("--guidance-interval and --guidance-model need --guidance, a weight")
+        second = load(away, execution.place) if away else None
+        guidance = Guidance(options["guidance"], interval, second, rule=options["guidance_rule"] or "cfg")
+    elif any(
+        options[name] is not None for name in ("guidance_rule", "guidance_interval", "guidance_model", "negative")
+    ):
+        raise ValueError(
+            "--guidance-rule, --guidance-interval, --guidance-model and --negative need --guidance, a weight"
+        )
     schedule = make_schedule(options, score_model.schedule)
+    grid = make_grid(options, solver, schedule, score_model, guide)
+    source = click.get_current_context().get_parameter_source("solver")
     return Sampler(
         score_model,
         schedule=schedule,
-        solver=solver,
-        grid=make_grid(options, solver, schedule, score_model, guide),
+        solver=None if grid == TUNED and source == click.core.ParameterSource.DEFAULT else solver,
+        grid=grid,
+        steps=options["steps"] if grid == TUNED else None,
         clip=options["clip"],
         guidance=guidance,
         guide=guide,

@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from fastscore.process.names import TUNED, grid_name
+from fastscore.solvers.names import grid_of
+
 
 class Count(click.ParamType):
     """A whole number, also as 50k, 1.5M or 1e6, within bounds."""
@@ -175,6 +178,40 @@ class Name(click.Choice):
             title = param.name if param else "name"
             self.fail(f"{title} = {shorten(value)!r} must be one of {', '.join(map(str, self.choices))}.", param, ctx)
         return folded
+
+
+class GridName(Name):
+    """The name of a grid, by any of its spellings; there are too many for the usage to list."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what stands for the value in the usage."""
+        return "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Parse one name."""
+        try:
+            return TUNED if str(value).strip().lower() == TUNED else grid_name(shorten(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class SolverName(Name):
+    """The name of a solver, ours or another project's: too many for the usage; the library says what is near others."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what stands for the value in the usage."""
+        return "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Parse one name."""
+        folded = self.normalize_choice(value, ctx)
+        if folded in self.choices:
+            return folded
+        try:
+            grid_of(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+        return str(value)
 
 
 def shorten(value: object, limit: int = 60) -> str:

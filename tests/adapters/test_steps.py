@@ -151,7 +151,7 @@ def test_ends_and_offsets() -> None:
         ({}, (None, [1.0, float("nan")]), "must be positive"),
         ({}, (None, None, [1200, 3]), "leave DiscreteVP's range"),
         ({}, (4, None, None, 0.5), "mu = 0.5"),
-        ({"timestep_spacing": "even"}, (4,), "timestep_spacing = 'even'"),
+        ({"timestep_spacing": "uneven"}, (4,), "timestep_spacing = 'uneven'"),
         ({"set_alpha_to_one": False}, (4,), "ends at the first noise level"),
         ({"prediction_type": "flow_prediction", "use_dynamic_shifting": True}, (4,), "needs mu"),
     ],

@@ -13,7 +13,10 @@ BAD = {
     "steps text": ("sample analytic:gaussian --steps many --out {out}", "'many' is not a whole number"),
     "fraction": ("sample analytic:gaussian -n 1.5 --out {out}", "not a whole number"),
     "negative": ("sample analytic:gaussian -n -3 --out {out}", "-3"),
-    "solver": ("sample analytic:gaussian --solver ddimm --out {out}", "solver = 'ddimm' must be one of dpmpp-2m, ddim"),
+    "solver": (
+        "sample analytic:gaussian --solver ddimm --out {out}",
+        "solver = 'ddimm' is nobody's name, nearest are ddim",
+    ),
     "option": ("sample analytic:gaussian --step 5 --out {out}", "No such option"),
     "no out": ("sample analytic:gaussian", "--out"),
     "both": ("sample analytic:gaussian -n 4 --ids 1 --out {out}", "exclude each other"),
@@ -22,7 +25,7 @@ BAD = {
     "class": ("sample analytic:gaussian --class 3 --out {out}", "unconditional"),
     "eta": (
         "sample analytic:gaussian --solver heun --eta 1 --out {out}",
-        "eta belongs to the solvers ddim and em; leave it out with solver heun",
+        "leave it out with solver heun",
     ),
     "eta range": ("sample analytic:gaussian --solver ddim --eta 2 --out {out}", "eta = 2.0 must lie in 0 .. 1"),
     "snr": ("sample analytic:gaussian --snr 0 --out {out}", "above 0"),
@@ -69,6 +72,7 @@ BAD = {
     "likelihood shape": ("likelihood fashion moons", "holds examples of shape (2,), fashion makes (1, 28, 28)"),
     "likelihood data": ("likelihood analytic:moons nothing", "neither a known set"),
     "likelihood steps": ("likelihood analytic:moons moons --steps 5", "steps = 5 belongs to solvers with a grid"),
+    "likelihood grid": ("likelihood analytic:moons moons --grid beta", "grid spacing = beta belongs to solvers with a"),
     "likelihood rtol": ("likelihood analytic:moons moons --solver rk4 --rtol 1e-3", "rtol belongs to"),
     "likelihood probes": ("likelihood analytic:moons moons --limit 3 --probes 4", "be 1 where the divergence is exact"),
     "likelihood end": ("likelihood analytic:moons moons --t-end 2", "must decrease"),

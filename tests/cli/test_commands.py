@@ -93,6 +93,7 @@ def test_counts(text, number):
         "inpaint",
         "langevin",
         "plan",
+        "tune",
         "train",
         "evaluate",
         "likelihood",
@@ -110,7 +111,7 @@ def test_every_command_has_help(run, command):
 
 def test_help_sorts_options_by_what_they_say():
     grouped = [command for command in group.commands.values() if isinstance(command, Grouped)]
-    assert [command.name for command in grouped] == ["sample", "inpaint", "plan", "likelihood"]
+    assert [command.name for command in grouped] == ["sample", "inpaint", "plan", "tune", "likelihood"]
     for command in grouped:
         context = click.Context(command, help_option_names=["-h", "--help"])
         texts = []

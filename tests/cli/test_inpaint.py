@@ -131,16 +131,17 @@ def test_guided_samples(run, tmp_path):
         "two": ["--guidance", "2"],
         "part": ["--guidance", "2", "--guidance-interval", "0.5,90"],
         "auto": ["--guidance", "2", "--guidance-model", "fashion"],
+        "rule": ["--guidance", "2", "--guidance-rule", "cfg++"],
     }.items():
         assert run(*base, *argv, "--out", str(tmp_path / name))[0] == 0, name
         with np.load(tmp_path / name / "samples.npz") as saved:
             found[name] = saved["samples"].astype(int)
     evaluations = {name: json.loads((tmp_path / name / "run.json").read_text())["nfe"] for name in found}
-    assert evaluations == {"plain": 2, "one": 2, "two": 4, "part": 3, "auto": 4}
+    assert evaluations == {"plain": 2, "one": 2, "two": 4, "part": 3, "auto": 4, "rule": 4}
     assert np.array_equal(found["one"], found["plain"])
     assert np.abs(found["auto"] - found["plain"]).max() <= 1  # led away from itself
     assert np.abs(found["two"] - found["plain"]).mean() > 1
-    assert not np.array_equal(found["two"], found["part"])
+    assert not np.array_equal(found["two"], found["part"]) and not np.array_equal(found["two"], found["rule"])
 
 
 BAD = {
@@ -164,6 +165,7 @@ BAD = {
     "model": ("inpaint nothing {two} --box 1,1,2,2", "bundled model"),
     "guidance": ("sample analytic:gaussian --guidance 2", "no null condition"),
     "away from itself": ("sample fashion --unconditional --guidance 2", "leave one out"),
+    "rule": ("sample fashion --guidance-rule cfg++", "need --guidance"),
     "no weight": ("sample fashion --guidance-interval 1,2", "need --guidance"),
     "interval": ("sample fashion --guidance 2 --guidance-interval 2,1", "0 <= LO < HI"),
     "weight": ("sample fashion --guidance nan", "finite"),

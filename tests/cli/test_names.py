@@ -44,6 +44,10 @@ def test_every_solver_is_the_same_in_python(name):
     [
         ("--solver ddim --eta 0.5", "DDIM(eta=0.5, keep_eps=False)"),
         ("--solver em --eta 0", "EulerMaruyama(eta=0.0)"),
+        (
+            "--solver ddim --eta 0.5 --eta-window 0.1,5",
+            "DDIM(eta=EtaWindow(low=0.1, high=5.0, eta=0.5, at='start', of='ratio'), keep_eps=False)",
+        ),
         ("--solver milstein --s-noise 1.01", "ScaledNoise(solver=EulerMaruyama(eta=1.0), s_noise=1.01)"),
         ("--solver ddim --eta 1 --s_noise 1.01", "ScaledNoise(solver=DDIM(eta=1.0, keep_eps=False), s_noise=1.01)"),
         ("--solver edm-churn --s-noise 1", "noise=1.0)"),
@@ -80,6 +84,8 @@ SAME = {
     "unknown schedule": (lambda: named_schedule("vpp", VP()), "--schedule vpp"),
     "unknown corrector": (lambda: named("heun", corrector="mala"), "--solver heun --corrector mala"),
     "eta of heun": (lambda: named("heun", eta=1.0), "--solver heun --eta 1"),
+    "window of heun": (lambda: named("heun", eta_window=(0.1, 5.0)), "--solver heun --eta-window 0.1,5"),
+    "window of an ode": (lambda: named("ddim", eta_window=(0.1, 5.0)), "--solver ddim --eta-window 0.1,5"),
     "eta out of range": (lambda: gaussian(solver=named("ddim", eta=2.0)), "--solver ddim --eta 2"),
     "s_noise of heun": (lambda: named("heun", s_noise=1.1), "--solver heun --s-noise 1.1"),
     "s_noise of ddim": (lambda: named("ddim", s_noise=1.1), "--solver ddim --s-noise 1.1"),

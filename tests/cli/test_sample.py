@@ -35,6 +35,24 @@ def arrays_of(out):
         return dict(saved)
 
 
+def test_a_negative_class(run, tmp_path):
+    """What guidance leads away from: a run of its own, recorded, and refused without a weight."""
+    base = (*IMAGES, "-n", "2", "--class", "3", "--guidance", "2")
+    assert run(*base, "--out", tmp_path / "a")[0] == 0
+    assert run(*base, "--negative", "5", "--out", tmp_path / "b")[0] == 0
+    assert run(*base, "--negative", "10", "--out", tmp_path / "c")[0] == 0  # the null class itself
+    a, b, c = (arrays_of(tmp_path / name) for name in "abc")
+    assert np.array_equal(a["samples"], c["samples"])
+    assert not np.array_equal(a["samples"], b["samples"])
+    assert b["cond.negative"].tolist() == [5, 5]
+    assert report_of(tmp_path / "b")["settings"]["negative"] == 5
+    code, _, error = run(*base, "--negative", "5", "--out", tmp_path / "a")  # another run is there
+    assert code != 0, error
+    code, _, error = run(*IMAGES, "-n", "2", "--negative", "5", "--out", tmp_path / "d")
+    assert code == 2, error
+    assert "need --guidance" in error
+
+
 def test_sample_writes_points(run, tmp_path):
     out = tmp_path / "a"
     code, said, _ = run("sample", "analytic:mixture", "-n", "500", "--steps", "15", "--out", out)

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastscore.adapters.diffusers.library import library
-from fastscore.adapters.diffusers.solvers import Quantile
 from fastscore.errors import short
 from fastscore.guidance.denoiser import Guide
-from fastscore.guidance.guides import StaticThreshold
+from fastscore.guidance.thresholds import Quantile, StaticThreshold
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 # Whose configs are a table of betas, or a rectified flow, and a spacing.

@@ -17,7 +17,8 @@ from torch import Tensor
 from fastscore.errors import short
 from fastscore.process.continuous import Flow
 from fastscore.process.grid import Grid
-from fastscore.process.names import SPACINGS
+from fastscore.process.level_rules import Karras, Polyexponential
+from fastscore.process.names import NAMED, SPACINGS, listed
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam, table
 
 ROUNDED = 1e-3  # relative, by which published lists of sigmas exceed the noise of their tables
@@ -93,8 +94,7 @@ def _spaced(config: Mapping[str, Any], schedule: Schedule, steps: int) -> Array:
     spacing = config["timestep_spacing"]
     spacing = "karras" if config.get("use_karras_sigmas") else spacing
     spacing = "logsnr" if config.get("use_exponential_sigmas") else spacing
-    if spacing not in SPACINGS:
-        raise ValueError(f"timestep_spacing = {spacing!r} must be one of {', '.join(SPACINGS)}")
+    spacing = listed("timestep_spacing", spacing, (*SPACINGS, *NAMED))
     offset = int(config.get("steps_offset") or 0) if spacing == "leading" else 0
     return Grid(spacing, steps, clean=True, offset=offset)(schedule)[:-1]
 
@@ -134,8 +134,8 @@ def _flow(
     if config.get("shift_terminal"):
         knots = 1.0 - (1.0 - knots) * (1.0 - config["shift_terminal"]) / (1.0 - knots[-1])
     if config.get("use_karras_sigmas"):
-        return np.linspace(knots[0] ** (1.0 / 7.0), knots[-1] ** (1.0 / 7.0), len(knots)) ** 7.0
-    return np.geomspace(knots[0], knots[-1], len(knots)) if config.get("use_exponential_sigmas") else knots
+        return Karras()(len(knots), knots[0], knots[-1])
+    return Polyexponential()(len(knots), knots[0], knots[-1]) if config.get("use_exponential_sigmas") else knots
 
 
 def shifted(sigma: Array, factor: float) -> Array:

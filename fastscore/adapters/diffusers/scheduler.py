@@ -42,7 +42,7 @@ class Scheduler(Steps, SchedulerMixin, _diffusers.ConfigMixin):
             table.
         clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: what happens to the
             estimate of x_0; the noise follows it (DDIM's use_clipped_model_output). Not clipped if left out.
-        timestep_spacing: "leading", "trailing", "linspace", or another of process.names.SPACINGS; of tables.
+        timestep_spacing: "leading", "trailing", "linspace", or another name of process.names.GRIDS; of tables.
         steps_offset, use_karras_sigmas, use_exponential_sigmas, set_alpha_to_one, final_sigmas_type: of the grid.
         shift, use_dynamic_shifting, time_shift_type, shift_terminal, use_flow_sigmas: of a flow's grid; base_shift,
             max_shift, base_image_seq_len, max_image_seq_len: for the pipelines that compute mu with them.

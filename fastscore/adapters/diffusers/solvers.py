@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fastscore.errors import short, typed
-from fastscore.guidance.denoiser import Denoiser
-from fastscore.guidance.guides import StaticThreshold
+from fastscore.guidance.thresholds import Quantile, StaticThreshold
 from fastscore.plan.rows import Solver
 from fastscore.solvers.compose import AncestralSplit
 from fastscore.solvers.dpm import DPMSolver
@@ -129,7 +125,8 @@ def _unipc(kind: str, config: Config, run: Run) -> Solver:
     if run.clean and not (prediction == "x0" and first_order and config.get("solver_type", "bh2") == "bh2"):
         raise refusal(kind, "a last step to sigma = 0 that is NaN there", "nearest is final_sigmas_type='sigma_min'")
     lower, off = config.get("lower_order_final", True), tuple(config.get("disable_corrector", ()))
-    return UniPC(config.get("solver_order", 2), config.get("solver_type", "bh2"), prediction, lower, off)
+    order, variant = config.get("solver_order", 2), config.get("solver_type", "bh2")
+    return UniPC(order, variant, prediction, lower, off, math.inf)
 
 
 def _deis(kind: str, config: Config, run: Run) -> Solver:
@@ -161,8 +158,14 @@ RULES = {
 }
 NEAREST = {
     "DPMSolverSDEScheduler": "its noise is a Brownian tree's; nearest is solver=DPMSolver(2, 'x0', 1.0)",
-    "SASolverScheduler": "nearest is solver=SASolver(2, 2, TauWindow(200, 800), True, False, 'diffusers')",
+    "SASolverScheduler": "nearest is solver=SASolver(2, 2, EtaWindow(200, 800), True, False, 'diffusers')",
     "DDIMInverseScheduler": "nearest is solver=DDIM(fixed_stride=True, inverse=True), or ProbabilityFlow.encode",
+    "LCMScheduler": "nearest is solver=Renoise(boundary=10.0)",
+    "FlowMatchLCMScheduler": "nearest is solver=Renoise()",
+    "TCDScheduler": "nearest is solver=Renoise(0.3, 'time') on a grid that ends at index 0",
+    "CMStochasticIterativeScheduler": "nearest is solver=Renoise(sigma_min=0.002) with clip=1",
+    "LTXEulerAncestralRFScheduler": "nearest is solver=AncestralSplit(DDIM(), 1.0, 'flow')",
+    "FlowMapEulerDiscreteScheduler": "nearest is solver=DDIM() with a ScoreModel of two_times=True",
     "IPNDMScheduler": "nearest is solver=IPNDM(4)",
     "ScoreSdeVeScheduler": "nearest is from_score_sde, with solver=ScoreSDE(), which is the authors' own code",
     "CosineDPMSolverMultistepScheduler": "nearest is solver=DPMMultistep(2, 'x0', 'paper', 1.0)",
@@ -199,27 +202,3 @@ def bounds(kind: str, config: Config) -> dict[str, Any]:
         return {}
     bound = 1.0 if thresholds else float(config.get("clip_sample_range", 1.0))
     return {"clip": bound} if kind in ("DDPMScheduler", "DDIMScheduler") else {"guide": StaticThreshold(bound)}
-
-
-@dataclass(frozen=True)
-@typed
-class Quantile:
-    """Clip D to [-s, s] and divide by s, the ``share`` quantile of a sample's |D| in 1 .. top; diffusers' thresholding.
-
-    The quantile is interpolated between ranks, and s is bounded above; fastscore.DynamicThreshold is Imagen's own.
-
-    Source: Saharia et al. 2022 (Imagen), section 2.3.
-    """
-
-    share: float = 0.995
-    top: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (0.0 < self.share <= 1.0 and self.top >= 1.0):
-            raise ValueError(f"Quantile: share = {short(self.share)} must lie in 0 .. 1, top = {self.top} from 1 on")
-
-    def __call__(self, denoise: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        D = denoise(x)
-        s = torch.quantile(D.detach().abs().flatten(1), self.share, dim=1).clamp(1.0, self.top)
-        s = s.reshape(-1, *[1] * (x.ndim - 1))
-        return torch.maximum(torch.minimum(D, s), -s) / s
