@@ -45,7 +45,11 @@ SCHEDULES: dict[str, Schedule] = {
     "pair 1/(1+t)": Pair(lambda t: 1.0 / (1.0 + t), lambda t: t / (1.0 + t), T=20.0),
     "pair cos": Pair(lambda t: np.cos(1.55 * t), lambda t: np.sin(1.55 * t)),
 }
-TABLED = tuple(name for name in SOLVERS if name not in ("none", "score-sde") and not isinstance(named(name), Adaptive))
+# Without a grid; with one of their own; guided; and of networks whose D is a sample, which keep no marginal of a mean.
+OTHERS = ("none", "score-sde", "lcm", "consistency", "pingpong", "tcd", "cps", "af3")
+TABLED = tuple(
+    name for name in SOLVERS if name not in OTHERS and "cfg" not in name and not isinstance(named(name), Adaptive)
+)
 
 
 def error(solver: object, schedule: Schedule, grid: Grid) -> float:

@@ -18,6 +18,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,10 +47,14 @@ class Cell:
     grid: str
     budget: float
 
-    def sampler(self, model: fs.ScoreModel, batch: int, network: str = "own") -> fs.Sampler | None:
-        """Return the sampler with the most steps within the budget; None if one step exceeds it."""
+    def choice(self, model: fs.ScoreModel) -> tuple[fs.Schedule, fs.Solver, Callable[[int], fs.Grid]]:
+        """Return schedule, solver, and the grid of so many steps."""
         schedule, grid = settings.GRIDS[self.grid]
-        solver = settings.SOLVERS[self.solver]
+        return schedule, settings.SOLVERS[self.solver], grid
+
+    def sampler(self, model: fs.ScoreModel, batch: int, network: str = "own", **more: Any) -> fs.Sampler | None:
+        """Return the sampler with the most steps within the budget; None if one step exceeds it."""
+        schedule, solver, grid = self.choice(model)
 
         def nfe(steps: int) -> int:
             try:
@@ -62,7 +68,8 @@ class Cell:
             low, high = (middle, high) if nfe(middle) <= self.budget else (low, middle)
         if low == 0 or nfe(low) < 0.5 * self.budget:
             return None
-        return fs.Sampler(model, schedule=schedule, solver=solver, grid=grid(low), batch=batch, network=network)
+        execution = fs.Execution(batch=batch, network=network)
+        return fs.Sampler(model, schedule=schedule, solver=solver, grid=grid(low), execution=execution, **more)
 
 
 def target() -> GaussianMixture:
@@ -132,8 +139,8 @@ def adaptive_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:
             yield Cell("mixture", name, "adaptive", rtol), measure
 
 
-def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], dict]]]:
-    """Yield the cells on the bundled network; longer budgets with fewer solvers, the best ones so far."""
+def image_judge(num: int) -> tuple[Callable[[fs.Sampler, int], float], float]:
+    """Return what draws num images of the bundled model and gives their classifier-FID, and that of training images."""
     from fastscore.data.load import load
     from fastscore.ops.quantize import quantize_ref
     from fastscore.report.metrics import features, frechet_distance
@@ -141,6 +148,17 @@ def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], 
 
     net, _ = load_classifier("fashion-classifier")
     reference, _ = features(net, load("fashion-mnist", "test").x)
+
+    def judge(sampler: fs.Sampler, seed: int) -> float:
+        parts = [quantize_ref(x).numpy() for _, x in sampler.stream(range(num), seed=seed, labels="random")]
+        return frechet_distance(features(net, np.concatenate(parts))[0], reference)
+
+    return judge, frechet_distance(features(net, load("fashion-mnist").x[:num])[0], reference)
+
+
+def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], dict]]]:
+    """Yield the cells on the bundled network; longer budgets with fewer solvers, the best ones so far."""
+    judge, _ = image_judge(num)
     model = fs.load_model("fashion")
     for budget in settings.BUDGETS:
         for name in settings.IMAGES if budget <= 50 else settings.FINALISTS.get(budget, ()):
@@ -149,25 +167,25 @@ def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], 
             def measure(cell: Cell = cell) -> dict:
                 sampler = cell.sampler(model, batch, "auto")
                 assert sampler is not None
-                parts = [quantize_ref(x).numpy() for _, x in sampler.stream(range(num), seed=0, labels="random")]
-                images, _ = features(net, np.concatenate(parts))
-                return {"nfe": sampler.plan.nfe, "error": frechet_distance(images, reference)}
+                return {"nfe": sampler.plan.nfe, "error": judge(sampler, 0)}
 
             yield cell, measure
 
 
-def study(cells: Iterator[tuple[Cell, Callable[[], dict]]], num: int) -> None:
+def study(cells: Iterator[tuple[Cell, Callable[[], dict]]], num: int, file: Path | None = None) -> None:
     """Measure what is not measured yet, a line each."""
-    present = {(r["target"], r["solver"], r["grid"], r["budget"]) for r in load() if r["num"] == num}
+    file = file or RECORDS
+    present = [r for r in load(file) if r["num"] == num]
     for cell, measure in tqdm(list(cells), unit="cell"):
-        if (cell.target, cell.solver, cell.grid, cell.budget) not in present:
+        if not any(cell.__dict__.items() <= r.items() for r in present):
             record = {**cell.__dict__, "num": num, **measure(), "cpu": processor(), "torch": torch.__version__}
-            append(RECORDS, {**record, "date": date.today().isoformat()})
+            append(file, {**record, "date": date.today().isoformat()})
 
 
-def load() -> list[dict]:
+def load(file: Path | None = None) -> list[dict]:
     """Return the records."""
-    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    file = file or RECORDS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def report() -> None:
