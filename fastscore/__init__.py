@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastscore.adapters.diffusers.scheduler import Scheduler
     from fastscore.chains import Chains
+    from fastscore.engine.fit import fit_grid
+    from fastscore.engine.fitted import FittedGrid
     from fastscore.engine.picard import Picard
+    from fastscore.engine.policy import random_window
     from fastscore.engine.request import Request
+    from fastscore.engine.rollout import Rollout, Transition
     from fastscore.engine.trajectory import Traced, Trajectory, trajectory
     from fastscore.errors import NonFiniteError, SelfCheckError, StepSizeError
     from fastscore.execution import Execution
     from fastscore.flow import ProbabilityFlow, dequantize
-    from fastscore.guidance.guides import (
-        DPS,
-        CFGRescale,
-        Chain,
-        ClassifierGuidance,
-        DynamicThreshold,
-        EnergyGuidance,
-        PiGDM,
-        StaticThreshold,
-    )
+    from fastscore.guidance.chain import Chain
+    from fastscore.guidance.guides import DPS, ClassifierGuidance, EnergyGuidance, PiGDM
     from fastscore.guidance.mixture import Guidance
+    from fastscore.guidance.rules import APG, MAMBOG, TCFG, CFGNorm, CFGRescale, CFGZeroStar
+    from fastscore.guidance.thresholds import DynamicThreshold, Quantile, StaticThreshold
     from fastscore.joint import JointSampler
     from fastscore.model.analytic import Empirical, GaussianMixture, score_model
     from fastscore.model.conditions import Known
@@ -62,34 +60,47 @@ if TYPE_CHECKING:
     from fastscore.process.parametrization import Parametrization
     from fastscore.sampler import Sampler
     from fastscore.solvers import (
+        CPS,
         DDIM,
         DDPM,
         DEIS,
+        ERSDE,
         IPNDM,
         LMS,
         PNDM,
         RK2,
         RK4,
+        SEEDS,
+        AlphaFold3,
         Ancestral,
         AncestralSplit,
         AnnealedLangevin,
         BogackiShampine,
+        CFGPlusPlus,
+        CFGPlusPlusVariant,
         Churn,
+        DanceSDE,
         Dopri5,
         DPMAdaptive,
+        DPMFast,
         DPMMultistep,
         DPMpp2M,
         DPMSolver,
         Euler,
         EulerMaruyama,
+        FlowSDE,
         GottaGoFast,
+        GradientEstimation,
         Heun,
+        HeunPP,
         Hybrid,
         ImplicitMidpoint,
+        InSigma,
         Interval,
         Langevin,
         Milstein,
         PredictorCorrector,
+        Renoise,
         RePaint,
         Restart,
         ReverseDiffusion,
@@ -98,7 +109,10 @@ if TYPE_CHECKING:
         ScoreSDE,
         StochasticHeun,
         UniPC,
+        Window,
     )
+    from fastscore.solvers.eta import EtaWindow
+    from fastscore.solvers.names import solver
     from fastscore.solvers.presets import ncsn, ncsnv2
     from fastscore.solvers.unipc import TauWindow
     from fastscore.training.settings import TrainConfig
@@ -111,13 +125,20 @@ __version__ = "0.1.0"
 _HOME = {
     "adapters.diffusers.scheduler": "Scheduler SchedulerMixin",
     "chains": "Chains",
+    "engine.fit": "fit_grid",
+    "engine.fitted": "FittedGrid",
     "engine.picard": "Picard",
+    "engine.policy": "random_window",
     "engine.request": "Request",
+    "engine.rollout": "Rollout Transition",
     "engine.trajectory": "Traced Trajectory trajectory",
     "errors": "NonFiniteError SelfCheckError StepSizeError",
     "flow": "ProbabilityFlow dequantize",
-    "guidance.guides": "CFGRescale Chain ClassifierGuidance DPS DynamicThreshold EnergyGuidance PiGDM StaticThreshold",
+    "guidance.chain": "Chain",
+    "guidance.guides": "ClassifierGuidance DPS EnergyGuidance PiGDM",
     "guidance.mixture": "Guidance",
+    "guidance.rules": "APG CFGNorm CFGRescale CFGZeroStar MAMBOG TCFG",
+    "guidance.thresholds": "DynamicThreshold Quantile StaticThreshold",
     "execution": "Execution",
     "joint": "JointSampler",
     "model.analytic": "Empirical GaussianMixture score_model",
@@ -139,10 +160,13 @@ _HOME = {
     "process.grid": "Grid Span Times arctan dynamic_shift edm_levels indices karras logsnr quadratic shifted uniform",
     "process.parametrization": "Parametrization",
     "sampler": "Sampler",
-    "solvers": "DDIM DDPM DEIS IPNDM LMS PNDM RK2 RK4 Ancestral AncestralSplit AnnealedLangevin BogackiShampine Churn "
-    "DPMAdaptive DPMMultistep DPMpp2M DPMSolver Dopri5 Euler EulerMaruyama GottaGoFast Heun Hybrid ImplicitMidpoint "
-    "Interval Langevin Milstein PredictorCorrector RePaint Restart ReverseDiffusion SASolver ScaledNoise ScoreSDE "
-    "StochasticHeun UniPC",
+    "solvers": "CPS DDIM DDPM DEIS ERSDE IPNDM LMS PNDM RK2 RK4 SEEDS AlphaFold3 Ancestral AncestralSplit "
+    "AnnealedLangevin BogackiShampine CFGPlusPlus CFGPlusPlusVariant Churn DPMAdaptive DPMFast DPMMultistep "
+    "DPMSolver DPMpp2M DanceSDE Dopri5 Euler EulerMaruyama FlowSDE GottaGoFast GradientEstimation Heun HeunPP "
+    "Hybrid ImplicitMidpoint InSigma Interval Langevin Milstein PredictorCorrector RePaint Renoise Restart "
+    "ReverseDiffusion SASolver ScaledNoise ScoreSDE StochasticHeun UniPC Window",
+    "solvers.eta": "EtaWindow",
+    "solvers.names": "solver",
     "solvers.presets": "ncsn ncsnv2",
     "training.settings": "TrainConfig",
     "training.train": "train",

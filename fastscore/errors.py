@@ -157,6 +157,11 @@ def _as(kind: str, value: Any, module: str) -> tuple[bool, Any, str]:
         found = [_as("float", v, module) for v in pair]
         fits = len(found) == 2 and all(ok and not _is_nan(float(v)) for ok, v, _ in found)
         return fits, tuple(v for _, v, _ in found) if fits else value, "pair of numbers"
+    if kind == "tuple[float, ...]":
+        several: Any = cast(Any, value) if type(value) in (tuple, list) else ()
+        found = [_as("float", v, module) for v in several]
+        fits = bool(found) and all(ok and not _is_nan(float(v)) for ok, v, _ in found)
+        return fits, tuple(float(v) for _, v, _ in found) if fits else value, "list of numbers"
     if kind.startswith("Callable"):
         return callable(value), value, "function"
     if kind.startswith(("dict[", "Mapping[")):

@@ -26,6 +26,6 @@ def test_bits_are_the_recorded_ones(part):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.nightly), *BACKENDS[1:]])
 def test_bits_are_the_recorded_ones_on_every_backend(backend):
     assert {name: digest(draw(backend)) for name, draw in SETTINGS} == EXPECTED

@@ -18,7 +18,7 @@ from fastscore.process.grid import Span, karras, uniform
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
 from fastscore.solvers import RK2, RK4, BogackiShampine, Dopri5, DPMpp2M, Euler, Heun
-from fastscore.solvers.grids import likelihood_end
+from fastscore.solvers.likelihood_grids import likelihood_end
 
 SCHEDULES = [VP(), SubVP(), VE(), EDM(), Flow()]
 D = 12
@@ -211,7 +211,7 @@ X = torch.zeros(2, 5)
     ("call", "message"),
     [
         (lambda: ProbabilityFlow(MODEL, solver=DPMpp2M()), "must be Dopri5"),
-        (lambda: ProbabilityFlow(MODEL, solver=RK4()), "RK4 needs a Grid or Times"),
+        (lambda: ProbabilityFlow(MODEL, solver=RK4(), grid=Span()), "RK4 needs a Grid or Times"),
         (lambda: ProbabilityFlow(MODEL, grid=karras(5)), "Dopri5 needs a Span"),
         (lambda: ProbabilityFlow(MODEL, solver=RK4(), grid=karras(5)), "ends at sigma > 0"),
         (lambda: ProbabilityFlow(MODEL, batch=0), "batch = 0"),

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from works import COLUMNS, README, attempt, features, page, run, without
+from works import COLUMNS, PAGE, attempt, features, page, run, without
 
 NO_EFFECT = ("callback",)
 REFUSALS = {
+    ("guidance by CFG++", "adaptive ODE"): "CFG++",
+    ("guidance by CFG++", "adaptive SDE"): "CFG++",
+    ("rules of guidance (APG, ..)", "joint"): "guide",
+    ("rules with momentum", "Picard"): "momentum",
+    ("rules with momentum", "adaptive ODE"): "momentum",
+    ("rules with momentum", "adaptive SDE"): "momentum",
+    ("rules with momentum", "joint"): "guide",
     ("guides (DPS, PiGDM, ..)", "joint"): "guide",
     ("known data", "adaptive SDE"): "known",
     ("known data", "joint"): "known",
@@ -43,4 +50,4 @@ def test_one_seed_a_sample(column):
 
 
 def test_the_readme_shows_it():
-    assert README.read_text() == page()
+    assert PAGE.read_text() == page()

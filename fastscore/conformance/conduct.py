@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
@@ -121,7 +122,7 @@ def grid(trials: Trials, setting: Setting, stochastic: bool) -> Iterator[Finding
             "Is the grid shifted twice, rounded, clipped, one knot off, or another one than was asked for?",
         )  # fmt: skip
         return
-    repeats = sum(_near(a, b, schedule.T) for a, b in zip(times[1:], times, strict=False))
+    repeats = sum(_near(a, b, schedule.T) for a, b in pairwise(sorted(times)))
     if len(times) > 1 and _near(times[-2], times[-1], schedule.T) and repeats < len(wanted) // 2:  # Heun: at every knot
         yield Finding(
             "grid", "the network is called twice running at the last knot, t", times[-1], schedule.t_clean, wanted[-2],

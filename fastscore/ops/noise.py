@@ -35,6 +35,7 @@ from fastscore.errors import short
 VERSION = 1
 LABEL_DRAW = 0xFFFFFFFF  # class labels; plans number their draws upwards from 0
 LEVEL_DRAW = 0xFFFFFFFE  # where a sample lies between two levels of its data
+WINDOW_DRAW = 0xFFFFFFFD  # where a window of steps begins
 PROBE_DRAW = 0xFF000000  # the first of the probes of a divergence
 _MASK = 0xFFFFFFFF
 _CACHED_BLOCKS = 1 << 16

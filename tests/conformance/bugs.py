@@ -510,7 +510,7 @@ def sign_of_the_quadratic_weight(net, n, seed, steps, wrong):
     return x
 
 
-@bug("ComfyUI res_multistep_ancestral", EDM, "order", prediction="x0", stochastic=True, order=2.0,
+@bug("none published: ComfyUI's RES is right", EDM, "order", prediction="x0", stochastic=True, order=2.0,
      knots=lambda n: fs.logsnr(n, start=20.0, end=0.02)(EDM))  # fmt: skip
 def spacing_of_the_history_to_the_wrong_level(net, n, seed, steps, wrong):
     knots, normal = net.times(steps), draws(n, net.shape, seed)

@@ -124,11 +124,16 @@ def _field(t):
 # What a class cannot be made without.
 NEEDED = {
     "AncestralSplit": {"solver": fs.Euler()},
+    "CFGPlusPlus": {"solver": fs.Heun()},
+    "CFGPlusPlusVariant": {"form": "2m"},
     "Hybrid": {"sde": fs.DDPM(), "ode": fs.Heun(), "t_switch": 0.5},
+    "InSigma": {"solver": fs.Euler()},
     "Interval": {"low": 0.1, "high": 0.5},
     "Restart": {"intervals": (fs.Interval(0.1, 0.5),)},
     "PredictorCorrector": {"predictor": fs.DDPM(), "corrector": fs.Langevin()},
     "ScaledNoise": {"solver": fs.DDPM()},
+    "EtaWindow": {"low": 0.1, "high": 0.5},
+    "Window": {"solver": fs.DDPM(), "window": (0, 2)},
     "TauWindow": {"low": 0.1, "high": 0.5},
     "ScoreSDE": {},
     "Chain": {"guides": (fs.StaticThreshold(),)},
@@ -158,7 +163,10 @@ NEEDED = {
     "Blur": {"kernel": torch.ones(3, 3)},
     "Linear": {"forward": lambda x: x, "transpose": lambda y: y},
 }
-INTERNAL = {"Chains", "Request", "Numerics", "Trajectory", "Row", "Plan", "LangevinStep", "Traced"}
+INTERNAL = {
+    "Chains", "Request", "Numerics", "Trajectory", "Row", "Plan", "LangevinStep", "Traced", "Rollout", "Transition",
+    "FittedGrid",
+}  # fmt: skip
 CLASSES = [
     *(getattr(fs, n) for n in fs.__all__ if n not in INTERNAL and dataclasses.is_dataclass(getattr(fs, n))),
     continuous.Trig,
@@ -209,6 +217,7 @@ def _used(made: object) -> object:
 SAMPLER, START, LABELS = (
     fs.Sampler(model, steps=2, batch=4, **k) for model, k in ((MODEL, {}), (MODEL, {"start": "data"}), (LABELLED, {}))
 )
+POLICY = fs.Sampler(MODEL, solver="ddpm", steps=3, batch=4)
 FLOW = fs.ProbabilityFlow(MODEL, batch=4)
 FUNCTIONS = {
     "Sampler": (
@@ -249,7 +258,15 @@ FUNCTIONS = {
     ),
     "ProbabilityFlow": (
         fs.ProbabilityFlow,
-        {"model": MODEL, "schedule": None, "solver": "dopri5", "grid": None, "execution": None, "batch": 4},
+        {
+            "model": MODEL,
+            "schedule": None,
+            "solver": "dopri5",
+            "grid": None,
+            "steps": None,
+            "execution": None,
+            "batch": 4,
+        },
     ),
     "run": (
         SAMPLER.run,
@@ -263,8 +280,16 @@ FUNCTIONS = {
             "init": None,
             "y": None,
             "noise": None,
+            "prior_ids": None,
         },
     ),
+    "rollout": (
+        POLICY.rollout,
+        {"ids": range(4), "seed": 0, "window": None, "reduction": "sum", "form": "gaussian", "prior_ids": None},
+    ),
+    "replay": (POLICY.replay, {"rollout": POLICY.rollout(range(4)), "model": None, "steps": None, "batch": None}),
+    "at": (POLICY.rollout(range(4)).at, {"positions": [1, 0]}),
+    "random_window": (fs.random_window, {"size": 2, "among": (0, 4), "seed": 0, "id": 0}),
     "init": (START.run, {"ids": range(4), "init": torch.zeros(2)}),
     "labels": (LABELS.run, {"ids": range(4), "seed": 1, "labels": 1}),
     "log_likelihood": (

@@ -140,7 +140,8 @@ def test_rectangular_images_are_trained_on_and_sampled(tmp_path, size):
 
 
 def grid_of_three():
-    from fastscore.solvers.grids import default_grid, likelihood_end
+    from fastscore.solvers.grids import default_grid
+    from fastscore.solvers.likelihood_grids import likelihood_end
 
     return default_grid(named("euler"), fs.EDM(), fs.EDM(), 3, end=likelihood_end(fs.EDM()), clean=False)
 
