@@ -5,7 +5,6 @@ Recorded noise has to reach for the plan; a tensor that samples are written to h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from itertools import combinations
@@ -16,26 +15,9 @@ from torch import Tensor
 
 from fastscore.errors import short
 from fastscore.execution import Execution
-from fastscore.ops.noise import NoiseKey
 
 if TYPE_CHECKING:
     from fastscore.engine.request import Request
-
-
-def recorded_noise(noise: Tensor | None, shapes: Mapping[str, tuple[int, ...]], key: NoiseKey) -> Tensor | None:
-    """Return recorded noise as [draws, n, D]; ValueError for another shape, or NaN."""
-    if noise is None:
-        return None
-    n, d = len(key.ids), sum(math.prod(shape) for shape in shapes.values())
-    allowed = [(n, d), *((n, *shape) for shape in shapes.values() if len(shapes) == 1)]
-    if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) not in allowed:
-        description = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-        raise ValueError(
-            f"recorded noise is {description}; it must be a tensor [draws, {', '.join(map(str, allowed[-1]))}]"
-        )
-    if not bool(noise.isfinite().all()):
-        raise ValueError("recorded noise holds NaN or Inf")
-    return noise.reshape(len(noise), n, d).to(key.ids.device)
 
 
 def with_noise(request: Request, draws: int) -> Request:

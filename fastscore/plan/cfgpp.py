@@ -39,9 +39,8 @@ def with_cfgpp(solver: Solver) -> Solver:
     parts = _parts(solver)
     changed: dict[str, Any] = {name: with_cfgpp(v) for name, v in parts.items() if _has(v, "steps")}
     correctors = {name: _Unguided(v) for name, v in parts.items() if _has(v, "rows")}
-    if changed:
-        return replace(solver, **changed, **correctors)  # type: ignore
-    return GuidedSteps(solver)
+    made: Any = solver  # a dataclass, if it has parts
+    return replace(made, **changed, **correctors) if changed else GuidedSteps(solver)
 
 
 def guides_itself(solver: object) -> bool:

@@ -12,6 +12,7 @@ What these are, and what it returns, its ``counts`` says:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ from fastscore.process.schedule import Array, table
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(ABC):
     """A rule for n levels, the noisiest first; its parameters are positive.
 
     Attributes:
@@ -44,9 +45,9 @@ class Rule:
                 if not (len(listed) and 0.0 <= listed[-1] and np.all(np.diff(listed) < 0.0) and listed[0] < math.inf):
                     raise ValueError(f"{type(self).__name__}: {field.name} = {short(value)} must fall, and be positive")
 
+    @abstractmethod
     def __call__(self, n: int, high: float, low: float) -> Array:
         """Return about n falling numbers; a rule may have fewer or more of them, as its code has."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

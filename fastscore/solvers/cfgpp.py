@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -110,16 +111,16 @@ class _Path:
     rho: list[float]
     eta: list[float]
 
-    def row(self, k: int, a: float, b: float, w: tuple[float, ...] = (), c: float = 0.0, **more: object) -> Row:
+    def row(self, k: int, a: float, b: float, w: tuple[float, ...] = (), c: float = 0.0, **more: Any) -> Row:
         """Return the row y <- a y + b m + sum w h + c z of step k."""
         start, unit = float(self.units[k]), float(self.units[k + 1])
         t, s = float(self.t[k]), float(self.t[k + 1])
-        return Row(t, s, a * unit / start, b * unit, c * unit, tuple(v * unit for v in w), **more)  # type: ignore
+        return Row(t, s, a * unit / start, b * unit, c * unit, tuple(v * unit for v in w), **more)
 
-    def keep(self, k: int, push: int, **more: object) -> Row:
+    def keep(self, k: int, push: int, **more: Any) -> Row:
         """Return the row that stores m at the start of step k."""
         t = float(self.t[k])
-        return Row(t, t, 1.0, 0.0, push=push, **more)  # type: ignore
+        return Row(t, t, 1.0, 0.0, push=push, **more)
 
     def at(self, rho: float) -> tuple[float, float]:
         """Return the time of a level, and the units there."""

@@ -237,3 +237,5 @@ if __name__ == "__main__":
             kept[key] = arrays[key]
     np.savez_compressed(COPY / "golden2.npz", **kept)
     (COPY / "golden2.json").write_text(json.dumps({name: settings[name] for name in always}, indent=0) + "\n")
+    paths = [case for case in json.loads((FOLDER / "gits.json").read_text()) if len(case["cost"]) < 40]
+    (COPY / "gits.json").write_text(json.dumps(paths) + "\n")
