@@ -48,7 +48,10 @@ def default_grid(
 
     Exponential integrators, and whatever else steps in lam, get the arctan spacing: with Karras' rho = 7 and a scale of
     8 data; more of the steps where the data form (rho = 5, scale 2) with noise in each or of first order; more at high
-    noise (rho = 5, scale 16) with a history of eps, which changes little at low noise (bench/results/default_grids.md).
+    noise (rho = 4, and 3 in at most five steps) with a history of eps, which changes little at low noise; both of
+    ER-SDE and, in few steps, of gradient estimation (rho = 3, scale 4). bench/results has the figures, of Gaussian data
+    in default_grids.md and of images in few_evaluations.md.
+
     Schemes that discretise time itself get the spacing of ``spacing_in_time``; a corrector that of its predictor. On
     the table of its own network a grid keeps to whole indices.
 
@@ -91,7 +94,7 @@ def default_grid(
     if spacing in NAMED:  # which end where they end, whatever the data
         return _with_rho(Grid(spacing, steps, start, said[0], said[1] if clean else False), rho)
     scheme = _scheme(solver)
-    shape = (7.0, 8.0) if scheme is not None else _shape(solver)
+    shape = (7.0, 8.0) if scheme is not None else _shape(solver, steps)
     grid = Grid("arctan", steps, start, end, clean, *shape, whole=whole and spacing is None)
     spacing = spacing or ("arctan" if scheme is None else _published(scheme, schedule))
     if scheme is not None and not spacing:
@@ -118,17 +121,21 @@ def _ending(noise: float, schedule: Schedule, cleanest: float) -> float | None:
     return float(t_of_lam(schedule, top)[0]) if float(lam(schedule, schedule.t_end)) < top else None
 
 
-def _shape(solver: Any) -> tuple[float, float]:
-    """Return rho and scale of the arctan spacing that suits a solver in lam."""
+def _shape(solver: Any, steps: int) -> tuple[float, float]:
+    """Return rho and scale of the arctan spacing of so many steps that suits a solver in lam."""
     if isinstance(solver, s.CFGPlusPlus | s.InSigma | s.RePaint | s.ScaledNoise | s.Window):
-        return _shape(solver.solver)
+        return _shape(solver.solver, steps)
     if isinstance(solver, s.DPMMultistep) and solver.eta and (solver.order, solver.form) == (2, "exact"):
         return 7.0, 1.0  # an exact slope of two evaluations goes too far in a step much longer than the one before
+    if (isinstance(solver, s.ERSDE) and solver.order > 1) or (isinstance(solver, s.GradientEstimation) and steps < 15):
+        return 3.0, 4.0
     noise = [getattr(solver, name, 0.0) for name in ("eta", "tau")]  # numbers, or functions of a step's times
     if getattr(solver, "order", 2) == 1 or any(callable(v) or v > 0.0 for v in noise):
         return (2.0, 1.0) if isinstance(solver, s.ERSDE | s.GradientEstimation | s.HeunPP) else (5.0, 2.0)
     in_eps = isinstance(solver, s.DPMMultistep | s.UniPC) and solver.prediction == "eps"
-    return (5.0, 16.0) if in_eps or isinstance(solver, s.DEIS | s.LMS | s.IPNDM) else (7.0, 8.0)
+    if in_eps or isinstance(solver, s.DEIS | s.LMS | s.IPNDM):
+        return (3.0 if steps <= 5 else 4.0), 8.0
+    return 7.0, 8.0
 
 
 def _scheme(solver: Any) -> Any:

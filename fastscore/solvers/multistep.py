@@ -70,9 +70,9 @@ class DPMMultistep:
             AncestralSplit describes: H is then that of the step down, and evaluations lie as far apart as their H:
             ComfyUI's res_multistep_ancestral, with alpha. The two are one at eta = 1.
         reach: the span of lam above which steps take fewer evaluations, down to DPM++ 2M's half slope of two; orders do
-            not fall again (see ``within_reach``, which says why). If None, pi / 2 of order 3 and 4 in x0, and math.inf,
-            every step as it is asked for, of lower orders, in eps, in a published form and with a published rule for
-            the last steps.
+            not fall again (see ``within_reach``, which says why). If None, pi / 2 of order 3 and 4 in x0, and of order
+            4 in eps, down to 3; math.inf, every step as it is asked for, of lower orders, in a published form and with
+            a published rule for the last steps.
 
     Raises:
         ValueError: an order, prediction, form, eta, lower_order_final, noise or reach out of range.
@@ -104,7 +104,11 @@ class DPMMultistep:
 
     def _reach(self) -> float:
         as_published = self.form != "exact" or self.lower_order_final or self.euler_at_final or self.noise == "split"
-        return reach_of("DPMMultistep", self.reach, self.order < 3 or self.prediction == "eps" or bool(as_published))
+        return reach_of("DPMMultistep", self.reach, self.order < 3 + self._in_eps or bool(as_published))
+
+    @property
+    def _in_eps(self) -> bool:
+        return self.prediction == "eps"
 
     @property
     def _most(self) -> float:
@@ -122,7 +126,7 @@ class DPMMultistep:
                 values = np.cumsum([0.0, *coefficients[2]])
             else:
                 coefficients = step_coefficients(schedule, t[:-1], t[1:], self.prediction, eta)
-            limits = within_reach(values, self.order, reach)
+            limits = within_reach(values, self.order, reach, 3 if self._in_eps and self.reach is None else 2)
             for k, (a, gain, H, c) in enumerate(zip(*coefficients, strict=True)):
                 left = len(t) - 1 - k + int(clean)
                 order = highest_order(self.order, steps, left, self.lower_order_final, self.euler_at_final)

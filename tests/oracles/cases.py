@@ -405,7 +405,7 @@ def _multistep() -> dict[str, Case]:
             keeps_marginals=None,
         ),
         "deis-2": adams(DEIS(2), 2, "eps"),
-        "deis-4": adams(DEIS(4), 4, "eps", FINITE, elsewhere=("subvp", "edm")),
+        "deis-4": adams(DPMMultistep(4, "eps", reach=math.inf), 4, "eps", FINITE, elsewhere=("subvp", "edm")),
         "deis-rho-3": adams(DEIS(3, "rho"), 3, "rho"),
         "lms": adams(LMS(), 4, "rho", FINITE, elsewhere=("edm",)),
         "unipc-1": unipc(1, "bh1"),

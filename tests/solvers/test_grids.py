@@ -44,8 +44,10 @@ from fastscore.solvers import (
     Euler,
     EulerMaruyama,
     Heun,
+    InSigma,
     Langevin,
     PredictorCorrector,
+    SASolver,
     ScoreSDE,
     StochasticHeun,
     UniPC,
@@ -83,6 +85,24 @@ def test_no_default_grid_is_worse_than_the_named_ones(name, turns):
 
     here = [schedule for j, schedule in enumerate(SCHEDULES) if (k + j) % 3 in turns and schedule != lucky]
     in_each(product(here, BOUNDS), check)
+
+
+SHAPES = {  # rho and scale at 5, 10 and 20 steps
+    "dpmpp-2m unipc dpmpp-3m res-multistep dpm-2 dpm-fast sa-ode": ((7.0, 8.0),) * 3,
+    "dpm-2m dpm-3m deis deis-tab lms ipndm ipndm-v": ((3.0, 8.0), (4.0, 8.0), (4.0, 8.0)),
+    "gradient-estimation": ((3.0, 4.0), (3.0, 4.0), (2.0, 1.0)),
+    "er-sde er-sde-2": ((3.0, 4.0),) * 3,
+    "er-sde-1 heunpp2": ((2.0, 1.0),) * 3,
+    "ddim ancestral dpmpp-sde seeds-2 sa": ((5.0, 2.0),) * 3,
+}
+
+
+@pytest.mark.parametrize("names", SHAPES)
+def test_more_of_few_steps_are_at_high_noise_with_a_history_of_eps(names):
+    for name, (steps, shape) in product(names.split(), zip((5, 10, 20), SHAPES[names], strict=True)):
+        solver = SASolver(tau=0.0) if name == "sa-ode" else named(name)
+        for one in (solver, InSigma(solver)) if name == "deis" else (solver,):
+            assert default_grid(one, EDM(), EDM(), steps) == arctan(steps, rho=shape[0], scale=shape[1]), name
 
 
 @pytest.mark.parametrize("solver", [DPMpp2M(), UniPC(), StochasticHeun(), Churn(), Ancestral(), Heun()], ids=repr)

@@ -79,6 +79,8 @@ def test_orders_rise_and_do_not_fall_again():
     assert [halved for _, halved in within_reach(values, 2, 0.9)] == [False, *[True] * 5]
     assert [halved for _, halved in within_reach(values, 2, 1.1)] == [False, True, False, False, False, False]
     assert within_reach(values, 1, 0.1) == [(1, False)] * 6
+    assert within_reach(values, 4, 1.45, 3) == [(n, False) for n in (1, 2, 3, 3, 3, 3)]
+    assert within_reach(values, 4, 1.61, 3) == [(n, False) for n in (1, 2, 3, 3, 4, 4)]
 
 
 def test_beyond_reach_a_step_is_that_of_second_order():
@@ -87,6 +89,8 @@ def test_beyond_reach_a_step_is_that_of_second_order():
         close(rows(DPMMultistep(order), long), rows(DPMpp2M(), long))
         close(rows(SASolver(order, 0, 0.0), long), rows(DPMpp2M(), long))
         close(rows(DPMMultistep(order, eta=0.7), long), rows(DPMMultistep(2, "x0", "paper", 0.7), long))
+    close(rows(DEIS(4), long), rows(DEIS(3), long))  # in eps third order is never worse
+    close(rows(DPMMultistep(4, "eps", reach=REACH), long), rows(DPMMultistep(2, "eps", "paper"), long))
     close(rows(UniPC(3), long), rows(UniPC(2), long))
     close(rows(UniPC(3, "vary"), long), rows(SASolver(3, 4, 0.0), long))
     close(rows(SASolver(4, 4, 0.0), long), rows(SASolver(3, 4, 0.0), long))
@@ -95,7 +99,14 @@ def test_beyond_reach_a_step_is_that_of_second_order():
     for name in ("dpmpp-3m", "dpmpp-3m-sde"):  # and the names say so
         assert max(counts(named(name), long)) == 2
     short = even(0.99 * REACH / 4)
-    for solver in (DPMMultistep(4), DPMMultistep(4, eta=1.0), SASolver(4, 4), UniPC(3), LMS(4, reach=REACH)):
+    for solver in (
+        DPMMultistep(4),
+        DPMMultistep(4, eta=1.0),
+        SASolver(4, 4),
+        UniPC(3),
+        LMS(4, reach=REACH),
+        DPMMultistep(4, "eps"),
+    ):
         assert rows(solver, short) == rows(replace(solver, reach=math.inf), short)
 
 
