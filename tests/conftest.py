@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,16 @@ def pytest_report_header() -> str:
     return f"{TRITON_LACK}, so the tests of its kernels do not run" if TRITON_LACK else "triton: installed"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tables: dict[str, int] = {}
+    for item in items:
+        table = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("thirds") and not item.get_closest_marker("slow"):
+            # Where to begin is up to the name, so that tables over the same cases do not all take the same ones.
+            count = tables[table] = tables.get(table, zlib.crc32(table.encode())) + 1
+            if count % 3:
+                item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device; run `pytest -m gpu` on a machine that has one")
         for item in items:

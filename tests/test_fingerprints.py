@@ -15,6 +15,7 @@ def test_every_setting_is_recorded():
     assert [name for name, _ in SETTINGS] == list(EXPECTED)
 
 
+@pytest.mark.thirds
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", range(3))
 def test_bits_are_the_recorded_ones(part):

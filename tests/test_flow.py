@@ -37,6 +37,7 @@ def flow(model: ScoreModel, **kw) -> ProbabilityFlow:
     return ProbabilityFlow(model, **{"dtype": torch.float64, "batch": 32, **kw})
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("schedule", "probe"),
     [
@@ -164,6 +165,7 @@ def test_decoding_undoes_encoding(solver):
         assert float((drawn.run(range(20), noise=noise) - x).abs().max()) < 1e-5
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (Heun(), 2), (RK2(2 / 3), 2), (RK4(), 4)], ids=str)
 def test_fixed_grids_have_their_order(solver, order):
     mean, start, end = 0.3, math.hypot(0.6, 2.0), math.hypot(0.6, 0.2)

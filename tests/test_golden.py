@@ -8,6 +8,7 @@ import pytest
 NAMES = list(golden.recorded()[0])
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_run(name, record_property):
     ours, recorded, case = golden.run(name)

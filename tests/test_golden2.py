@@ -9,6 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # the recorded g
 NAMES = [name for name in golden2.recorded()[0] if golden2.reason(name) is None]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_run(name, record_property):
     ours, recorded, case = golden2.run(name)

@@ -54,6 +54,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_block(code, tmp_path, monkeypatch):
     """Each block by itself, in a namespace of its own; names that are only aliases do not belong into a README."""

@@ -211,6 +211,7 @@ def facades(net) -> dict:
     }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("ambient", AMBIENT)
 @pytest.mark.parametrize("how", facades(Seen()))
 def test_surroundings_make_no_difference_from_the_first_call_on(how, ambient):

@@ -27,6 +27,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("column", COLUMNS)
 def test_every_feature_has_its_effect_or_is_refused_by_name(column):
     for feature in features():

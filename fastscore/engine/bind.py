@@ -21,7 +21,8 @@ from fastscore.process.grid import Grid, Span, Times
 from fastscore.process.names import grid_name
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.adaptive import Adaptive
-from fastscore.solvers.grids import Scales, default_grid, doubts, within
+from fastscore.solvers.doubts import doubts
+from fastscore.solvers.grids import Scales, default_grid, within
 from fastscore.solvers.names import STEPS
 from fastscore.solvers.useful import too_few
 

@@ -37,7 +37,7 @@ from fastscore.solvers.exponential import (
 )
 from fastscore.solvers.variants import published, published_repr
 
-NOISES = ("sde", "split")
+NOISES = {"sde": math.inf, "split": 1.0}  # and the largest eta
 Rule = Callable[[float, Weights], Weights]
 FORMS = ("exact", "paper", "k-diffusion", "diffusers", "diffusers-heun")
 
@@ -54,25 +54,24 @@ class DPMMultistep:
     Args:
         order: 1 .. 4; of the ODE and, with noise, of the mean. The variance is second order from order 2 on.
         prediction: "x0" (DPM-Solver++) or "eps" (DPM-Solver).
-        form: "exact" integrates the polynomial exactly (order 2: "heun" of diffusers and k-diffusion). The
-            others are published code. "paper" takes half the slope at order 2 ("midpoint") and at order 3
-            half of the quadratic term, which leaves it second order. "k-diffusion" has the exact slope in a
-            second step and half of the quadratic term from the third on (its DPM++ 3M SDE). "diffusers" is
-            "paper", and "diffusers-heun" is "k-diffusion", but for its sde-dpmsolver++ of order 3, where a wrong
-            sign in the quadratic term leaves first order. Order 2 in x0, "exact", is also RES multistep.
+        form: "exact" integrates the polynomial exactly (order 2: "heun" of diffusers and k-diffusion). The others are
+            published code. "paper" takes half the slope at order 2 ("midpoint") and at order 3 half of the quadratic
+            term, which leaves it second order. "k-diffusion" has the exact slope in a second step and half of the
+            quadratic term from the third on (its DPM++ 3M SDE). "diffusers" is "paper", and "diffusers-heun" is
+            "k-diffusion", but for its sde-dpmsolver++ of order 3, where a wrong sign in the quadratic term leaves
+            first order. Order 2 in x0, "exact", is also RES multistep.
         eta: noise, 1 for Anderson's reverse SDE (SDE-DPM-Solver(++); k-diffusion's eta is eta^2); one number, or one
             a step (see eta.py).
-        lower_order_final: the last step is first order, the one before it at most second, and so on, in runs
-            of fewer than 15 steps as in diffusers (its default), or of fewer steps than a number that is
-            given (10 in the authors' code). A step to sigma = 0 is D, and so first order, in any case.
+        lower_order_final: the last step is first order, the one before it at most second, and so on, in runs of fewer
+            than 15 steps as in diffusers (its default), or of fewer steps than a number that is given (10 in the
+            authors' code). A step to sigma = 0 is D, and so first order, in any case.
         euler_at_final: the last step is first order, in runs of any length; diffusers' option.
         noise: "sde" is that of the reverse SDE. "split", with x0 and eta up to 1, is k-diffusion's, which
             AncestralSplit describes: H is then that of the step down, and evaluations lie as far apart as their H:
             ComfyUI's res_multistep_ancestral, with alpha. The two are one at eta = 1.
         reach: the span of lam above which steps take fewer evaluations, down to DPM++ 2M's half slope of two; orders do
-            not fall again (see ``within_reach``, which says why). If None, pi / 2 of order 3 and 4 in x0, and of order
-            4 in eps, down to 3; math.inf, every step as it is asked for, of lower orders, in a published form and with
-            a published rule for the last steps.
+            not fall again (see ``within_reach``, which says why). If None, pi / 2, and in eps three in any case; a
+            published form or rule for the last steps takes what it is asked for, as math.inf does.
 
     Raises:
         ValueError: an order, prediction, form, eta, lower_order_final, noise or reach out of range.
@@ -95,7 +94,7 @@ class DPMMultistep:
         checked_order("DPMMultistep", self.order, 4 if self.form == "exact" else 3)
         checked_lowering("DPMMultistep", self.lower_order_final)
         checked_prediction("DPMMultistep", self.prediction)
-        checked_eta("DPMMultistep", self.eta, most=self._most)
+        checked_eta("DPMMultistep", self.eta, most=NOISES.get(self.noise, math.inf))
         if self.form not in FORMS:
             raise ValueError(f"DPMMultistep: form = {self.form!r} must be one of {', '.join(FORMS)}")
         if self.noise not in NOISES or (self.noise == "split" and self.prediction != "x0"):
@@ -104,29 +103,25 @@ class DPMMultistep:
 
     def _reach(self) -> float:
         as_published = self.form != "exact" or self.lower_order_final or self.euler_at_final or self.noise == "split"
-        return reach_of("DPMMultistep", self.reach, self.order < 3 + self._in_eps or bool(as_published))
+        return reach_of("DPMMultistep", self.reach, self.order <= self._always or bool(as_published))
 
     @property
-    def _in_eps(self) -> bool:
-        return self.prediction == "eps"
-
-    @property
-    def _most(self) -> float:
-        return 1.0 if self.noise == "split" else math.inf
+    def _always(self) -> int:
+        return 3 if self.prediction == "eps" and self.reach is None else 2  # evaluations, whatever they span
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         reach, steps, clean = self._reach(), len(t) - 1, t[-1] == schedule.t_clean
 
         def inner(schedule: Schedule, t: Array) -> list[list[Row]]:
             values, updates = lam(schedule, t), []
-            eta = etas_of("DPMMultistep", self.eta, schedule, t, most=self._most)
+            eta = etas_of("DPMMultistep", self.eta, schedule, t, most=NOISES[self.noise])
             noisy = np.broadcast_to(np.asarray(eta) > 0.0, len(t) - 1)
             if self.noise == "split":
                 coefficients = split_coefficients(schedule, t[:-1], t[1:], eta)
                 values = np.cumsum([0.0, *coefficients[2]])
             else:
                 coefficients = step_coefficients(schedule, t[:-1], t[1:], self.prediction, eta)
-            limits = within_reach(values, self.order, reach, 3 if self._in_eps and self.reach is None else 2)
+            limits = within_reach(values, self.order, reach, self._always)
             for k, (a, gain, H, c) in enumerate(zip(*coefficients, strict=True)):
                 left = len(t) - 1 - k + int(clean)
                 order = highest_order(self.order, steps, left, self.lower_order_final, self.euler_at_final)

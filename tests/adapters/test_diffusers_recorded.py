@@ -41,6 +41,7 @@ def close(name: str) -> None:
     assert error < tolerance(name), f"{name}: {error:.1e}"
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", DAILY)
 def test_scheduler_is_repeated(name):
     close(name)

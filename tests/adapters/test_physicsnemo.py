@@ -41,6 +41,7 @@ def right_hand_side(scheduler: Any) -> Any:
     return rhs
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_euler_and_heun_repeat_physicsnemo(kind: str, solver: str) -> None:
@@ -80,6 +81,7 @@ def test_schedules_are_the_schedulers(kind: str) -> None:
     assert abs(float(x.mean()) - science.MEAN) < 0.02 and abs(float(x.std()) - science.VARIANCE**0.5) < 0.02
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp-2m", "dpmpp-2m-sde", "edm-churn", "unipc"])
 def test_their_loop_with_our_solver_is_our_loop(kind: str, solver: str) -> None:

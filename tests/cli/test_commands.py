@@ -14,6 +14,7 @@ from fastscore.cli.types import Count
 from fastscore.solvers.names import ADAPTIVE, SOLVERS
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ("none", "score-sde", *ADAPTIVE)])
 def test_every_solver_has_a_plan(run, solver):
     code, said, error = run("plan", "--solver", solver, "--schedule", "subvp", "--steps", "5")

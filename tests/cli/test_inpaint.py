@@ -26,6 +26,7 @@ def images(tmp_path_factory):
 QUICK = "--batch 4 --steps 2 --network own --quiet"
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("method", ["repaint --jump 1 --resample 2", "replace", "pigdm"])
 def test_known_pixels_come_back_and_the_others_are_new(run, tmp_path, images, method):
     folder, x = images
@@ -172,6 +173,7 @@ BAD = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named_with_exit_code_2(run, tmp_path, images, name):
     folder, _ = images

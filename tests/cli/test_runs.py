@@ -220,6 +220,7 @@ def test_a_complete_run_says_so(run, tmp_path):
     assert (arrays(tmp_path), (tmp_path / "run.json").read_bytes()) == before
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("change", [{"wrote": None}, {"wrote": {}}, {"manifest": 7}, {"manifest": {}}, {"shards": 7}])
 def test_a_record_that_was_changed_is_no_fault_of_ours(run, tmp_path, change):
     assert run(*SHARDED, "--out", tmp_path)[0] == 0

@@ -142,6 +142,7 @@ SOLVERS = ["dpmpp-2m", "ddim", "ddpm", "ancestral", "em", "reverse-diffusion", "
 SCHEDULES = ["vp", "subvp", "ve", "edm", "vp-cosine", "vp-exponential", "tutorial", "ddpm", "smld"]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("solver", "schedule"),
     one_in(

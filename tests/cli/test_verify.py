@@ -180,6 +180,7 @@ GATHERED = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", GATHERED)
 def test_damage_of_a_run_in_one_file_is_found_and_repaired(run, gathered, name):
     before = (gathered / "samples.npz").read_bytes()

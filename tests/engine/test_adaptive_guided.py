@@ -39,6 +39,7 @@ def draw(solver, run=None, schedule=None, grid=None, **settings):
     return sampler.run(range(4), 7, **{"labels": 1, **(run or {})})
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", FAST)
 def test_weight_one_and_an_empty_interval_are_the_unguided_run_to_the_bit(name):
     plain = draw(FAST[name])

@@ -41,6 +41,7 @@ def close(x: Tensor) -> None:
     assert ((x.std(0) / STD - 1.0).abs() < 4.0 / (2.0 * n) ** 0.5 + 2e-3).all(), x.std(0)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [WEAK, VE(1e-3, 10.0), EDM(0.002, 10.0)])
 def test_wide_shifted_data_come_out(schedule: Schedule) -> None:
     model, settings = exact(schedule), {"batch": 4096, "dtype": torch.float64}

@@ -93,6 +93,7 @@ def test_replay_equals_the_loop(name, schedule, mode):
         assert replayed[:3].isfinite().all()
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(("name", "schedule"), PAIRS)
 def test_no_row_makes_the_host_wait(name, schedule):
     loop = make(name, SCHEDULES[schedule])
@@ -109,6 +110,7 @@ def test_a_network_that_waits_is_caught():
         loop.run()
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["pc-langevin", "dpmpp-2m", "heun", "ancestral"])
 def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
@@ -201,6 +203,7 @@ def pretend_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(("seconds", "fastest"), [((3, 2, 1), "loop"), ((3, 1, 2), "step"), ((1, 2, 3), None)])
 def test_auto_keeps_the_fastest(pretend_cuda, monkeypatch, seconds, fastest):
     loop = make("heun", VP(), steps=3)

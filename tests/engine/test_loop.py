@@ -45,6 +45,7 @@ def sampler(name: str = "dpmpp-2m", batch: int = 8, **kw) -> Sampler:
     return Sampler(model(kw.pop("classes", 0)), solver=SOLVERS[name], grid=karras(6), batch=batch, **kw)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_do_not_depend_on_batch_order_or_company(name):
     whole = sampler(name).run(range(16), seed=5)
@@ -169,6 +170,7 @@ def test_non_finite_samples_are_named():
         s.run(range(100, 164))
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), VE()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("solver", [EulerMaruyama(), DPMpp2M(), SOLVERS["pc-langevin"]], ids=["em", "2m", "pc"])

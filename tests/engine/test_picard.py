@@ -61,6 +61,7 @@ def sampler(solver, window=None, tolerance=0.0, batch=8, classes=0, **kw):
     return Sampler(model, solver=solver, grid=karras(16), batch=batch, parallel=parallel, **kw)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_converged_window_is_the_sequential_run_to_the_bit(name):
     expected = sampler(SOLVERS[name]).run(range(11), 3)
@@ -105,6 +106,7 @@ def test_a_tolerance_bounds_the_error_and_saves_sweeps():
     assert sweeps[0] < sweeps[1] < sweeps[2] < sweeps[3] < 16
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(("window", "tolerance"), [(5, 0.1), (20, 0.03), (7, 0.0)])
 def test_against_the_algorithm_written_for_one_sample(window, tolerance):
     """ParaDiGMS over the plan's rows in NumPy: same samples, sweeps and evaluations."""
@@ -192,6 +194,7 @@ def test_what_does_not_go_together_is_refused():
     assert sampler(DDIM(), 4).run([]).shape == (0, *SHAPE)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("name", ["ddim-eta1", "2m", "heun", "repaint"])
 def test_mixtures_guides_and_known_data_are_those_of_the_rows(name, guided):

@@ -211,6 +211,7 @@ PRIORS = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", PRIORS)
 def test_samples_start_from_the_noise_of_their_prior_ids(name):
     """Of a deterministic solver the prior is all that there is; noise on the way stays the samples' own."""

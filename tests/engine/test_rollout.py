@@ -87,6 +87,7 @@ def labels(n=N):
     return [k % 3 for k in range(n)]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", golden_rollout.recorded())
 def test_recorded_rollouts(name):
     """States, log-probabilities and replays of six code bases in float32, and of their formulas in float64."""
@@ -116,6 +117,7 @@ def near(ours, theirs, tolerance):
     assert worst <= tolerance, worst
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", some(NETS))
 def test_a_rollout_is_the_run_and_a_replay_the_rollout(name):
     """Samples of a run, densities of torch.distributions, and replays to the bit, of all and of parts."""
@@ -331,6 +333,7 @@ def test_progress_and_release():
     assert "actor" not in vars(own)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("make", "run", "message"),
     [

@@ -48,6 +48,7 @@ def by_host(stepper: Stepper, x: torch.Tensor, interrupt: Any = lambda s: s, kee
     return x
 
 
+@pytest.mark.thirds
 @pytest.mark.filterwarnings("ignore:this grid loses")
 @pytest.mark.parametrize(
     ("family", "solver"), [(f, s) for f in FAMILIES for s in SOLVERS if (f, s) != ("flow", "pndm")]

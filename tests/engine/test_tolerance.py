@@ -54,6 +54,7 @@ def moments(solver: object, name: str, mean: float, std: float, **kw) -> tuple[t
     return torch.stack([up + down, up - down]) / 2.0, torch.stack([D[0] + D[1], D[0] - D[1]]) / 2.0
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(("solver", "name", "mean", "std"), SETTINGS)
 def test_defaults_are_within_their_tolerance(solver, name, mean, std):
     found, exact = moments(solver, name, mean, std)

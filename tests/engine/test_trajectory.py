@@ -58,6 +58,7 @@ def test_it_ends_at_the_samples_and_begins_at_the_prior(solver):
         assert path.x0.isfinite().all()
 
 
+@pytest.mark.thirds
 @pytest.mark.filterwarnings("ignore:this grid loses", "ignore:.*is not noise alone")  # six steps are few
 @pytest.mark.parametrize("solver", ["ddim", "heun", "rk4", "em", "dpmpp-2m", "dpm-3", "unipc", "edm-churn"])
 @pytest.mark.parametrize("schedule", [VP, fs.VE(), fs.Flow(), fs.discrete_vp(n=50)], ids=lambda s: type(s).__name__)
@@ -76,6 +77,7 @@ def denoised(x, schedule, t):
     return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpmpp-2m", "em", "rk4"])
 @pytest.mark.parametrize("schedule", [VP, fs.VE(), fs.SubVP()], ids=lambda s: type(s).__name__)
 def test_estimates_are_those_of_the_states(solver, schedule):

@@ -28,6 +28,7 @@ X = replace(Y, transform=UNITS)
 PLAIN = {"schedule": fs.VP(), "steps": 6, "batch": 4}
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "em", "dopri5"])
 def test_samples_states_and_estimates_are_in_the_units_of_the_data(solver):
     settings = PLAIN if solver != "dopri5" else {"schedule": fs.VP(), "batch": 4}

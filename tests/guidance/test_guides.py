@@ -50,6 +50,7 @@ def measured(n=5):
     return NoiseKey.of(1, range(n)).normal(0, 3, torch.float64)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(), EDM()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("solver", [DPMpp2M(), Heun(), Ancestral(), UniPC()], ids=lambda s: type(s).__name__)
 def test_pigdm_is_the_exact_posterior_estimate(solver, schedule):

@@ -169,6 +169,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [EDM(), VP()], ids=["edm", "vp"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_known_data_stay_at_the_level_of_the_state_and_change_no_other_draw(name, schedule):

@@ -74,6 +74,7 @@ def two_classes(prediction: str = "x0", shape=(40,)) -> ScoreModel:
     return ScoreModel(net, shape, Trig(), Parametrization(prediction, "t"), classes=2, null=2)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(), EDM()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_guided_estimate_is_the_closed_form(name, schedule):
@@ -148,6 +149,7 @@ def draw(name: str, ids=range(9), batch: int = 4, **kw) -> torch.Tensor:
     return Sampler(plain(), solver=SOLVERS[name], grid=karras(5), batch=batch, **kw).run(ids, seed=3, **run)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("inpaint", [False, True], ids=["whole", "inpaint"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_see_no_company_and_backends_agree_to_the_bit(name, inpaint):

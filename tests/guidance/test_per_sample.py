@@ -72,6 +72,7 @@ def test_a_sample_has_its_own_operator_in_every_engine(guide, operator, engine):
     assert not torch.allclose(sampler(GUIDES[guide](make(0)), engine).run(range(N), y=y), whole, atol=1e-3)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("batch", [1, 3, 7, 16])
 def test_it_depends_neither_on_the_micro_batch_nor_on_the_order(batch):
     """Exactly as many masks as the micro-batch holds were reused for every one of them."""

@@ -97,6 +97,7 @@ def check_run(guide, rule, shape, schedule, weight, solver, interval=(0.0, np.in
     assert seen >= 15
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", RULES)
 def test_the_estimate_is_that_of_the_paper(name):
     guide, rule = RULES[name]

@@ -85,6 +85,7 @@ def test_the_estimate_is_the_composition(weights):
         assert run.plan.nfe == evaluations
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     "column",
     [*works.COLUMNS[:3], *(pytest.param(v, marks=pytest.mark.slow) for v in works.COLUMNS[3:5]), "joint"],

@@ -17,6 +17,7 @@ def words_of(key: NoiseKey, draw: int, d: int) -> torch.Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("d", SHAPES)
 def test_normals(executor, d):
     key = NoiseKey.of(SEED, IDS, executor.device)
@@ -25,6 +26,7 @@ def test_normals(executor, d):
     assert len(z.unique()) > 0.999 * z.numel()
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("draw", [0, 1, (1 << 24) - 1, LABEL_DRAW])
 def test_words(executor, draw):
     key = NoiseKey.of(SEED, IDS, executor.device)

@@ -33,6 +33,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(("case", "norm"), CASES, ids=lambda v: v.id if isinstance(v, Case) else v)
 def test_same_bits(executor, case, norm):
     (x, F, _, table, idx, noise), options = inputs(case, executor.device)

@@ -12,6 +12,7 @@ from .cases import normal
 SHAPES = [(3, 1, 28, 28), (2, 3, 32, 32), (2, 3, 5, 5), (1, 4, 2, 2), (2, 2, 3, 6), (1, 1, 1, 1), (0, 3, 4, 4)]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("rounding", ["nearest", "floor"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_same_bytes(executor, shape, rounding):

@@ -32,6 +32,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_same_bits(executor, case):
     arguments = inputs(case, executor.device)

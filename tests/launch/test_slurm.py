@@ -52,6 +52,7 @@ def test_every_word_arrives_and_the_number_of_parts_is_the_files(shell):
     assert not (shell.folder / "hit").exists()
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("code", "restarts", "again"),
     [

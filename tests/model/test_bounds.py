@@ -69,6 +69,7 @@ def test_an_outline_loads_no_compiler():
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

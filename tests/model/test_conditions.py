@@ -78,6 +78,7 @@ def some(cases, *quick):
 CASES = [f"{how}, {mixed}" for how in RUNS for mixed in ("alone", "guided")]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("case", some(CASES, "plan, alone", "picard, guided", "guide, guided", "adaptive, guided"))
 def test_a_sample_depends_on_its_own_condition_and_nothing_else(case):
     how, mixed = case.split(", ")

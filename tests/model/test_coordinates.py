@@ -84,6 +84,7 @@ def test_a_network_of_x_becomes_the_exact_one_of_y(name, prediction):
         assert torch.allclose(model.net(y, label, None), exact.net(y, label, None), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [VP(), VE()], ids=["vp", "ve"])
 @pytest.mark.parametrize("name", ["low-rank", "dense"])
 def test_samples_follow_the_closed_form(name, schedule):

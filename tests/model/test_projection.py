@@ -179,6 +179,7 @@ FAST = {("centred within a mask" if way in ON_A_SET else "constrained to values"
 FAST -= {("constrained to values", "dpm-adaptive")}
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("case", "way"),
     one_in(
@@ -255,6 +256,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     "engine", [pytest.param(k, marks=[pytest.mark.slow] if k in ("adaptive ODE", "Picard") else []) for k in ENGINES]
 )

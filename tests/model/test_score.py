@@ -107,6 +107,7 @@ def test_a_list_is_a_shape():
     assert fs.ScoreModel(lambda u, t: u, torch.Size([2, 3]), fs.VP()).shape == (2, 3)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -213,6 +214,7 @@ RUNS = {
 DTYPES = (torch.int64, torch.bool, torch.float64, torch.float32, torch.bfloat16, torch.uint8)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("how", RUNS)
 @pytest.mark.parametrize("dtype", DTYPES[:4])
 def test_conditions_keep_their_dtype_and_padding_is_a_copy_of_one(how, dtype):

@@ -103,6 +103,7 @@ def draw(m: fs.ScoreModel) -> torch.Tensor:
     return fs.Sampler(m, grid=fs.uniform(3), batch=4).run(range(6))
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("how", CHANGES)
 def test_a_change_of_any_kind_counts_from_the_next_run_on(how, compiler):
     m = model()
@@ -116,6 +117,7 @@ def test_a_change_of_any_kind_counts_from_the_next_run_on(how, compiler):
     assert not after.equal(before)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("how", ["one bit", "assign", "statistics", "number in a dict"])
 def test_a_network_of_prepare_keeps_up_too_and_is_said_once(how, compiler):
     m, said = model(), []

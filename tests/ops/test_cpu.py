@@ -122,6 +122,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.thirds
 @needs_library
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_update_has_the_bits_of_the_reference(options, isa):
@@ -175,6 +176,7 @@ def test_a_million_normals(isa):
     assert same(fused.normal_cpu(noise, 9, 15_625), noise.normal(9, 15_625))
 
 
+@pytest.mark.thirds
 @needs_library
 @pytest.mark.parametrize("norm", fused.NORMS)
 def test_langevin_has_the_bits_of_the_reference(norm, isa):
@@ -298,6 +300,7 @@ def test_one_seed_may_be_broadcast():
         fused.normal_cpu(SimpleNamespace(seed=torch.arange(7), ids=noise.ids), 1, 5)
 
 
+@pytest.mark.thirds
 @needs_library
 @pytest.mark.parametrize("network", [F32, BF16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("schedule", [fs.VP(), fs.VE()], ids=["VP", "VE"])

@@ -189,6 +189,7 @@ def rising(seen, n):
     assert len({v for v in seen if v % 4 and v < n}) >= 4  # within a micro-batch
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_tells_parts_of_a_micro_batch_and_draws_the_same(name):
     sampler, seen, n = ENGINES[name](), [], 10

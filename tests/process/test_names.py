@@ -157,6 +157,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_command_line_makes_the_same_schedule(command: click.Command, name):

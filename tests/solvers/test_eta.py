@@ -43,6 +43,7 @@ SOLVERS_WITH_ETA = {
 }
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", SOLVERS_WITH_ETA)
 def test_each_step_is_that_of_its_own_constant(name):
     make = SOLVERS_WITH_ETA[name]

@@ -30,6 +30,7 @@ from fastscore.solvers import (
 
 
 # Every solver on two schedules with both ends at every run; the rest of the product with the slow tests.
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", CASES)
 def test_rows(name):
     in_each(two_of(name), check_invariants)
@@ -59,6 +60,7 @@ def test_every_schedule_has_a_solver():
 
 
 # One number of steps a schedule, in turn; the others with the slow tests.
+@pytest.mark.thirds
 @pytest.mark.parametrize("turn", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.family not in ("pc", "published")])
 def test_few_steps_to_clean_on_every_schedule(name, turn):

@@ -57,6 +57,7 @@ def test_without_an_owner_a_name_is_ours_or_that_of_its_spelling():
     assert named("unipc") == fs.UniPC() != named("uni_pc") == fs.UniPC(3, "bh1", lower_order_final=True)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("name", "solver", "grid"),
     [
@@ -109,6 +110,7 @@ RECORDED = [
 ]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", RECORDED)
 def test_comfyuis_names_are_its_samplers(name):
     """The solver of the name alone repeats the recorded run."""

@@ -25,6 +25,7 @@ MEASURED = list(dict.fromkeys(name for name, _ in ORDERED))
 
 
 # Every solver on one of the schedules at every run, on another with the slow tests, and on the rest at night.
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", MEASURED)
 def test_declared_order_is_the_measured_one(name):
     check_order(name, settings_of(name)[0])

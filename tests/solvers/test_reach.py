@@ -177,6 +177,7 @@ def worst(solver, n, schedule=EDM):
     return float(np.abs(gaussian_moments(plan, 0.0, stds)[1] / stds - 1.0).max())
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("schedule", [fs.EDM(), fs.VP(), fs.Flow()], ids=lambda s: type(s).__name__)
 def test_no_higher_order_is_worse_than_second_on_gaussians(schedule):
     second = {

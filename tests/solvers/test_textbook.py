@@ -28,6 +28,7 @@ one_step = partial(check_textbook, steps=1)
 
 # Every solver on two schedules with both ends at every run, others from solver to solver; the rest of the product with
 # the slow tests.
+@pytest.mark.thirds
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_textbook(name):
     in_each(two_of(name), check_textbook)

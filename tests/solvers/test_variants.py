@@ -229,6 +229,7 @@ def test_dpmpp_sde_by_the_split(setting, eta, r):
     close(run(fs.DPMSolver(2, "x0", eta, r=r, noise="split"), setting, here.knots), theirs)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("r", [0.25, 0.8])
 @pytest.mark.parametrize("prediction", ["x0", "eps"])
 def test_any_intermediate_point_is_second_order(prediction, r):

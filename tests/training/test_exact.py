@@ -130,6 +130,7 @@ def test_the_default_weighting_is_balanced():
     assert raw == {"eps": "simple", "x0": "simple", "v": "simple", "flow": "simple", "score": "sigma2", "edm": "edm"}
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     "prediction", [p if p in ("eps", "score") else pytest.param(p, marks=pytest.mark.slow) for p in PREDICTIONS]
 )

@@ -58,6 +58,7 @@ def test_a_kill_at_each_point_leaves_the_file_whole_or_absent(tmp_path, monkeypa
     assert Folder(tmp_path).read(NAME) == b"whole" and not hidden(tmp_path)
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("how", ["create", "create without links", "replace"])
 def test_a_kill_at_any_change_of_a_file_leaves_it_whole_or_absent(tmp_path, monkeypatch, how):
     """At each that Python tells of, in turn, until one run comes to its end."""

@@ -73,6 +73,7 @@ def comes_back(name, format):
         assert back.arrays[name].flags.c_contiguous and back.arrays[name].flags.aligned
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_changed_byte_and_every_truncation_is_found(format):
     data = encode(images(1, (1, 2, 3), labels=np.array([4])), format)

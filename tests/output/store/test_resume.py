@@ -334,6 +334,7 @@ def images(out):
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("png/**/*.png")}
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize("gathered", some((None, False), None))
 @pytest.mark.parametrize(
     ("first", "then"),

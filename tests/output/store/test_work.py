@@ -93,6 +93,7 @@ CUTS = [(n, shard, way) for way in WAYS for shard in (16, 64, 256) for n in (1, 
 QUICK = [(64, 16, way) for way in WAYS] + [(n, 64, in_parts) for n in (1, 7, 64)] + [(64, 256, in_any_order)]
 
 
+@pytest.mark.thirds
 @pytest.mark.parametrize(
     ("n", "shard", "way"),
     one_in(
