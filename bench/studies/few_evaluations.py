@@ -25,7 +25,6 @@ import fastscore as fs
 from bench.records import RESULTS, processor, publish
 from bench.studies import work_precision as study
 from fastscore import solvers as s
-from fastscore.engine.bind import fitting
 from fastscore.model.analytic import GaussianMixture, score_model
 from fastscore.solvers.names import named
 from fastscore.solvers.useful import useful
@@ -91,18 +90,7 @@ class FewCell(study.Cell):
     def choice(self, model: fs.ScoreModel) -> tuple[fs.Schedule, fs.Solver, Callable[[int], fs.Grid]]:
         """Return schedule, solver, and its default grid of so many steps."""
         schedule, solver = SCHEDULES[self.grid], SOLVERS[self.solver]
-        return schedule, solver, default_grids(model, schedule, solver)
-
-
-def default_grids(model: fs.ScoreModel, schedule: fs.Schedule, solver: fs.Solver) -> Callable[[int], fs.Grid]:
-    """Return what gives the default grid of so many steps."""
-
-    def grid(steps: int) -> fs.Grid:
-        found = fitting(model, schedule, solver, None, steps)
-        assert isinstance(found, fs.Grid)
-        return found
-
-    return grid
+        return schedule, solver, study.default_grids(model, schedule, solver)
 
 
 def part_of(mixture: GaussianMixture) -> GaussianMixture:
@@ -171,7 +159,7 @@ def image_table(records: list[dict], num: int) -> str:
     model = fs.load_model("fashion")
 
     def grid_of(solver: fs.Solver, steps: int) -> fs.Grid:
-        return default_grids(model, model.schedule, solver)(steps)
+        return study.default_grids(model, model.schedule, solver)(steps)
 
     found: dict[tuple[str, int], list[float]] = {}
     for r in records:
