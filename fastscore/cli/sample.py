@@ -23,7 +23,7 @@ from fastscore.cli.options import (
     solver_options,
 )
 from fastscore.cli.runs import draw_and_tell, run_options
-from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number
+from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, Sweeps
 from fastscore.process.names import TUNED
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--dtype", "old_dtype", type=Name(("auto", "fp32", "bf16")), hidden=True),
         click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),
+        click.option(
+            "--parallel",
+            type=Sweeps(),
+            help="Evaluate WINDOW steps of each sample in one network batch, by Picard sweeps, until a sweep changes a "
+            "state by at most TOLERANCE (0 if left out: as one after the other; its paper has 0.1).",
+        ),
         click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
         click.option(
             "--backend",
@@ -199,6 +205,7 @@ def make_sampler(
     guide: Guide | None = None,
 ) -> Sampler:
     """Return the sampler that the options describe."""
+    from fastscore.engine.picard import Picard
     from fastscore.guidance.mixture import Guidance
     from fastscore.sampler import Sampler
 
@@ -227,6 +234,7 @@ def make_sampler(
         grid=grid,
         steps=options["steps"] if grid == TUNED else None,
         clip=options["clip"],
+        parallel=None if options["parallel"] is None else Picard(*options["parallel"]),
         guidance=guidance,
         guide=guide,
         execution=execution,
