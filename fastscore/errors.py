@@ -35,11 +35,13 @@ class Coded(Exception):
 
 def nearest(name: object, names: Iterable[object]) -> str:
     """Return " (nearest: heun, heunpp2)" for a name that is not among some; nothing where none of them is near."""
-    from difflib import get_close_matches  # which nobody waits for who makes no mistake
+    from difflib import SequenceMatcher  # which nobody waits for who makes no mistake
 
-    known = {_folded(one): str(one) for one in names}
-    near = get_close_matches(_folded(name)[:60], known, n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(known[one] for one in near)})" if near else ""
+    said = _folded(name)[:60]
+    likeness = {str(one): SequenceMatcher(None, _folded(one), said).ratio() for one in names}
+    least = max(0.5, max(likeness.values(), default=0.0) - 0.2)
+    near = sorted((one for one in likeness if likeness[one] >= least), key=lambda one: -likeness[one])[:3]
+    return f" (nearest: {', '.join(near)})" if near else ""
 
 
 def _folded(name: object) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.types import Count, GridName, Interval, Name, Number, PresetName, Restarted, SolverName, shorten
+from fastscore.cli.known import PresetName
+from fastscore.cli.types import Count, GridName, Interval, Name, Number, Restarted, SolverName, shorten
 from fastscore.errors import nearest
 from fastscore.process.names import SCHEDULES, SETTINGS, TUNED
 from fastscore.solvers import names as n

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.groups import Grouped
+from fastscore.cli.known import MODEL
 from fastscore.cli.options import (
     BACKENDS,
     GRAPHS,
@@ -54,6 +55,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--guidance-model",
+            type=MODEL,
             help="Lead away from this worse model instead of from the null class (autoguidance).",
         ),
         click.option("--negative", type=Count(), help="Lead away from this class instead of from the null class."),
@@ -99,7 +101,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=Grouped)
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("-n", "--num", type=Count(0, 10**12), help="Number of samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fastscore.cli.known import DATA
 from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
 from fastscore.cli.types import Count, Interval, Name, Number, Out
 from fastscore.process.names import SCHEDULES
@@ -23,7 +24,7 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", type=DATA)
 @click.option(
     "--out",
     type=Out(),
@@ -194,7 +195,7 @@ def train(data: str, out: Path, **options: Any) -> None:
 
 
 @click.command("train-classifier")
-@click.argument("data")
+@click.argument("data", type=DATA)
 @click.option("--out", type=Out(), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the classifier in --out.")
 @click.option("--epochs", type=Count(1, 1000), default=6, show_default=True, help="Passes over the data.")

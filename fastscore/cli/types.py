@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from fastscore.errors import unknown
-from fastscore.process.names import TUNED, grid_name
+from fastscore.process.names import GRIDS, TUNED, grid_name
 from fastscore.solvers.names import grid_of
 
 
@@ -224,6 +225,10 @@ class Name(click.Choice):
 class GridName(Name):
     """The name of a grid, by any of its spellings; there are too many for the usage to list."""
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        return [CompletionItem(name) for name in (*GRIDS, TUNED) if name.startswith(incomplete.lower())]
+
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return what stands for the value in the usage."""
         return "NAME"
@@ -234,14 +239,6 @@ class GridName(Name):
             return TUNED if str(value).strip().lower() == TUNED else grid_name(shorten(value))
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
-
-
-class PresetName(Name):
-    """The name of a preset; too many for the usage."""
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what stands for the value in the usage."""
-        return "NAME"
 
 
 class SolverName(Name):

@@ -185,7 +185,8 @@ def merged(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     gone = {one for k, ones in _OWN.items() if k in given and given[k] != own.get(k) for one in ones}
     if is_adaptive(given.get("solver", own["solver"])):
         gone |= {"steps", "grid", "rho"}
-    said += [f"without its {k}" for k in own if k in gone - given.keys()]
+    left = [k for k in own if k in gone - given.keys()]
+    said += [f"without its {', '.join(left)}"] if left else []
     return {k: v for k, v in own.items() if k not in gone} | given, said
 
 
