@@ -27,6 +27,7 @@ from fastscore.cli.langevin import langevin
 from fastscore.cli.launch import launch
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
+from fastscore.cli.new import new
 from fastscore.cli.plan import plan
 from fastscore.cli.process import complete_streams, flush, orderly
 from fastscore.cli.sample import sample
@@ -57,7 +58,7 @@ def group(context: click.Context) -> None:
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
     plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
-    completion,
+    new, completion,
 ):  # fmt: skip
     group.add_command(command)
 
