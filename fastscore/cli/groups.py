@@ -47,10 +47,16 @@ class Grouped(click.Command):
     With --preset, options that were left out are those of the preset.
     """
 
+    @property
+    def topics(self) -> dict[str, str]:
+        """The title of each topic of this command, and of all."""
+        names = {p.name for p in self.params if isinstance(p, click.Option) and not p.hidden}
+        return {k: v for k, v in TOPICS.items() if names.intersection(GROUPS[v])} | {"all": "All"}
+
     def get_help_option(self, ctx: click.Context) -> click.Option:
         """Return --help, which may be followed by a topic."""
         names = self.get_help_option_names(ctx)
-        text = f"Show this message; or all of one topic: {', '.join(TOPICS)}, all."
+        text = f"Show this message; or all of one topic: {', '.join(self.topics)}."
         kind: Any = {"is_flag": False, "flag_value": "", "is_eager": True, "expose_value": False, "metavar": "[TOPIC]"}
         return click.Option(names, callback=_show, help=text, **kind)
 
@@ -81,7 +87,7 @@ class Grouped(click.Command):
             self.format_help_text(ctx, formatter)
             self.format_options(ctx, formatter)
         elif topic:
-            self._section(formatter, TOPICS[topic], self._records(ctx)[TOPICS[topic]])
+            self._section(formatter, self.topics[topic], self._records(ctx)[self.topics[topic]])
         else:
             self._everyday(ctx, formatter)
 
@@ -100,7 +106,7 @@ class Grouped(click.Command):
         records = self._records(ctx)
         for title, rows in records.items():
             self._section(formatter, title, {k: (v[0], _first(v[1])) for k, v in rows.items() if k in EVERYDAY})
-        more = [(f"--help {k}", ", ".join(_flags(records[v], EVERYDAY))) for k, v in TOPICS.items() if v in records]
+        more = [(f"--help {k}", ", ".join(_flags(records.get(v, {}), EVERYDAY))) for k, v in self.topics.items()]
         rows = [(flag, flags) for flag, flags in more if flags]
         with formatter.section("More"):
             formatter.write_dl([*rows, ("--help all", "every option, and all that there is to say")])
@@ -124,10 +130,11 @@ def _show(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     """Print the help of a topic and end; a word that is none, and near to none, is an argument of the command."""
     if value is None or ctx.resilient_parsing:
         return
-    topic = value.strip().lower()
-    if topic not in (*TOPICS, "all", ""):
-        if near := nearest(topic, (*TOPICS, "all")):
-            raise click.UsageError(f"--help {topic[:20]}{near}: its topics are {', '.join(TOPICS)} and all.", ctx)
+    assert isinstance(ctx.command, Grouped)
+    topic, topics = value.strip().lower(), ctx.command.topics
+    if topic and topic not in topics:
+        if near := nearest(topic, topics):
+            raise click.UsageError(f"--help {topic[:20]}{near}: its topics are {', '.join(topics)}.", ctx)
         topic = ""
     ctx.meta[_TOPIC] = topic
     click.echo(ctx.get_help(), color=ctx.color)

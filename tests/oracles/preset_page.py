@@ -10,8 +10,8 @@ from fastscore.solvers.presets import PRESETS, Preset
 PAGE = Path(fastscore.__file__).parent / "solvers" / "PRESETS.md"
 HEAD = """# Published settings by name
 
-Written by `python tests/oracles/preset_page.py`. `fastscore sample MODEL --preset NAME` samples as a paper, or its code,
-did; `fastscore plan --preset NAME` prints every coefficient of it, and `Sampler(model, **fs.preset(NAME))` is the same
+Written by `python tests/oracles/preset_page.py`. `fastscore sample MODEL --preset NAME` samples as a paper did, or its
+code; `fastscore plan --preset NAME` prints every coefficient of it, and `Sampler(model, **fs.preset(NAME))` is the same
 in Python. A preset is nothing but the options below: others on the command line take the place of its own, which is
 said, and what belongs to a solver, a schedule or a grid goes with it.
 
