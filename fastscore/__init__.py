@@ -113,7 +113,7 @@ if TYPE_CHECKING:
     )
     from fastscore.solvers.eta import EtaWindow
     from fastscore.solvers.names import solver
-    from fastscore.solvers.presets import ncsn, ncsnv2
+    from fastscore.solvers.presets import ncsn, ncsnv2, preset
     from fastscore.solvers.unipc import TauWindow
     from fastscore.training.settings import TrainConfig
     from fastscore.training.train import train
@@ -167,7 +167,7 @@ _HOME = {
     "ReverseDiffusion SASolver ScaledNoise ScoreSDE StochasticHeun UniPC Window",
     "solvers.eta": "EtaWindow",
     "solvers.names": "solver",
-    "solvers.presets": "ncsn ncsnv2",
+    "solvers.presets": "ncsn ncsnv2 preset",
     "training.settings": "TrainConfig",
     "training.train": "train",
     "solvers.unipc": "TauWindow",

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import cache, wraps
 from numbers import Integral, Real
@@ -31,6 +31,36 @@ class Coded(Exception):
     """An error that knows the exit code of a command that it ends, ``code``."""
 
     code = 70
+
+
+def nearest(name: object, names: Iterable[object]) -> str:
+    """Return " (nearest: heun, heunpp2)" for a name that is not among some; nothing where none of them is near."""
+    from difflib import SequenceMatcher  # which nobody waits for who makes no mistake
+
+    said = _folded(name)[:60]
+    likeness = {str(one): SequenceMatcher(None, _folded(one), said).ratio() for one in names}
+    least = max(0.5, max(likeness.values(), default=0.0) - 0.2)
+    near = sorted((one for one in likeness if likeness[one] >= least), key=lambda one: -likeness[one])[:3]
+    return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _folded(name: object) -> str:
+    return str(name).strip().replace("_", "-").replace(" ", "-").lower()
+
+
+def unknown(what: str, value: object, names: Iterable[object], more: str = "") -> ValueError:
+    """Return the error that a value is none of the names there are, the nearest of them first.
+
+    Args:
+        what: that the name is of: "solver".
+        value: what was given.
+        names: all that there are.
+        more: what else would do, after the names.
+    """
+    names = list(names)
+    return ValueError(
+        f"{what} = {short(value)}{nearest(value, names)} must be one of {', '.join(map(str, names))}{more}"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:

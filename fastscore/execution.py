@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import nn
 
-from fastscore.errors import short, typed
+from fastscore.errors import short, typed, unknown
 from fastscore.ops.backend import BACKENDS
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Execution:
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype = {short(self.dtype)} must be torch.float32 or torch.float64")
         if self.network not in NETWORKS:
-            raise ValueError(f"network = {self.network!r} must be one of {', '.join(NETWORKS)}")
+            raise unknown("network", self.network, NETWORKS)
         if self.backend not in BACKENDS:
-            raise ValueError(f"backend = {self.backend!r} must be one of {', '.join(BACKENDS)}")
+            raise unknown("backend", self.backend, BACKENDS)
         if self.graph not in ("auto", "off", *GRAPHS):
             raise ValueError(f"graph = {self.graph!r} must be auto, off, {' or '.join(GRAPHS)}")
         if self.ahead_of_time and self.dtype != torch.float32:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastscore.adapters.curves import Curves
 from fastscore.adapters.edm import from_edm
 from fastscore.adapters.wrapped import Out, wrap
+from fastscore.errors import unknown
 from fastscore.model.score import ScoreModel
 from fastscore.process.continuous import EDM, Flow
 from fastscore.process.parametrization import Parametrization
@@ -52,7 +53,7 @@ def from_denoiser(
     """
     kind = _kind(D) if kind is None else kind
     if kind not in KINDS:
-        raise ValueError(f"kind = {kind!r} must be one of {', '.join(KINDS)}")
+        raise unknown("kind", kind, KINDS)
     if kind == "edm":
         return from_edm(D, shape, call=call, sigma_min=sigma_min, sigma_max=sigma_max, **fields)
     if call is None and (fields.get("classes") or fields.get("cond_shape")):

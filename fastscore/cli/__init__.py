@@ -17,6 +17,8 @@ from contextlib import suppress
 import click
 
 from fastscore import __version__
+from fastscore.cli.commands import GREETING, Commands
+from fastscore.cli.completion import completion
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.export import export, merge
@@ -25,6 +27,7 @@ from fastscore.cli.langevin import langevin
 from fastscore.cli.launch import launch
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
+from fastscore.cli.new import new
 from fastscore.cli.plan import plan
 from fastscore.cli.process import complete_streams, flush, orderly
 from fastscore.cli.sample import sample
@@ -40,20 +43,22 @@ DEEPEST = 250  # levels of a path; what walks it stops at some 900
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, invoke_without_command=True
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="fastscore")
 @click.pass_context
 def group(context: click.Context) -> None:
     """Sample score-based generative models: fast, exact, reproducible to the bit."""
     if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
-        context.exit(2)
+        click.echo(GREETING, nl=False)
 
 
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
     plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
+    new, completion,
 ):  # fmt: skip
     group.add_command(command)
 
@@ -69,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
             _refuse_odd(words)
             code = group.main(words, prog_name="fastscore", standalone_mode=False, obj=list(words))
             flush()
-    except SystemExit as error:  # click's own way out of a broken pipe
-        _fail(141 if error.code == 1 else 70, "")
+    except SystemExit as error:  # click's own way out: of completions, and of a broken pipe
+        _fail({0: 0, 1: 141}.get(int(error.code or 0), 70), "")
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("FASTSCORE_TRACEBACK"):
             traceback.print_exc()

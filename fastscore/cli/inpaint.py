@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.groups import Grouped
+from fastscore.cli.known import DATA, MODEL
 from fastscore.cli.options import load, make_solver, value_range
 from fastscore.cli.runs import draw_and_tell
 from fastscore.cli.sample import drawing_options, make_execution, make_sampler, network_of
@@ -35,8 +36,8 @@ class Box(click.ParamType):
 
 
 @click.command(cls=Grouped)
-@click.argument("model")
-@click.argument("images")
+@click.argument("model", type=MODEL)
+@click.argument("images", type=DATA)
 @click.option(
     "--mask",
     type=click.Path(path_type=Path),

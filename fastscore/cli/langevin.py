@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastscore.cli.known import MODEL
 from fastscore.cli.options import device_option, load, option
 from fastscore.cli.types import Count, Name, Number, Out, shorten
 
@@ -26,7 +27,7 @@ STEPS, LEVEL_STEPS, THIN, TOY_SIGMA = 1000, 100, 10, 0.1
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", type=MODEL)
 @click.option("-n", "--num", type=Count(1, 1_000_000), default=64, show_default=True, help="Chains: ids 0 .. n-1.")
 @option("--method", Name(METHODS), "ula; mala, which needs a density; annealed, level by level.", "mala / ula")
 @option("--step", Number(0, open=True), "h of x + h score + sqrt(2 h) z.", "s^2 / 10, s the narrowest scale")

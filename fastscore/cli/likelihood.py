@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.groups import Grouped
+from fastscore.cli.known import DATA, MODEL
 from fastscore.cli.options import device_option, load, make_schedule, schedule_options, value_range
 from fastscore.cli.types import Count, GridName, Name, Number, Out
 from fastscore.process.names import GRIDS, SCHEDULES
@@ -21,8 +22,8 @@ ADAPTIVE, FIXED = ("dopri5", "bs32"), ("rk4", "midpoint", "heun", "euler")
 
 
 @click.command(cls=Grouped)
-@click.argument("model")
-@click.argument("data")
+@click.argument("model", type=MODEL)
+@click.argument("data", type=DATA)
 @click.option(
     "--split", type=Name(("train", "test")), default="test", show_default=True, help="Split of data that has both."
 )

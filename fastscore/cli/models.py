@@ -9,11 +9,10 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 
 import click
 
-FOLDER = Path(__file__).parents[1] / "models"
+from fastscore.cli.known import FOLDER
 
 
 @click.command()

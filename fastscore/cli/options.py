@@ -6,15 +6,19 @@ process/names.py and solvers/names.py. An option that was left out is None, and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.types import Count, GridName, Interval, Name, Number, SolverName
+from fastscore.cli.known import PresetName
+from fastscore.cli.types import Count, GridName, Interval, Name, Number, Restarted, SolverName, shorten
+from fastscore.errors import nearest
 from fastscore.process.names import SCHEDULES, SETTINGS, TUNED
 from fastscore.solvers import names as n
+from fastscore.solvers.presets import PRESETS, exact_grid
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +50,12 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose schedule, solver and grid."""
     options = [
         click.option(
+            "--preset",
+            type=PresetName(tuple(PRESETS)),
+            help="Schedule, solver and grid of a paper: edm-heun-18, song-ve-cifar10-pc, ddpm-1000, ..; see "
+            "fastscore/solvers/PRESETS.md. Other options replace its own.",
+        ),
+        click.option(
             "--solver",
             type=SolverName(n.SOLVERS),
             default=n.DEFAULT,
@@ -75,13 +85,31 @@ def solver_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--t-end", Number(), "Last time before sigma = 0; the schedule's own if left out."),
         schedule_options,
         option("--rho", Number(0.1, 1000), "Exponent of the grids karras, arctan and polyexponential.", n.RHO),
-        option("--eta", Number(0, 1000), f"Noise of ddim (0 .. 1), and of {', '.join(n.owning('eta')[1:])}."),
+        option(
+            "--eta",
+            Number(0, 1000),
+            "Noise of ddim (0 .. 1), and of solvers that draw some: em, sa, dpmpp-2m-sde, euler-ancestral, ..; any "
+            "other solver names them.",
+        ),
         option(
             "--eta-window",
             Interval("0.05,50", levels=True),
             "Levels sigma / alpha at which steps start that have this noise; the others have none.",
         ),
+        option("--s-churn", Number(0), "S_churn of edm-churn, by which each step goes back.", 40),
+        option("--s-min", Number(0), "Lowest level of edm-churn's noise.", 0.05),
+        option("--s-max", Number(0), "Highest level of edm-churn's noise.", 50),
         option("--s-noise", Number(0, 1000), "Factor on the noise of each step, of solvers that draw some."),
+        click.option(
+            "--restart",
+            type=Restarted(),
+            multiple=True,
+            callback=lambda context, parameter, value: value or None,
+            help="At sigma / alpha = LOW back up to HIGH by fresh noise and down again in STEPS, TIMES times: Restart, "
+            "around any solver with a grid; may be given more than once.",
+        ),
+        option("--order", Count(1, 4), f"Order of {', '.join(n.owning('order'))}; of others it is part of the name."),
+        option("--prediction", Name(("x0", "eps")), f"What {' and '.join(n.owning('prediction'))} extrapolate."),
         option("--variance", Name(VARIANCES), "Variance of ddpm and ancestral steps.", n.VARIANCE),
         option("--corrector", Name(n.CORRECTORS), "Langevin steps at each time.", "none"),
         option("--snr", Number(0, 1000, open=True), "Signal-to-noise ratio of the corrector.", n.SNR),
@@ -143,7 +171,7 @@ def make_solver(options: dict[str, Any]) -> Solver | Adaptive:
     """Return the solver of the options."""
     of_solver = (
         "eta", "eta_window", "variance", "rtol", "atol", "predictor", "corrector", "snr", "corrections", "norm",
-        "s_noise",
+        "s_churn", "s_min", "s_max", "s_noise", "restart", "order", "prediction",
     )  # fmt: skip
     return n.named(options["solver"], **{k: options[k] for k in of_solver})
 
@@ -167,6 +195,8 @@ def make_grid(
             if options[name] is not None:
                 raise ValueError(f"--{name.replace('_', '-')} changes a rule; leave it out with --grid {TUNED}")
         return TUNED
+    if options.get("preset") and (exact := exact_grid(options)) is not None:
+        return exact
     rules["spacing"] = rules["spacing"] or n.grid_of(options["solver"])
     if model is None:  # no network, so no torch
         from fastscore.solvers.grids import default_grid
@@ -187,8 +217,16 @@ def load(name: str, device: torch.device) -> ScoreModel:
         from fastscore.adapters.diffusers import from_diffusers
 
         return from_diffusers(name, solver=n.DEFAULT, device=device)[0]
-    from fastscore.model.folder import load_model
+    from fastscore.model.folder import BUNDLED, bundled, load_model
 
+    if not any(os.path.lexists(place / name / "config.json") for place in (BUNDLED, Path())):
+        from fastscore.model.analytic import NAMES
+
+        exact = [f"analytic:{one}" for one in NAMES]
+        raise ValueError(
+            f"model {shorten(name)!r}{nearest(name, [*bundled(), *exact])} is neither a bundled model "
+            f"({', '.join(bundled())}) nor a folder with a config.json, nor analytic:NAME; see `fastscore models`"
+        )
     return load_model(name, device)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.groups import Grouped
+from fastscore.cli.known import MODEL
 from fastscore.cli.options import (
     BACKENDS,
     GRAPHS,
@@ -23,7 +24,7 @@ from fastscore.cli.options import (
     solver_options,
 )
 from fastscore.cli.runs import draw_and_tell, run_options
-from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number
+from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, Sweeps
 from fastscore.process.names import TUNED
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--guidance-model",
+            type=MODEL,
             help="Lead away from this worse model instead of from the null class (autoguidance).",
         ),
         click.option("--negative", type=Count(), help="Lead away from this class instead of from the null class."),
@@ -75,6 +77,12 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--dtype", "old_dtype", type=Name(("auto", "fp32", "bf16")), hidden=True),
         click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),
+        click.option(
+            "--parallel",
+            type=Sweeps(),
+            help="Evaluate WINDOW steps of each sample in one network batch, by Picard sweeps, until a sweep changes a "
+            "state by at most TOLERANCE (0 if left out: as one after the other; its paper has 0.1).",
+        ),
         click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
         click.option(
             "--backend",
@@ -93,7 +101,7 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=Grouped)
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("-n", "--num", type=Count(0, 10**12), help="Number of samples: ids 0 .. n-1.  [default: 64]")
 @click.option("--ids", "--seeds", type=Ids(), help="Which samples instead: a list of ids and ranges, 0-63,100.")
 @click.option("--class", "label", type=Count(), help="Class of every sample; a random one each if left out.")
@@ -199,6 +207,7 @@ def make_sampler(
     guide: Guide | None = None,
 ) -> Sampler:
     """Return the sampler that the options describe."""
+    from fastscore.engine.picard import Picard
     from fastscore.guidance.mixture import Guidance
     from fastscore.sampler import Sampler
 
@@ -227,6 +236,7 @@ def make_sampler(
         grid=grid,
         steps=options["steps"] if grid == TUNED else None,
         clip=options["clip"],
+        parallel=None if options["parallel"] is None else Picard(*options["parallel"]),
         guidance=guidance,
         guide=guide,
         execution=execution,

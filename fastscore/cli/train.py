@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fastscore.cli.known import DATA
 from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
 from fastscore.cli.types import Count, Interval, Name, Number, Out
 from fastscore.process.names import SCHEDULES
@@ -19,11 +20,11 @@ LABELS = ("t", "t/T", "999t", "sigma", "log_sigma/4", "tanh")
 
 def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable[..., Any]:
     """Return an option that takes one of some names, its default in its help."""
-    return click.option(flag, type=click.Choice(names), default=default, show_default=True, help=text)
+    return click.option(flag, type=Name(names), default=default, show_default=True, help=text)
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", type=DATA)
 @click.option(
     "--out",
     type=Out(),
@@ -64,10 +65,10 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 @choice("--prediction", PREDICTIONS, "edm", "Quantity whose error --weighting simple takes; F itself with no scaling.")
 @click.option(
     "--scaling",
-    type=click.Choice(["unit", "none"]),
+    type=Name(["unit", "none"]),
     help="unit: input and output of unit variance; none: F is the prediction.  [default: unit]",
 )
-@click.option("--label", type=click.Choice(LABELS), help="Time label.  [default: tanh; with no scaling t/T]")
+@click.option("--label", type=Name(LABELS), help="Time label.  [default: tanh; with no scaling t/T]")
 @choice("--embedding", ["fourier", "sinusoidal", "learned"], "fourier", "Features of the time label.")
 @click.option("--sigma-data", type=Number(0, open=True), help="Standard deviation of the data.  [default: measured]")
 @choice(
@@ -78,12 +79,12 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 )
 @click.option(
     "--weighting",
-    type=click.Choice(["edm", "simple", "sigma2", "likelihood"]),
+    type=Name(["edm", "simple", "sigma2", "likelihood"]),
     help="Weight of the loss over time.  [default: edm; with no scaling sigma2 of a score, else simple]",
 )
 @click.option(
     "--times",
-    type=click.Choice(["uniform", "lognormal", "importance"]),
+    type=Name(["uniform", "lognormal", "importance"]),
     help="Distribution of training times.  [default: lognormal; for smld uniform]",
 )
 @click.option("--p-mean", type=Number(), help="Mean of ln sigma of lognormal times.  [default: ln(sigma_data) - 0.5]")
@@ -194,7 +195,7 @@ def train(data: str, out: Path, **options: Any) -> None:
 
 
 @click.command("train-classifier")
-@click.argument("data")
+@click.argument("data", type=DATA)
 @click.option("--out", type=Out(), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the classifier in --out.")
 @click.option("--epochs", type=Count(1, 1000), default=6, show_default=True, help="Passes over the data.")

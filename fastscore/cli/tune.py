@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastscore.cli.groups import Grouped
+from fastscore.cli.known import MODEL
 from fastscore.cli.options import NETWORKS, device_option, load, make_schedule, schedule_options
 from fastscore.cli.types import Count, Ids, Interval, Name, Number, Out, SolverName
 from fastscore.process.names import SCHEDULES, TUNED
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Grouped)
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--evaluations", type=Count(1, 1000), required=True, help="Of the network, a sample, without guidance.")
 @click.option("--solver", type=SolverName(n.SOLVERS), help="One without noise or tolerance.  [default: searched]")
 @click.option("--ids", type=Ids(), help="Samples to fit, of which each third is held out.  [default: 0-191]")

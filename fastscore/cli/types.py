@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from fastscore.process.names import TUNED, grid_name
+from fastscore.errors import unknown
+from fastscore.process.names import GRIDS, TUNED, grid_name
 from fastscore.solvers.names import grid_of
 
 
@@ -87,6 +89,45 @@ class Interval(click.ParamType):
             bound = "0 <= LO < HI" if self.levels else "LO < HI"
             self.fail(f"{shorten(value)!r} is not LO,HI with {bound} (example: {self.example}).", param, ctx)
         return low, high
+
+
+class Restarted(click.ParamType):
+    """A restart LOW,HIGH,STEPS,TIMES, the last two of which may be left out."""
+
+    name = "LOW,HIGH,STEPS,TIMES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Parse one restart."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([\d.e+-]{1,30}),([\d.e+-]{1,30})(?:,(\d{1,6}))?(?:,(\d{1,6}))?", str(value))
+        try:
+            low, high = (float(match[1]), float(match[2])) if match else (1.0, 0.0)
+        except ValueError:
+            low, high = 1.0, 0.0
+        counts = [int(k) for k in match.groups()[2:] if k is not None] if match else []
+        if not (0.0 < low < high < math.inf and all(counts)):
+            self.fail(f"{shorten(value)!r} is not LOW,HIGH,STEPS,TIMES (example: 0.06,0.3,5,6).", param, ctx)
+        return (low, high, *counts)
+
+
+class Sweeps(click.ParamType):
+    """Picard's WINDOW,TOLERANCE, the second of which may be left out."""
+
+    name = "WINDOW,TOLERANCE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
+        """Parse one pair."""
+        if isinstance(value, tuple):
+            return value
+        window, _, tolerance = str(value).partition(",")
+        try:
+            bound = float(tolerance or 0.0)
+        except ValueError:
+            bound = math.nan
+        if not re.fullmatch(r"\d{1,6}", window) or not int(window) or not 0.0 <= bound < math.inf:
+            self.fail(f"{shorten(value)!r} is not WINDOW,TOLERANCE (examples: 16 and 16,0.1).", param, ctx)
+        return int(window), bound
 
 
 class Out(click.ParamType):
@@ -173,15 +214,20 @@ class Name(click.Choice):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Parse one name; another one is refused in the words of the library."""
+        known = {self.normalize_choice(choice, ctx): choice for choice in self.choices}
         folded = self.normalize_choice(value, ctx)
-        if folded not in self.choices:
-            title = param.name if param else "name"
-            self.fail(f"{title} = {shorten(value)!r} must be one of {', '.join(map(str, self.choices))}.", param, ctx)
-        return folded
+        if folded not in known:
+            title = param.name or "name" if param else "name"
+            self.fail(f"{unknown(title, shorten(value), self.choices)}.", param, ctx)
+        return known[folded]
 
 
 class GridName(Name):
     """The name of a grid, by any of its spellings; there are too many for the usage to list."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        return [CompletionItem(name) for name in (*GRIDS, TUNED) if name.startswith(incomplete.lower())]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return what stands for the value in the usage."""

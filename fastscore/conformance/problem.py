@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.errors import unknown
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.continuous import Pair
 from fastscore.process.parametrization import LABELS, Parametrization, components
@@ -118,9 +119,9 @@ class Setting:
             ValueError: an unknown prediction or label, or a schedule without alpha and sigma.
         """
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction = {prediction!r} must be one of {', '.join(PREDICTIONS)}")
+            raise unknown("prediction", prediction, PREDICTIONS)
         if not callable(label) and label not in LABELS:
-            raise ValueError(f"label = {label!r} must be one of {', '.join(LABELS)}, or a function of the time")
+            raise unknown("label", label, LABELS, ", or a function of the time")
         if not isinstance(schedule, Schedule):
             if not (callable(getattr(schedule, "alpha", None)) and callable(getattr(schedule, "sigma", None))):
                 raise ValueError(f"schedule = {schedule!r} must have functions alpha(t) and sigma(t) of the time")

@@ -20,6 +20,7 @@ from fastscore.data.arrays import KINDS, Range, as_latents, channels_last, examp
 from fastscore.data.idx import idx_folder
 from fastscore.data.images import ALPHAS, SUFFIXES, image_folder, read_image
 from fastscore.data.toys import CIRCLES, TOYS, circles, toy
+from fastscore.errors import nearest
 
 FASHION_MNIST = "fashion-mnist"
 FASHION_MNIST_CLASSES = (
@@ -172,8 +173,11 @@ def load(
     elif path.suffix.lower() in SUFFIXES and path.exists():
         x = read_image(path, alpha)[None]
     else:
-        known = ", ".join((FASHION_MNIST, *TOYS, CIRCLES))
-        raise ValueError(f"data {source!r} is neither a known set ({known}) nor an image, a folder, .npy or .npz file")
+        known = (FASHION_MNIST, *TOYS, CIRCLES)
+        raise ValueError(
+            f"data {source!r}{nearest(source, known)} is neither a known set ({', '.join(known)}) nor an image, a "
+            "folder, .npy or .npz file"
+        )
     if not last or x.ndim == 3:
         x = channels_last(x, source, shape, "samples" in key)
     if shape is not None and value_range is None and x.dtype == np.uint8:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from fastscore.errors import unknown
+
 # Equal Gaussians of the tutorials: where they lie, and the standard deviation of each.
 _THIRDS = [(2.0 * math.cos(a), 2.0 * math.sin(a)) for a in (math.pi / 2, 7 * math.pi / 6, 11 * math.pi / 6)]
 _EIGHTHS = [(2.0 * math.cos(k * math.pi / 4), 2.0 * math.sin(k * math.pi / 4)) for k in range(8)]
@@ -46,7 +48,7 @@ def toy(name: str, n: int, seed: int = 0) -> NDArray[np.float32]:
     """
     name = name.replace("_", "-").lower()
     if name not in TOYS:
-        raise ValueError(f"toy set {name!r} must be one of {', '.join(TOYS)}")
+        raise unknown("toy set", name, TOYS)
     rng = np.random.default_rng([seed, _SETS.index(name)])
     if name in GAUSSIANS:
         means, std = GAUSSIANS[name]

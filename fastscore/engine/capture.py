@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastscore.engine.kind import Kind
 from fastscore.engine.loop import Loop, Outputs
+from fastscore.errors import unknown
 from fastscore.execution import GRAPHS
 
 Work = Callable[[], None]
@@ -135,7 +136,7 @@ class Graphed:
 
     def __init__(self, loop: Loop, recorder: Recorder, mode: str) -> None:
         if mode not in GRAPHS:
-            raise ValueError(f"graph = {mode!r} must be one of {', '.join(GRAPHS)}")
+            raise unknown("graph", mode, GRAPHS)
         self.loop, self.mode = loop, mode
         self.segments = [Segment(0, len(loop.kinds), 1)] if mode == "loop" else segments(loop.kinds)
         start = time.perf_counter()

@@ -11,7 +11,7 @@ from fastscore.engine.actor import Actor, Replay
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.rollout import FORMS, REDUCTIONS, Rollout, numbers_of
 from fastscore.engine.turn import keep_up
-from fastscore.errors import short, typed
+from fastscore.errors import short, typed, unknown
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import WINDOW_DRAW, NoiseKey
 from fastscore.output.progress import Told
@@ -59,7 +59,7 @@ def rollout(
     """
     for name, value, allowed in (("reduction", reduction, REDUCTIONS), ("form", form, FORMS)):
         if value not in allowed:
-            raise ValueError(f"{name} = {value!r} must be one of {', '.join(allowed)}")
+            raise unknown(f"{name}", value, allowed)
     if isinstance(ids, Request):
         request = sampler._fitting(ids)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from fastscore.errors import unknown
 from fastscore.execution import GRAPHS, Execution
 from fastscore.network.jit import Regional
 from fastscore.network.prepare import SMALL
@@ -146,7 +147,7 @@ def made(kind: Callable[..., Result], model: object, settings: dict[str, Any]) -
 def check_together(execution: Execution, parallel: bool, guided: bool, start: str, adaptive: bool) -> None:
     """Raise ValueError for settings that do not go together, whatever the model."""
     if start not in STARTS:
-        raise ValueError(f"start = {start!r} must be one of {', '.join(STARTS)}")
+        raise unknown("start", start, STARTS)
     if adaptive and parallel:
         raise ValueError("parallel sweeps over rows, which an adaptive solver has not; leave it out")
     if execution.graph not in GRAPHS:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.model.condition_shapes import Condition, Conditioned, checked_null
 from fastscore.model.conditions import constant, in_dtype
 from fastscore.model.score import ScoreModel
@@ -76,7 +76,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
-            raise ValueError(f"guidance rule = {self.rule!r} must be one of {', '.join(RULES)}")
+            raise unknown("guidance rule", self.rule, RULES)
         if isinstance(self.weight, tuple) and len(self.weight) == 1:
             object.__setattr__(self, "weight", self.weight[0])
         if not all(map(math.isfinite, self.weights)):

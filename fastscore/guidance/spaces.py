@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastscore.errors import unknown
+
 SPACES = ("x0", "eps", "flow", "v")
 
 
@@ -50,4 +52,4 @@ class Space:
 def check_space(rule: str, name: str) -> None:
     """Raise ValueError unless it is the name of a space."""
     if name not in SPACES:
-        raise ValueError(f"{rule}: space = {name!r} must be one of {', '.join(SPACES)}")
+        raise unknown(f"{rule}: space", name, SPACES)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastscore.data.toys import GAUSSIANS, TOYS, toy
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.model.condition_shapes import sizes
 from fastscore.model.score import ScoreModel
 from fastscore.process.continuous import Trig
@@ -184,7 +184,7 @@ def target_by_name(name: str) -> GaussianMixture | Empirical:
     """
     name = name.replace("_", "-").lower()
     if name not in NAMES:
-        raise ValueError(f"analytic model {name!r} must be one of {', '.join(NAMES)}")
+        raise unknown("analytic model", name, NAMES)
     if name in GAUSSIANS:
         return gaussians(name)
     if name in TOYS:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
 from fastscore.data.limits import MAX_CLASSES, regular_file
-from fastscore.errors import typed
+from fastscore.errors import nearest, typed
 from fastscore.files import atomic, write_text
 from fastscore.model.nets import build, outline
 from fastscore.model.score import ScoreModel
@@ -46,7 +46,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not os.path.lexists(file):
         names = ", ".join(bundled()) or "none"
-        raise ValueError(f"model {str(folder)!r} is neither a bundled model ({names}) nor a folder with a config.json")
+        near = nearest(folder, bundled())
+        raise ValueError(
+            f"model {str(folder)!r}{near} is neither a bundled model ({names}) nor a folder with a config.json"
+        )
     size = regular_file(file).stat().st_size
     if size > MAX_CONFIG:
         raise ValueError(

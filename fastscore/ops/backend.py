@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 
+from fastscore.errors import unknown
 from fastscore.kernels.cpu import fused, library
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref
@@ -99,7 +100,7 @@ def resolve(name: str, device: torch.device) -> Ops:
     if name == "auto":
         name = os.environ.get("FASTSCORE_BACKEND", "auto")
     if name not in BACKENDS:
-        raise ValueError(f"backend = {name!r} must be one of {', '.join(BACKENDS)}")
+        raise unknown("backend", name, BACKENDS)
     lack = triton_lack() if device.type == "cuda" else ""
     if name == "triton" and (device.type != "cuda" or lack):
         reason = lack or "it runs on CUDA devices"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastscore.errors import unknown
+
 ROUNDINGS = ("nearest", "floor")
 
 
@@ -18,6 +20,6 @@ def quantize_ref(x: Tensor, rounding: str = "nearest") -> Tensor:
         ValueError: an unknown rounding rule.
     """
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding = {rounding!r} must be one of {', '.join(ROUNDINGS)}")
+        raise unknown("rounding", rounding, ROUNDINGS)
     y = x * 127.5 + (128.0 if rounding == "nearest" else 127.5)
     return y.clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscore.errors import unknown
 from fastscore.ops.noise import Noise, NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
@@ -67,7 +68,7 @@ def langevin(
 def quantize(x: Tensor, rounding: str = "nearest") -> Tensor:
     """Turn images into bytes; see quantize_ref."""
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding = {rounding!r} must be one of {', '.join(ROUNDINGS)}")
+        raise unknown("rounding", rounding, ROUNDINGS)
     return torch.ops.fastscore.quantize(x, rounding)
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscore.errors import short
+from fastscore.errors import short, unknown
 from fastscore.kernels import abi
 from fastscore.plan.landing import end_labels
 from fastscore.plan.rows import NORMS, Plan, Row, Solver
@@ -34,7 +34,7 @@ def make_plan(solver: Solver, schedule: Schedule, t: Array, start: str = "prior"
     # A grid may start below T, where x has another length: that of data of variance one and its noise.
     length, top = (np.hypot(schedule.alpha(t), schedule.sigma(t)) for t in (first, schedule.T))
     if start not in (*STARTS, "base"):
-        raise ValueError(f"start = {start!r} must be one of {', '.join(STARTS)}")
+        raise unknown("start", start, STARTS)
     a, c = {
         "prior": (0.0, schedule.prior_std * float(length / top)),
         "data": (float(schedule.alpha(first)), float(schedule.sigma(first))),
@@ -233,7 +233,7 @@ def validate(plan: Plan) -> Plan:
                 raise ValueError(f"row {k} stores in slot {row.push}; there are {abi.SLOTS}")
             filled.add(row.push)
         if row.langevin is not None and row.langevin.norm not in NORMS:
-            raise ValueError(f"norm = {row.langevin.norm!r} must be one of {', '.join(NORMS)}")
+            raise unknown("norm", row.langevin.norm, NORMS)
     if plan.draws + len(plan.rows) > 1 << 24:  # those of a known part follow, one a row
         raise ValueError(f"{plan.draws} noise draws in {len(plan.rows)} rows; a plan has at most {1 << 24} of both")
     return plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from fastscore.errors import unknown
 from fastscore.process.beta import CosineBeta, ExponentialBeta, LinearBeta
 from fastscore.process.continuous import EDM, VE, VP, Flow, SubVP, Trig, TutorialVE
 from fastscore.process.discrete import DiscreteVE, DiscreteVP
@@ -47,7 +48,7 @@ def schedule_from_dict(data: dict[str, Any]) -> Any:
     values = dict(data)
     name = values.pop("name", None)
     if name not in _CLASSES:
-        raise ValueError(f"schedule name = {name!r} must be one of {', '.join(_CLASSES)}")
+        raise unknown("schedule name", name, _CLASSES)
     values = {k: schedule_from_dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     if "beta" in values and not callable(values["beta"]):
         raise ValueError(f"schedule {name}: beta = {values['beta']!r} must describe a noise rate")

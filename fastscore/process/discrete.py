@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.process.beta import CosineBeta, ordered
 from fastscore.process.schedule import Array, ones, table, zeros
 
@@ -167,7 +167,7 @@ def discrete_vp(
         edge = np.cos(CosineBeta()._angle(np.arange(n + 1) / n)) ** 2
         betas = np.minimum(1.0 - edge[1:] / edge[:-1], 0.999)
     else:
-        raise ValueError(f"discrete_vp: kind = {kind!r} must be one of linear, scaled-linear, cosine")
+        raise unknown("discrete_vp: kind", kind, ("linear", "scaled-linear", "cosine"))
     if zero_snr:
         if n < 2:
             raise ValueError(f"discrete_vp: n = {n} must be at least 2 with zero_snr")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from fastscore.errors import short, typed
+from fastscore.errors import short, typed, unknown
 
 if TYPE_CHECKING:
     from fastscore.process.schedule import Schedule
@@ -61,9 +60,7 @@ def listed(kind: str, name: str, names: tuple[str, ...]) -> str:
     found = str(name).strip().replace("_", "-").replace(" ", "-").lower()
     if found in names:
         return found
-    near = get_close_matches(found, names, n=3, cutoff=0.5)
-    nearest = f" (nearest: {', '.join(near)})" if near else ""
-    raise ValueError(f"{kind} = {short(name)}{nearest} must be one of {', '.join(names)}")
+    raise unknown(kind, name, names)
 
 
 def grid_name(name: str, kind: str = "grid", names: tuple[str, ...] = GRIDS) -> str:
@@ -127,9 +124,7 @@ def _named(name: str | None, default: Schedule) -> Schedule:
 
     if name is None:
         return c.VP() if isinstance(default, c.Trig) else default
-    name = name.replace("_", "-").lower()
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule = {name!r} must be one of {', '.join(SCHEDULES)}")
+    name = listed("schedule", name, SCHEDULES)
     schedule = {
         "vp": c.VP,
         "subvp": c.SubVP,

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
@@ -70,11 +70,11 @@ class Parametrization:
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction = {self.prediction!r} must be one of {', '.join(PREDICTIONS)}")
+            raise unknown("prediction", self.prediction, PREDICTIONS)
         if self.label not in LABELS:
-            raise ValueError(f"label = {self.label!r} must be one of {', '.join(LABELS)}")
+            raise unknown("label", self.label, LABELS)
         if self.scaling not in SCALINGS:
-            raise ValueError(f"scaling = {self.scaling!r} must be one of {', '.join(SCALINGS)}")
+            raise unknown("scaling", self.scaling, SCALINGS)
         if not 0.0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data = {self.sigma_data} must be positive")
 
@@ -134,7 +134,7 @@ def components(prediction: str, schedule: Schedule, t: ArrayLike) -> tuple[Array
         return -sigma, alpha
     if prediction == "flow":
         return schedule.dalpha(t), schedule.dsigma(t)
-    raise ValueError(f"prediction = {prediction!r} must be one of x0, eps, score, v, flow")
+    raise unknown("prediction", prediction, ("x0", "eps", "score", "v", "flow"))
 
 
 def convert(

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 
 NORMS = ("sample", "batch")
 Rows = tuple[tuple[float, ...], ...]
@@ -242,4 +242,4 @@ def _check(solver: Adaptive) -> None:
     if not 0.0 < solver.first < math.inf or solver.attempts < 1:
         raise ValueError(f"{name}: first = {solver.first} and attempts = {solver.attempts} must be positive")
     if solver.norm not in NORMS:
-        raise ValueError(f"{name}: norm = {solver.norm!r} must be one of {', '.join(NORMS)}")
+        raise unknown(f"{name}: norm", solver.norm, NORMS)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from fastscore import solvers as s
-from fastscore.errors import short
+from fastscore.errors import nearest, short, unknown
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def found(name: str, ours: tuple[str, ...]) -> Alias:
     """
     said, _, rest = str(name).rpartition(":")
     if said and spelled(said) not in OWNERS:
-        raise ValueError(f"solver = {short(name)}: {short(said)} must be one of {', '.join(OWNERS)}")
+        raise unknown(f"solver = {short(name)}: owner", said, OWNERS)
     tables = {owner: {spelled(k): alias for k, alias in table.items()} for owner, table in OWNERS.items()}
     own = {k: Alias(k) for k in ours}
     likely = [own, *tables.values()]
@@ -235,9 +234,8 @@ def found(name: str, ours: tuple[str, ...]) -> Alias:
             raise ValueError(f"solver = {short(name)} cannot be had: {alias.note}")
         if alias is not None:
             return replace(alias, grid=grid)
-    near = get_close_matches(text, dict.fromkeys(k for table in likely for k in table), n=3, cutoff=0.5)
-    nearest = f", nearest are {', '.join(near)};" if near else ";"
-    raise ValueError(f"solver = {short(name)} is nobody's name{nearest} it must be one of {', '.join(ours)}")
+    near = nearest(text, dict.fromkeys(k for table in likely for k in table))
+    raise ValueError(f"solver = {short(name)} is nobody's name{near}; it must be one of {', '.join(ours)}")
 
 
 def _owner(name: str) -> str | None:

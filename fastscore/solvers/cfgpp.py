@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.plan.cfgpp import called, with_cfgpp
 from fastscore.plan.rows import Row, Solver
 from fastscore.process.schedule import Array, Schedule, t_of_lam
@@ -83,7 +83,7 @@ class CFGPlusPlusVariant:
     def __post_init__(self) -> None:
         checked_eta("CFGPlusPlusVariant", self.eta)
         if self.form not in _FORMS:
-            raise ValueError(f"CFGPlusPlusVariant: form = {self.form!r} must be one of {', '.join(_FORMS)}")
+            raise unknown("CFGPlusPlusVariant: form", self.form, _FORMS)
         if self.form in ("2m", "ud10-ab") and self.eta:
             raise ValueError(f"CFGPlusPlusVariant: eta = {self.eta} belongs to res and 2s; leave it out")
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.plan.rows import NORMS, LangevinStep, Row
 from fastscore.process.schedule import Schedule
 
@@ -55,7 +55,7 @@ class Langevin:
     def __post_init__(self) -> None:
         _check(self.snr, self.corrections)
         if self.norm not in NORMS:
-            raise ValueError(f"norm = {self.norm!r} must be one of {', '.join(NORMS)}")
+            raise unknown("norm", self.norm, NORMS)
 
     def rows(self, schedule: Schedule, t: float, cleaner: float) -> list[Row]:
         scale = 2.0 * alpha_i(schedule, t, cleaner) * self.snr**2

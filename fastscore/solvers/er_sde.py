@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule
 from fastscore.solvers.exponential import (
@@ -78,8 +78,7 @@ class ERSDE:
         checked_order("ERSDE", self.order, 3)
         scale = self.noise_scale
         if not (scale in NOISE_SCALES if isinstance(scale, str) else 1.0 <= scale < math.inf):
-            names = ", ".join(NOISE_SCALES)
-            raise ValueError(f"ERSDE: noise_scale = {scale!r} must be one of {names}, or a power of rho from 1 on")
+            raise unknown("ERSDE: noise_scale", scale, NOISE_SCALES, ", or a power of rho from 1 on")
         if self.form not in FORMS:
             raise ValueError(f"ERSDE: form = {self.form!r} must be exact or taylor")
         if not 0 <= self.points <= 1 << 20:

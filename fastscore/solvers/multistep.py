@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.adams_weights import ipndm_v_weights, tab_moments, vp_time
@@ -96,7 +96,7 @@ class DPMMultistep:
         checked_prediction("DPMMultistep", self.prediction)
         checked_eta("DPMMultistep", self.eta, most=NOISES.get(self.noise, math.inf))
         if self.form not in FORMS:
-            raise ValueError(f"DPMMultistep: form = {self.form!r} must be one of {', '.join(FORMS)}")
+            raise unknown("DPMMultistep: form", self.form, FORMS)
         if self.noise not in NOISES or (self.noise == "split" and self.prediction != "x0"):
             raise ValueError(f"DPMMultistep: noise = {self.noise!r} must be sde, or split with prediction x0")
         self._reach()

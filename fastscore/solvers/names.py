@@ -6,11 +6,12 @@ A new solver is known to both by its line in the table here. Importing it costs 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastscore import solvers as s
-from fastscore.errors import typed
+from fastscore.errors import short, typed
+from fastscore.process.names import listed
 from fastscore.solvers.aliases import Alias, found
 
 if TYPE_CHECKING:
@@ -32,20 +33,22 @@ _PLANNED: dict[str, Maker] = {
     "midpoint": lambda: s.RK2(),
     "rk4": lambda: s.RK4(),
     "implicit-midpoint": lambda: s.ImplicitMidpoint(),
-    "edm-churn": lambda s_noise=1.003: s.Churn(noise=s_noise),
+    "edm-churn": lambda s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003: s.Churn(
+        s.Heun(), s_churn, s_min, s_max, s_noise
+    ),
     "dpm-1": lambda: s.DPMSolver(1),
     "dpm-2": lambda: s.DPMSolver(2),
     "dpm-3": lambda: s.DPMSolver(3),
-    "dpm-fast": lambda: s.DPMFast(),
+    "dpm-fast": lambda prediction="eps": s.DPMFast(prediction),
     "dpm-2m": lambda: s.DPMMultistep(2, "eps", "paper"),
     "dpm-3m": lambda: s.DPMMultistep(3, "eps"),
     "dpmpp-2s": lambda: s.DPMSolver(2, "x0"),
     "dpmpp-3s": lambda: s.DPMSolver(3, "x0"),
     "dpmpp-3m": lambda: s.DPMMultistep(3),
-    "deis": lambda: s.DEIS(),
-    "deis-tab": lambda: s.DEIS(3, "tab"),
-    "lms": lambda: s.LMS(reach=0.5 * math.pi),
-    "unipc": lambda: s.UniPC(),
+    "deis": lambda order=3: s.DEIS(order),
+    "deis-tab": lambda order=3: s.DEIS(order, "tab"),
+    "lms": lambda order=4: s.LMS(order, reach=0.5 * math.pi),
+    "unipc": lambda order=2, prediction="x0": s.UniPC(order, prediction=prediction),
     "sa": lambda eta=1.0: s.SASolver(tau=eta),
     "euler-ancestral": lambda eta=1.0: s.AncestralSplit(s.DDIM(), eta),
     "dpm-2-ancestral": lambda eta=1.0: s.AncestralSplit(s.DPMSolver(2), eta),
@@ -84,8 +87,8 @@ _PLANNED: dict[str, Maker] = {
     "af3": lambda s_noise=1.003: s.AlphaFold3(noise_scale=s_noise),
     "pndm": lambda: s.PNDM(),
     "plms": lambda: s.PNDM(prk=False),
-    "ipndm": lambda: s.IPNDM(),
-    "ipndm-v": lambda: s.LMS(reach=0.5 * math.pi),
+    "ipndm": lambda order=4: s.IPNDM(order),
+    "ipndm-v": lambda order=4: s.LMS(order, reach=0.5 * math.pi),
     "gradient-estimation": lambda: s.GradientEstimation(),
     "heunpp2": lambda: s.HeunPP(),
     "none": lambda: None,
@@ -135,7 +138,13 @@ def named(
     snr: float | None = None,
     corrections: int | None = None,
     norm: str | None = None,
+    s_churn: float | None = None,
+    s_min: float | None = None,
+    s_max: float | None = None,
     s_noise: float | None = None,
+    order: int | None = None,
+    prediction: str | None = None,
+    restart: Sequence[Sequence[float]] | None = None,
 ) -> Solver | Adaptive:
     """Return a solver by its name. An option that is None counts as left out.
 
@@ -151,8 +160,14 @@ def named(
         corrector: Langevin steps at each time, after any solver with a grid; one of CORRECTORS.
         snr, corrections: of the corrector: signal-to-noise ratio, positive, and steps a time, at least 1.
         norm: of langevin: "sample", "batch", "expected" or "tutorial"; score-sde has its own.
+        s_churn, s_min, s_max: of edm-churn: S_churn, at least 0 (40), and the levels sigma / alpha from which to which
+            it adds noise (0.05 and 50).
         s_noise: factor on the noise of any solver with a grid that draws some, at least 0 (1 if left out; 1.003 of
             edm-churn); a corrector's noise stays. See ScaledNoise.
+        order: of deis, deis-tab, lms, unipc, ipndm and ipndm-v; the others' orders are in their names.
+        prediction: what unipc and dpm-fast extrapolate, "x0" or "eps".
+        restart: (low, high, steps, times) for each Interval of Restart around any solver with a grid; the last two may
+            be left out, 3 and 1.
 
     Raises:
         ValueError: an unknown name, an option that belongs to other solvers, or a value out of range.
@@ -164,8 +179,9 @@ def named(
         known, maker, noisy = str(name), alias.solver, alias.noisy
     options = {
         "eta": eta, "eta_window": eta_window, "variance": variance, "rtol": rtol, "atol": atol,
-        "predictor": predictor, "corrector": corrector,
-        "snr": snr, "corrections": corrections, "norm": norm, "s_noise": s_noise,
+        "predictor": predictor, "corrector": corrector, "snr": snr, "corrections": corrections, "norm": norm,
+        "s_churn": s_churn, "s_min": s_min, "s_max": s_max, "s_noise": s_noise, "order": order,
+        "prediction": prediction, "restart": restart,
     }  # fmt: skip
     options = {k: v for k, v in options.items() if v is not None}
     own = _options(maker)
@@ -175,8 +191,9 @@ def named(
     steps = _corrector(
         known, corrector, SNR if snr is None else snr, CORRECTIONS if corrections is None else corrections, norm
     )
+    again = () if restart is None else _intervals(restart)
     if known == "score-sde":
-        return s.ScoreSDE(_listed("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
+        return s.ScoreSDE(listed("predictor", predictor or PREDICTOR, PREDICTORS).replace("-", "_"), steps)
     if known == "none" and steps is None:
         raise ValueError("solver none needs a corrector: langevin or ald")
     if eta_window is not None:
@@ -185,6 +202,7 @@ def named(
         options["eta"] = EtaWindow(*eta_window, 1.0 if eta is None else eta, of="ratio")
     assert callable(maker)
     solver = maker(**{k: options[k] for k in own if k in options})
+    solver = s.Restart(again, solver) if again else solver
     if s_noise is not None and "s_noise" not in own:
         solver = s.ScaledNoise(solver, s_noise)
     return solver if steps is None else s.PredictorCorrector(solver, steps)
@@ -206,16 +224,21 @@ def grid_of(name: str) -> str | None:
     return _alias(name).grid
 
 
+def is_adaptive(name: str) -> bool:
+    """Return whether the solver of a name chooses its own steps, and so has no grid."""
+    return _alias(name).solver in ADAPTIVE
+
+
 def _alias(name: str) -> Alias:
     """Return what a name stands for, ours or another project's; ValueError for one that nobody has."""
-    listed = str(name).replace("_", "-").lower()
-    return Alias(listed) if listed in SOLVERS else found(name, SOLVERS)
+    ours = str(name).replace("_", "-").lower()
+    return Alias(ours) if ours in SOLVERS else found(name, SOLVERS)
 
 
 def _corrector(
     solver: str, name: str | None, snr: float, corrections: int, norm: str | None
 ) -> Langevin | AnnealedLangevin | None:
-    name = _listed("corrector", name or "none", CORRECTORS)
+    name = listed("corrector", name or "none", CORRECTORS)
     if name == "none":
         return None
     if name == "ald":
@@ -223,12 +246,12 @@ def _corrector(
     return s.Langevin(snr, corrections, "batch" if solver == "score-sde" else norm or NORM)
 
 
-def _listed(kind: str, name: str, names: tuple[str, ...]) -> str:
-    """Return a name as it is listed; raise ValueError for another one."""
-    listed = str(name).replace("_", "-").lower()
-    if listed not in names:
-        raise ValueError(f"{kind} = {name!r} must be one of {', '.join(names)}")
-    return listed
+def _intervals(restart: Any) -> tuple[Any, ...]:
+    """Return restarts of (low, high, steps, times), the last two of which may be left out."""
+    try:
+        return tuple(s.Interval(*one) for one in restart)
+    except TypeError:  # no sequence, or one of another length
+        raise ValueError(f"restart = {short(restart)} must be a list of (low, high, steps, times)") from None
 
 
 def _options(maker: object) -> tuple[str, ...]:
@@ -247,10 +270,10 @@ def _refuse_unused(name: str, own: tuple[str, ...], noisy: bool, options: Mappin
     corrector = str(options.get("corrector", "none")).lower()
     noisy = noisy or (name == "ddim" and options.get("eta", 0.0) != 0.0)
     etas = ", ".join(owning("eta"))
+    planned = name not in (*_ADAPTIVE, "score-sde", "none")
     uses = {
         "eta": ("eta" in own, f"the solvers {etas}"),
         "eta_window": ("eta" in own and noisy, f"the solvers {etas}; of ddim with eta > 0"),
-        "variance": ("variance" in own, "the solvers ddpm and ancestral"),
         "rtol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
         "atol": (name in _ADAPTIVE, f"the solvers {', '.join(ADAPTIVE)}"),
         "predictor": (name == "score-sde", "the solver score-sde"),
@@ -258,9 +281,14 @@ def _refuse_unused(name: str, own: tuple[str, ...], noisy: bool, options: Mappin
         "snr": (corrector != "none", "the correctors langevin and ald"),
         "corrections": (corrector != "none", "the correctors langevin and ald"),
         "norm": (corrector == "langevin" and name != "score-sde", "the corrector langevin"),
-        "s_noise": (noisy, f"the solvers that draw noise on a grid: ddim with eta > 0, {', '.join(_NOISY)}"),
+        "s_noise": (
+            noisy or (planned and "restart" in options),
+            f"the solvers that draw noise on a grid: ddim with eta > 0, any with restarts, {', '.join(_NOISY)}",
+        ),
+        "restart": (planned, "solvers with a grid, but for score-sde and none"),
     }
     for option in options:
-        applies, owner = uses[option]
+        owners = owning(option)
+        applies, owner = uses.get(option, (option in own, f"the solver{'s'[: len(owners) - 1]} {', '.join(owners)}"))
         if not applies:
             raise ValueError(f"{option} belongs to {owner}; leave it out with solver {name}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.plan.rows import Row
 from fastscore.process.beta import LinearBeta
 from fastscore.process.continuous import VE, VP, SubVP
@@ -56,7 +56,7 @@ class ScoreSDE:
 
     def __post_init__(self) -> None:
         if self.predictor not in PREDICTORS:
-            raise ValueError(f"predictor = {self.predictor!r} must be one of {', '.join(PREDICTORS)}")
+            raise unknown("predictor", self.predictor, PREDICTORS)
         if self.probability_flow and self.predictor == "ancestral_sampling":
             raise ValueError("ancestral_sampling has no probability flow; use euler_maruyama or reverse_diffusion")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from fastscore.errors import short, typed
+from fastscore.errors import short, typed, unknown
 from fastscore.plan.rows import Row
 from fastscore.process.schedule import Array, Schedule, lam
 from fastscore.solvers.eta import EtaWindow, checked_eta, etas_of
@@ -76,7 +76,7 @@ class UniPC:
         checked_order("UniPC", self.p, 3)
         checked_prediction("UniPC", self.prediction)
         if self.variant not in VARIANTS:
-            raise ValueError(f"UniPC: variant = {self.variant!r} must be one of {', '.join(VARIANTS)}")
+            raise unknown("UniPC: variant", self.variant, VARIANTS)
         steps = self.disable_corrector
         if not isinstance(steps, tuple | list) or not all(isinstance(k, int) and k >= 0 for k in steps):
             raise ValueError(f"UniPC: disable_corrector = {short(steps)} must be numbers of steps, from 0 on")

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscore.errors import unknown
 from fastscore.process.discrete import DiscreteVE
 from fastscore.process.parametrization import Parametrization, components, convert
 from fastscore.process.schedule import Array, Schedule, diffuse, g2, lam, remembered, t_of_lam
@@ -83,7 +84,7 @@ def weights(weighting: Weighting, schedule: Schedule, parametrization: Parametri
         if not np.all(np.isfinite(rate)) or np.any(rate < 0.0):
             raise ValueError(f"weighting: lambda(t) must be finite and at least 0, but is {rate.min()} .. {rate.max()}")
     else:
-        raise ValueError(f"weighting = {weighting!r} must be one of {', '.join(WEIGHTINGS)}, or a function of t")
+        raise unknown("weighting", weighting, WEIGHTINGS, ", or a function of t")
     with np.errstate(invalid="ignore"):
         return np.where(score > 0.0, score * rate, 0.0)
 
@@ -146,7 +147,7 @@ def sample_times(
         low, high = max(low, min(mean - 8.0 * std, high)), min(high, max(mean + 8.0 * std, low))
         log_sigma, knots = _inverse(schedule, low, high)
         return np.interp(mean + std * normal, log_sigma, knots)
-    raise ValueError(f"times = {times!r} must be one of {', '.join(TIMES)}")
+    raise unknown("times", times, TIMES)
 
 
 @remembered

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastscore.data.load import Dataset
+from fastscore.errors import unknown
 from fastscore.model.nets.embedding import EMBEDDINGS
 from fastscore.process.continuous import TutorialVE
 from fastscore.process.parametrization import Parametrization
@@ -79,7 +80,7 @@ def describe(
     if net != "transformer" and not ordered:
         raise ValueError(f"--unordered belongs to --net transformer; leave it out with --net {net}")
     if embedding not in EMBEDDINGS:
-        raise ValueError(f"embedding = {embedding!r} must be one of {', '.join(EMBEDDINGS)}")
+        raise unknown("embedding", embedding, EMBEDDINGS)
     scale = label_scale(embedding, schedule, parametrization)
     time = {} if (embedding, scale) == ("fourier", 1.0) else {"embedding": embedding, "scale": scale}
     if net == "transformer":

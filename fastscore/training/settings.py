@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastscore.errors import short, typed
+from fastscore.errors import typed, unknown
 from fastscore.training import losses
 
 
@@ -90,7 +90,7 @@ class TrainConfig:
             if not (isinstance(value, str) and value in choices) and not (
                 (name in ("weighting", "times") and value is None) or (name == "weighting" and callable(value))
             ):
-                raise ValueError(f"{name} = {short(value)} must be one of {', '.join(choices)}")
+                raise unknown(f"{name}", value, choices)
 
     def lr_at(self, seen: int) -> float:
         """Return the learning rate after ``seen`` images."""

@@ -15,7 +15,7 @@ BAD = {
     "negative": ("sample analytic:gaussian -n -3 --out {out}", "-3"),
     "solver": (
         "sample analytic:gaussian --solver ddimm --out {out}",
-        "solver = 'ddimm' is nobody's name, nearest are ddim",
+        "solver = 'ddimm' is nobody's name (nearest: ddim",
     ),
     "option": ("sample analytic:gaussian --step 5 --out {out}", "No such option"),
     "no out": ("sample analytic:gaussian", "--out"),

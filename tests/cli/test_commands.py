@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from contextlib import redirect_stdout
 
 import click
 import numpy as np
 import pytest
 
 from fastscore.cli import group
-from fastscore.cli.groups import GROUPS, Grouped
+from fastscore.cli.groups import EVERYDAY, GROUPS, Grouped
+from fastscore.cli.sample import sample
 from fastscore.cli.types import Count
 from fastscore.solvers.names import ADAPTIVE, SOLVERS
 
@@ -110,23 +114,44 @@ def test_every_command_has_help(run, command):
     assert "Usage: fastscore" in said
 
 
-def test_help_sorts_options_by_what_they_say():
+def helped(command, topic=""):
+    """Return the lines of a command's help, of one topic."""
+    with pytest.raises(click.exceptions.Exit), redirect_stdout(io.StringIO()) as said:
+        command.make_context(command.name, ["--help", *([topic] if topic else [])], max_content_width=100)
+    return said.getvalue().splitlines()
+
+
+def flags_of(lines):
+    """Return the first long flag of each option that lines describe, from the first title on."""
+    lines = lines[next(k for k, line in enumerate(lines) if re.fullmatch(r"\w.*:", line)) :]
+    return {re.findall(r"--[\w-]+", line)[0] for line in lines if re.match(r"  -", line) and "--help " not in line}
+
+
+def test_help_shows_every_option_under_some_topic_and_each_fits_a_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     grouped = [command for command in group.commands.values() if isinstance(command, Grouped)]
-    assert [command.name for command in grouped] == ["sample", "inpaint", "plan", "tune", "likelihood"]
+    assert {"sample", "inpaint", "plan", "tune", "likelihood"} <= {command.name for command in grouped}
     for command in grouped:
-        context = click.Context(command, help_option_names=["-h", "--help"])
-        texts = []
-        for kind in (Grouped, click.Command):
-            formatter = click.HelpFormatter(width=200)
-            kind.format_options(command, context, formatter)
-            texts.append(formatter.getvalue())
-        sorted_lines, lines = ({line.strip() for line in text.splitlines() if line[:1] == " "} for text in texts)
-        flags = [{line.split("  ")[0] for line in part if line.startswith("-")} for part in (sorted_lines, lines)]
-        assert flags[0] == flags[1] and len(flags[0]) > 5  # each of them once, none lost
-        titles = [line[:-1] for line in texts[0].splitlines() if line.endswith(":") and line[:1] != " "]
-        assert titles == [title for title in (*GROUPS, "Options") if title in titles] and len(titles) > 2
-        rest = texts[0].split("\nOptions:")[1]
-        assert [line.split()[0] for line in rest.splitlines() if line.strip()] == ["-h,"], rest
+        options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+        expected = {next(flag for flag in p.opts if flag.startswith("--")) for p in options}
+        pages = {topic: helped(command, topic) for topic in command.topics if topic != "all"}
+        assert set.union(*(flags_of(page) for page in pages.values())) == expected
+        assert flags_of(helped(command, "all")) == expected
+        short = helped(command)
+        everyday, more = "\n".join(short).split("\nMore:\n")
+        named = set(re.findall(r"--[\w-]+", more.replace("-\n" + " " * 19, "-"))) - {"--help"}
+        assert named == expected - flags_of(everyday.splitlines())  # the rest is named, under its topic
+        assert max(len(page) for page in (*pages.values(), short)) <= 50
+        assert not [line for line in short if len(line) > 100]
+    assert "    fastscore sample fashion -n 64 --class 3 --guidance 2 --out dresses" in helped(sample)
     names = [name for names in GROUPS.values() for name in names]
-    assert len(names) == len(set(names))
+    assert len(names) == len(set(names)) and set(EVERYDAY) <= set(names)
     assert set(names) <= {p.name for command in grouped for p in command.params}
+
+
+def test_a_topic_may_be_misspelt_or_none(run):
+    code, _, error = run("sample", "--help", "sovler")
+    assert code == 2 and "(nearest: solver)" in error
+    code, said, _ = run("sample", "-h", "fashion")
+    assert code == 0 and "More:" in said
+    assert run("sample", "-h", "SOLVER")[1] == run("sample", "--help", "solver")[1] != said

@@ -90,8 +90,8 @@ def test_options_are_those_of_the_solver():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dpmpp_9m", r"nobody's name, nearest are dpmpp-[23]m, dpmpp-[23]m"),
-        ("comfyui:res_multi", r"nearest are res-multistep"),
+        ("dpmpp_9m", r"nobody's name \(nearest: dpmpp-[23]m, dpmpp-[23]m"),
+        ("comfyui:res_multi", r"nearest: res-multistep"),
         ("comfy:euler", r"must be one of comfyui, k-diffusion, a1111, diffusers"),
         ("", r"must be one of dpmpp-2m"),
         ("comfyui:", r"must be one of dpmpp-2m"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastscore.adapters.diffusers.library import library
-from fastscore.errors import short
+from fastscore.errors import short, unknown
 from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.thresholds import Quantile, StaticThreshold
 
@@ -75,7 +75,7 @@ def prediction_of(config: Mapping[str, Any]) -> str:
     """Return what the network of a config predicts, by the name that it has here."""
     kind = config["prediction_type"]
     if kind not in PREDICTIONS:
-        raise ValueError(f"prediction_type = {kind!r} must be one of {', '.join(PREDICTIONS)}")
+        raise unknown("prediction_type", kind, PREDICTIONS)
     return PREDICTIONS[kind]
 
 

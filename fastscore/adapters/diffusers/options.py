@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fastscore import solvers
-from fastscore.errors import short
+from fastscore.errors import short, unknown
 from fastscore.plan.rows import Solver
 from fastscore.solvers.adaptive import Adaptive
 from fastscore.solvers.names import ADAPTIVE, DEFAULT, SOLVERS, named
@@ -77,7 +77,7 @@ def _built(value: Any) -> Any:
         return value
     name = value.get("name")
     if name not in solvers.__all__:
-        raise ValueError(f"solver name = {name!r} must be one of {', '.join(solvers.__all__)}")
+        raise unknown("solver name", name, solvers.__all__)
     try:
         return getattr(solvers, name)(**{k: _built(v) for k, v in value.items() if k != "name"})
     except TypeError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscore.errors import short
+from fastscore.errors import short, unknown
 from fastscore.process.continuous import EDM, Flow
 from fastscore.process.discrete import DiscreteVP
 from fastscore.process.schedule import Array, Schedule, table
@@ -92,7 +92,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
     if kind == "sigmoid":  # GeoDiff's
         return torch.sigmoid(torch.linspace(-6.0, 6.0, n, dtype=torch.float32)) * (high - low) + low
     if kind not in BETAS:
-        raise ValueError(f"beta_schedule = {kind!r} must be one of {', '.join(BETAS)}")
+        raise unknown("beta_schedule", kind, BETAS)
     bar = _cosine if kind == "squaredcos_cap_v2" else _laplace
     return torch.tensor([min(1.0 - bar((i + 1) / n) / bar(i / n), 0.999) for i in range(n)], dtype=torch.float32)
 

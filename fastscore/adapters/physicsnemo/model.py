@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.model.conditions import finite
 from fastscore.model.score import ScoreModel
 from fastscore.network.surroundings import behind
@@ -175,7 +175,7 @@ def from_physicsnemo(
             mean of another shape or not finite.
     """
     if predicts not in PREDICTS:
-        raise ValueError(f"predicts = {predicts!r} must be one of {', '.join(PREDICTS)}")
+        raise unknown("predicts", predicts, PREDICTS)
     if mean is not None and (tuple(mean.shape) != tuple(shape) or not bool(finite("mean", mean[None]).numel())):
         raise ValueError(f"mean has shape {tuple(mean.shape)}; it must be that of a sample, {tuple(shape)}")
     net = Called(network, convention(network))

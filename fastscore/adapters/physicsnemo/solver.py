@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastscore.adapters.host import HostSteps
 from fastscore.adapters.physicsnemo.model import PREDICTS, schedule_of
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.ops.noise import NoiseKey
 from fastscore.plan.rows import Row
 from fastscore.plan.rows import Solver as Planned
@@ -77,7 +77,7 @@ class Solver:
         ids: Any = None,
     ) -> None:
         if predicts not in PREDICTS:
-            raise ValueError(f"predicts = {predicts!r} must be one of {', '.join(PREDICTS)}")
+            raise unknown("predicts", predicts, PREDICTS)
         self.predictor, self.schedule, self.seed, self.ids, self.drawn = predictor, schedule_of(scheduler), seed, ids, 0
         self.steps = HostSteps(solver, self.schedule, Parametrization(PREDICTS[predicts], "t"), grid, steps)
         self.time_steps = torch.tensor(self.steps.knots, dtype=torch.float64)

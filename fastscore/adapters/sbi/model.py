@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
-from fastscore.errors import typed
+from fastscore.errors import typed, unknown
 from fastscore.model.score import ScoreModel
 from fastscore.process.beta import LinearBeta
 from fastscore.process.continuous import VE, VP, Flow, SubVP
@@ -216,7 +216,7 @@ def _check(estimator: Any, x: Tensor | None, iid: str | None, guidance: str | No
     if x is None and (iid is not None or guidance is not None):
         raise ValueError("iid and guidance belong to the posterior of given observations: from_sbi(posterior, x, ..)")
     if iid is not None and iid not in IID:
-        raise ValueError(f"iid = {iid!r} must be one of {', '.join(IID)}")
+        raise unknown("iid", iid, IID)
     if x is not None and len(x) > 1 and iid is None:
         raise ValueError(
             f"x holds {len(x)} observations: of the same parameters? then say how, iid='auto_gauss'; of their own? "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastscore.data.limits import fits_memory
+from fastscore.errors import unknown
 from fastscore.model.nets.classifier import Classifier
 from fastscore.model.nets.mlp import MLP
 from fastscore.model.nets.scorenet import ScoreNet
@@ -79,7 +80,7 @@ def _made(spec: dict[str, Any]) -> nn.Module:
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
     name = arguments.pop("name", None)
     if name not in NETS:
-        raise ValueError(f"net name = {name!r} must be one of {', '.join(NETS)}")
+        raise unknown("net name", name, NETS)
     try:
         return NETS[name](**arguments)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastscore.errors import unknown
+
 
 class FourierFeatures(nn.Module):
     """[sin 2 pi W c, cos 2 pi W c] with W ~ N(0, scale^2), drawn once and saved with the weights.
@@ -80,7 +82,7 @@ def time_features(embedding: str, features: int, scale: float) -> nn.Module:
         case "learned":
             return LearnedFeatures(features, scale)
         case _:
-            raise ValueError(f"embedding = {embedding!r} must be one of {', '.join(EMBEDDINGS)}")
+            raise unknown("embedding", embedding, EMBEDDINGS)
 
 
 def _keep_float32(features: Any, apply: Callable[[], Any]) -> Any:

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscore.errors import short
+from fastscore.errors import unknown
 from fastscore.output.commit import new_file
 from fastscore.output.disk import free_bytes, full
 from fastscore.output.folder import new_folder
@@ -58,7 +58,7 @@ def export(shards: Iterable[Shard], out: Path | str, form: str, count: int, *, o
         OSError: it cannot be written, or the disk has no room.
     """
     if form not in FILES and form not in FOLDERS:
-        raise ValueError(f"form {short(form)} must be one of {', '.join((*FILES, *FOLDERS))}")
+        raise unknown("form", form, (*FILES, *FOLDERS))
     if "://" in str(out):
         raise ValueError(f"{out} is no path; export to a folder and copy it")
     if count < 1:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscore.errors import short, typed
+from fastscore.errors import short, typed, unknown
 from fastscore.output.store import npz, parquet, tar
 from fastscore.output.store.seal import DamagedError, note, opened, seal
 
@@ -109,7 +109,7 @@ def format_of(name: str) -> Format:
         ValueError: there is none.
     """
     if name not in FORMATS:
-        raise ValueError(f"format {short(name)} must be one of {', '.join(FORMATS)}")
+        raise unknown("format", name, FORMATS)
     return FORMATS[name]
 
 
