@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +17,9 @@ from fastscore.report.metrics import features, frechet_distance
 from fastscore.report.quality import images, known, points
 from fastscore.report.quality.figures import LEVEL, Figure, Quality
 from fastscore.report.quality.resample import Floats, Judged, Statistic, judge, shuffled, split
+from fastscore.report.quality.rows import checked, flat
 
-PAIRS, NEAREST, BLOCK = 2000, 5000, 64
+PAIRS, NEAREST = 2000, 5000
 FAMILIES = {
     "moments": ("mean-worst", "mean-rms", "std-worst", "std-rms"),
     "covariances": ("covariance", "fisher-gaussian"),
@@ -83,8 +83,8 @@ def compare(
         ValueError: fewer than 2 rows, shapes that differ, numbers that are not finite, an unknown figure, a level or
             seed out of range.
     """
-    x, y = _array("samples", samples), _array("reference", reference)
-    r = None if real is None else _array("real", real)
+    x, y = checked("samples", samples), checked("reference", reference)
+    r = None if real is None else checked("real", real)
     for name, other in (("reference", y), ("real", r)):
         if other is not None and other.shape[1:] != x.shape[1:]:
             raise ValueError(f"samples have shape {x.shape[1:]}, {name} data {other.shape[1:]}; compare like with like")
@@ -123,7 +123,7 @@ class _Comparison:
 
     x: NDArray[Any]
     y: NDArray[Any]
-    real: NDArray[Any] | None
+    more_real: NDArray[Any] | None
     train: NDArray[Any] | None
     score: Callable[..., Any] | None
     log_density: Callable[..., Any] | None
@@ -134,18 +134,20 @@ class _Comparison:
     caveats: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.fit = self.y  # against which samples are compared where real data are left over
-        if self.real is None:
+        # Floors compare ``real`` with ``fit``, where samples are compared with y.
+        if self.more_real is not None:
+            self.real, self.fit = self.more_real[: len(self.x)], self.y
+            if self.real_labels is not None:
+                self.real_labels = self.real_labels[: len(self.x)]
+        else:
             order = shuffled(len(self.y), self.seed)  # rows may lie by class
-            half = len(self.y) // 2
+            half = (len(self.y) + 1) // 2
             self.real, self.fit = self.y[order[:half]], self.y[order[half:]]
             if self.real_labels is not None:
                 self.real_labels = self.real_labels[order[:half]]
-            self.caveats.append(f"floors are of one half of the reference against the other ({half} rows each)")
-        else:
-            self.real = self.real[: len(self.x)]
-            if self.real_labels is not None:
-                self.real_labels = self.real_labels[: len(self.x)]
+            self.caveats.append(
+                f"floors are of one half of the reference against the other ({half} and {len(self.fit)} rows)"
+            )
         d = math.prod(flat(self.x[:1]).shape[1:])
         self.rows = int(np.clip(8e6 / d, 500, 50_000))
         for name, rows in (("samples", self.x), ("references", self.y)):
@@ -201,25 +203,26 @@ class _Comparison:
         return {"neighbour-likelihood": _figure(*known.log_likelihood(*points.neighbour_likelihood(fit, x, real)))}
 
     def _likelihood(self) -> dict[str, Figure]:
+        assert self.log_density is not None
         here, there = (known.numbers(self.log_density, v) for v in (self.x, np.concatenate([self.y, self.real])))
         return {"log-likelihood": _figure(*known.log_likelihood(here, there))}
 
     def _stein(self) -> dict[str, Figure]:
+        assert self.score is not None
         x, real = self._some(self.x, PAIRS), self._some(self.real, PAIRS)
-        here, there = (
-            known.Stein(flat(v), known.numbers(self.score, v).reshape(len(v), -1)) for v in (x, real)
-        )
+        here, there = (known.Stein(flat(v), known.numbers(self.score, v).reshape(len(v), -1)) for v in (x, real))
         return {"stein": _figure(here.judged(self.seed), there.value())}
 
     # --- images ---------------------------------------------------------------------------------
 
     def _distance(self) -> dict[str, Figure]:
         x, y, real, fit = (self._features(v)[0] for v in (self.x, self.y, self.real, self.fit))
-        whole = judge(images.FeatureDistance(np.concatenate([x, y])), len(x), len(y), self.seed, permutations=0)
-        some, other = self._some(x, PAIRS), self._some(y, PAIRS)
-        part = judge(
-            images.FeatureDistance(np.concatenate([some, other])), len(some), len(other), self.seed, resamples=0
+        whole = judge(
+            images.FeatureDistance(np.concatenate([x, y])), len(x), len(y), self.seed, permutations=0, resamples=20
         )
+        some, other = self._some(x, PAIRS), self._some(y, PAIRS)
+        statistic = images.FeatureDistance(np.concatenate([some, other]))
+        part = judge(statistic, len(some), len(other), self.seed, permutations=100, resamples=0)
         judged = whole["classifier-fid"]._replace(p=part["classifier-fid"].p)
         if max(len(x), len(y)) > PAIRS:
             self.caveats.append(f"classifier-fid is of all images, its p-value of {PAIRS} a set at most")
@@ -282,47 +285,6 @@ class _Comparison:
         if id(rows) not in self._known:
             self._known[id(rows)] = features(self.classifier, rows)
         return self._known[id(rows)]
-
-
-def flat(rows: NDArray[Any]) -> Floats:
-    """Return rows [n, D] of what is compared: images of whole numbers in -1 .. 1, large ones as means over blocks."""
-    white = {"u1": 127.5, "u2": 32767.5}.get(rows.dtype.str[1:])
-    if rows.ndim == 4:
-        h, w = rows.shape[1:3] if white else rows.shape[2:4]
-        block = -(-max(h, w) // BLOCK)
-        if block > 1:
-            axes = (1, 2) if white else (2, 3)
-            return np.concatenate([_blocks(part, block, axes, white) for part in np.array_split(rows, -(-len(rows) // 64))])
-    x = rows.reshape(len(rows), -1)
-    return x.astype(np.float64) if white is None else x / white - 1.0
-
-
-def _blocks(rows: NDArray[Any], block: int, axes: tuple[int, int], white: float | None) -> Floats:
-    """Return means over blocks of pixels, [n, D]; what is left at the far edges is left out."""
-    for axis in axes:
-        count = rows.shape[axis] // block
-        kept = np.take(rows, range(count * block), axis).astype(np.float64)
-        rows = kept.reshape(*rows.shape[:axis], count, block, *rows.shape[axis + 1 :]).mean(axis + 1)
-    x = rows.reshape(len(rows), -1)
-    return x if white is None else x / white - 1.0
-
-
-def _array(name: str, values: Any) -> NDArray[Any]:
-    """Return what is to be compared as an array; raises ValueError if it cannot be."""
-    with suppress(AttributeError):
-        values = values.detach().cpu().numpy()
-    x = np.asarray(values)
-    whole = x.dtype.kind == "u" and x.dtype.itemsize <= 2 and x.ndim == 4
-    if x.ndim < 2 or len(x) < 2 or 0 in x.shape or not (whole or x.dtype.kind in "fiu"):
-        raise ValueError(
-            f"{name}: {x.dtype} {x.shape} must be at least 2 rows of numbers: points [N, D], sequences [N, L, C], "
-            "images [N, C, H, W] of floats or [N, H, W, C] of uint8"
-        )
-    if not whole:
-        x = x.astype(np.float64, copy=False)
-        if not np.isfinite(x).all():
-            raise ValueError(f"{name}: holds values that are not finite")
-    return x
 
 
 def _figure(judged: Judged, floor: Any) -> Figure:

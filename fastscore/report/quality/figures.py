@@ -109,7 +109,14 @@ class Quality:
         """Return the figures as a table of text, the verdict, and the caveats."""
         head = ("figure", "value", "floor", "standard error", "p", "verdict")
         rows = [
-            (name, _text(f.value), _text(f.floor), _text(f.stderr), "" if f.p is None else _p(f.p), self.verdict_of(name))
+            (
+                name,
+                _text(f.value),
+                _text(f.floor),
+                _text(f.stderr),
+                "" if f.p is None else _p(f.p),
+                self.verdict_of(name),
+            )
             for name, f in self.figures.items()
         ]
         widths = [max(len(row[k]) for row in (head, *rows)) for k in range(5)]
@@ -128,7 +135,7 @@ class Quality:
 
 @typed
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Return p-values adjusted by Holm's step-down procedure, in the order given: max over smaller ones of (k - i) p."""
+    """Return p-values adjusted by Holm's procedure: of the i-th smallest of k, max over j <= i of (k - j) p_j."""
     adjusted, largest = dict[str, float](), 0.0
     for rank, name in enumerate(sorted(p, key=lambda key: p[key])):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))

@@ -65,7 +65,7 @@ def inside(x: Floats, balls: Floats, k: int = NEIGHBOURS) -> NDArray[np.bool_]:
     Source: Kynkaanniemi et al. 2019, eq. 1.
     """
     radius = np.partition(distances(balls, balls), k, axis=1)[:, k]  # the nearest of all is the row itself
-    return (distances(x, balls) <= radius).any(1)
+    return np.any(distances(x, balls) <= radius, axis=1, keepdims=True)[:, 0]
 
 
 def precision(x: Floats, real: Floats, fit: Floats) -> tuple[Judged, float]:

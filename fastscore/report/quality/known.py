@@ -39,8 +39,9 @@ class Stein:
         k(x, y) = (1 + |x - y|^2 / h^2)^{-1/2},    h^2 = D / median |s(x)|^2
 
     It is a Fisher divergence E|s_p - s_q|^2 smoothed by k, and needs no score of the samples' own law; 0 only where
-    both laws agree. The width h is that of a Gaussian of such scores: narrow parts are seen. Its p-value is by random signs: of e_i = +-1, sum e_i e_j u_ij / n^2 has the law of the figure
-    under the null. It sees weights of far modes badly, as everything made of scores does.
+    both laws agree. The width h is that of a Gaussian of such scores, so that narrow parts are seen. The p-value is by
+    random signs e_i: sum e_i e_j u_ij / n^2 has the law of the figure under the null. It sees weights of far modes
+    badly, as everything made of scores does.
 
     Source: Gorham and Mackey 2017 (the kernel); Liu, Lee and Jordan 2016, Chwialkowski et al. 2016 (the test).
     """

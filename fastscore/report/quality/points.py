@@ -50,7 +50,7 @@ class Moments:
             fourth = m4 - 4.0 * m1 * m3 + 6.0 * m1**2 * m2 - 3.0 * m1**4
             biased = variance
             variance = variance * count / np.maximum(count - 1.0, 1.0)
-            error = np.maximum(fourth - biased**2, 0.0) / (4.0 * np.maximum(biased, 1e-300) * count)
+            error = np.maximum(fourth - biased**2, 0.0) / (4.0 * np.maximum(biased, 1e-12) * count)
             sets.append((m1, variance / count, np.sqrt(variance), error, count))
         (mean_a, of_a, std_a, error_a, n), (mean_c, of_c, std_c, error_c, m) = sets
         least = 1e-12 * (1.0 / n + 1.0 / m)  # of dimensions that are constant in both sets
@@ -92,8 +92,8 @@ class Covariances:
             full -= mean[:, :, None] * mean[:, None, :]
             sets.append((mean, full * (count / np.maximum(count - 1.0, 1.0))[:, :, None]))
         (mean_a, cov_a), (mean_c, cov_c) = sets
-        norm = np.linalg.norm(cov_c, axis=(1, 2))
-        figures = [np.linalg.norm(cov_a - cov_c, axis=(1, 2)) / np.maximum(norm, 1e-300)]
+        change, norm_a, norm = (np.linalg.norm(v, axis=(1, 2)) for v in (cov_a - cov_c, cov_a, cov_c))
+        figures = [change / np.maximum(norm, 1e-6 * norm_a + 1e-300)]  # finite where references do not vary
         if len(self.names) == 2:
             inverse_a, inverse_c = np.linalg.pinv(cov_a, hermitian=True), np.linalg.pinv(cov_c, hermitian=True)
             change = inverse_c - inverse_a
@@ -207,7 +207,7 @@ def neighbour_likelihood(fit: Floats, *sets: Floats, k: int = 5) -> list[Floats]
     for x in sets:
         parts = (distances(x[j : j + 1024], fit) for j in range(0, len(x), 1024))
         found.append(np.concatenate([np.partition(r, k - 1, axis=1)[:, k - 1] for r in parts]))
-    least = min((float(r[r > 0.0].min(initial=np.inf)) for r in found))
+    least = min(float(r[r > 0.0].min(initial=np.inf)) for r in found)
     least = least if math.isfinite(least) else 1.0  # distances of 0 are those of rows that are the same
     return [math.log(k / m) - volume - d * np.log(np.maximum(r, least)) for r in found]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fastscore.ops.noise import NoiseKey
 
-Floats = NDArray[np.float64]
+Floats = NDArray[Any]  # float64, whatever NumPy's stubs make of it
 PERMUTATIONS, RESAMPLES, TAIL = 300, 100, 10
 _PERMUTE, _SAMPLES, _REFERENCES, _ORDER, _SIGNS = range(1000, 1005)  # draws of the noise
 _AT_ONCE = 1 << 24  # numbers of weights held at once
@@ -36,7 +36,8 @@ _AT_ONCE = 1 << 24  # numbers of weights held at once
 class Statistic(Protocol):
     """Figures of two weightings of the pooled rows: a, c, [B, n + m] each, to [B, figures]."""
 
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]: ...
 
     def __call__(self, a: Floats, c: Floats) -> Floats: ...
 
@@ -135,9 +136,7 @@ def _permuted(n: int, m: int, seed: int, ids: range) -> tuple[Floats, Floats]:
     return here, 1.0 - here
 
 
-def _each(
-    statistic: Statistic, count: int, rows: int, weights: Callable[[range], tuple[Floats, Floats]]
-) -> Floats:
-    at_once = max(1, min(20, _AT_ONCE // rows))
+def _each(statistic: Statistic, count: int, rows: int, weights: Callable[[range], tuple[Floats, Floats]]) -> Floats:
+    at_once = max(1, min(100, _AT_ONCE // rows))
     parts = (range(first, min(first + at_once, count)) for first in range(0, count, at_once))
     return np.concatenate([np.empty((0, len(statistic.names))), *(statistic(*weights(part)) for part in parts)])
