@@ -72,12 +72,12 @@ def evaluate(samples: str, **options: Any) -> None:
     write = _place(samples, options["out"], options["overwrite"])
     drawn = samples_of(samples)
     x = drawn.x[: options["limit"]]
+    net, classes, predicted, caveats = None, [], None, list[str]()
+    if x.dtype == np.uint8 and (names is None or chosen(_JUDGED, names)):
+        net, classes = _classifier(options["classifier"], x, caveats)
     known = reference_of(data or own_target(samples, x), len(x), options["seed"])
     check(samples, x, known)
-    images = x.dtype == np.uint8
-    net, classes, predicted, caveats = None, [], None, list(known.caveats)
-    if images and (names is None or chosen(_JUDGED, names)):
-        net, classes = _classifier(options["classifier"], x, caveats)
+    caveats += known.caveats
     more, notes = _others(samples, x, known, options)
     if net is not None and known.name != FASHION:
         caveats.append(

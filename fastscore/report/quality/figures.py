@@ -85,7 +85,7 @@ class Quality:
             return "as real data"
         # Where the floor has other sizes than the value, or the figure moved towards it, the p-value says it better.
         far = figure.distance
-        return f"differs: {far:.1f} standard errors" if far and far >= 2.0 else f"differs: p = {figure.p:.1g}"
+        return f"differs: {far:.1f} standard errors" if far and far >= 2.0 else f"differs: p {_p(figure.p)}"
 
     def record(self) -> dict[str, dict[str, Any]]:
         """Return {name: {"value", "floor", "stderr", "p", "verdict"}} for JSON; "overall" counts those that differ."""
@@ -114,7 +114,7 @@ class Quality:
                 _text(f.value),
                 _text(f.floor),
                 _text(f.stderr),
-                "" if f.p is None else _p(f.p),
+                "" if f.p is None else _p(f.p).removeprefix("= "),
                 self.verdict_of(name),
             )
             for name, f in self.figures.items()
@@ -153,4 +153,4 @@ def _text(value: float | None) -> str:
 
 
 def _p(p: float) -> str:
-    return "< 1e-12" if p < 1e-12 else f"{p:.2g}"
+    return "< 1e-12" if p < 1e-12 else f"= {p:.2g}"

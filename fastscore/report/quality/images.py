@@ -169,5 +169,7 @@ def _shares(here: NDArray[np.bool_], there: NDArray[np.bool_]) -> Judged:
 
 
 def _binomial(there: NDArray[np.bool_]) -> float:
-    share = float(there.mean())
-    return math.sqrt(share * (1.0 - share) / len(there))
+    """Return the standard error of a share; of none and of all by one more of each kind, as it is not 0 there either."""
+    n = len(there)
+    share = (int(there.sum()) + 1.0) / (n + 2.0) if there.all() or not there.any() else float(there.mean())
+    return math.sqrt(share * (1.0 - share) / n)
