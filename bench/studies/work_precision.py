@@ -34,6 +34,7 @@ from fastscore import plan as plans
 from fastscore.engine.bind import fitting
 from fastscore.model.analytic import GaussianMixture, score_model
 from fastscore.ops.noise import NoiseKey
+from fastscore.report.quality import sliced_wasserstein
 from fastscore.solvers.adaptive import Adaptive
 
 RECORDS = RESULTS / "work_precision.jsonl"
@@ -102,17 +103,6 @@ def truth_of(mixture: GaussianMixture, n: int) -> Tensor:
     """Return n exact samples with each component in its exact share, to compare with."""
     z = NoiseKey.of(3, range(n)).normal(0, mixture.means.shape[1])
     return mixture.sample(z, (torch.arange(n) + 0.5) / n)
-
-
-def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128) -> float:
-    r"""Return the sliced Wasserstein-2 distance (mean over directions of W_2^2)^(1/2) of two sets [N, D].
-
-    Source: Rabin et al. 2011; directions are the same in every call.
-    """
-    directions = NoiseKey.of(2, range(projections)).normal(0, x.shape[1], torch.float64)
-    directions /= directions.norm(dim=1, keepdim=True)
-    a, b = ((v.double() @ directions.T).sort(dim=0).values for v in (x, y))
-    return math.sqrt(float((a - b).square().mean()))
 
 
 def mixture_cells(num: int) -> Iterator[tuple[Cell, Callable[[], dict]]]:

@@ -1,76 +1,226 @@
-"""fastscore evaluate: judge a folder of samples with a classifier."""
+"""fastscore evaluate: what differs between samples and real data."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.types import Count
+from fastscore.cli.against import FASHION, Known, check, own_target, reference_of, samples_of, settings_of
+from fastscore.cli.types import Count, Number, Out, shorten
+
+if TYPE_CHECKING:
+    from fastscore.report.quality import Figure, Quality
+
+REPORT = "quality.json"
 
 
 @click.command()
-@click.argument("samples", type=click.Path(path_type=Path))
+@click.argument("samples")
 @click.option(
-    "--data", default="fashion-mnist", show_default=True, help="Reference images; see `fastscore train --help`."
+    "--against",
+    metavar="DATA",
+    help="What the samples should be like: as in `fastscore train`, or analytic:NAME, exactly known.  [default: "
+    f"the target of a run of analytic:NAME, else {FASHION}]",
 )
+@click.option("--data", metavar="DATA", help="The same as --against DATA --json.")
+@click.option("--figures", metavar="A,B,..", help="Only these figures, by name or first word; see the README.")
 @click.option("--classifier", default="fashion-classifier", show_default=True, help="Bundled name or folder.")
 @click.option("--limit", type=Count(2), help="Use the first N samples.")
-@click.option("--floor/--no-floor", default=True, show_default=True, help="Also compare real images with real ones.")
-def evaluate(samples: Path, data: str, classifier: str, limit: int | None, floor: bool) -> None:
-    """Print the classifier-FID of SAMPLES (a run folder or an .npz file) against test images.
+@click.option("--floor/--no-floor", default=True, show_default=True, help="Show the figures of real data beside them.")
+@click.option("--bits-dim", type=Count(2), metavar="N", help="Also bits/dim of N test images under the run's model.")
+@click.option(
+    "--fid-weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Also the FID, with Inception's weights as torch-fidelity has them (extra: fid).",
+)
+@click.option(
+    "--level", type=Number(0, 0.5, open=True), default=0.01, show_default=True, help="Chance of a false alarm."
+)
+@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Seed of resampling.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=Out(), help=f"Write the figures to this file.  [default: {REPORT} in a run's folder]")
+@click.option("--overwrite", is_flag=True, help="Replace the file --out.")
+@click.option("--quiet", is_flag=True, help="No progress bar, no table.")
+def evaluate(samples: str, **options: Any) -> None:
+    """Compare SAMPLES (a run, or an .npz or .npy file) with real data: points or images.
 
-    The FID is taken in the feature space of a small classifier, so it compares only with other
-    numbers of the same classifier; the floor is that of as many training images, or, where the data have no test
-    images of their own, that of one half of them against the other.
+    \b
+        fastscore evaluate out --against fashion-mnist
+        fastscore evaluate points --against analytic:mixture --figures energy,log-likelihood
+
+    Each figure stands beside its floor, which is the same figure of real data, its standard error and whether it
+    differs: of right samples any figure does with a chance of --level. fastscore/report/quality/README.md says what
+    each one is and what it cannot say. A run's folder gets a quality.json.
     """
     import numpy as np
 
-    from fastscore.data.load import load
-    from fastscore.output.commit import settle
-    from fastscore.report.metrics import features, frechet_distance
+    from fastscore.report.quality import FIGURES, compare
+    from fastscore.report.quality.compare import chosen
+
+    old, data = options["data"] is not None, options["data"] or options["against"]
+    if options["data"] and options["against"]:
+        raise ValueError("--data and --against are two words for one option; give one of them")
+    names = None
+    if options["figures"] is not None:
+        names = [name.strip().lower() for name in options["figures"].split(",")]
+        chosen(FIGURES, names)
+    write = _place(samples, options["out"], options["overwrite"])
+    drawn = samples_of(samples)
+    x = drawn.x[: options["limit"]]
+    net, classes, predicted, caveats = None, [], None, list[str]()
+    if x.dtype == np.uint8 and (names is None or chosen(_JUDGED, names)):
+        net, classes = _classifier(options["classifier"], x, caveats)
+    known = reference_of(data or own_target(samples, x), len(x), options["seed"])
+    check(samples, x, known)
+    caveats += known.caveats
+    more, notes = _others(samples, x, known, options)
+    if net is not None and known.name != FASHION:
+        caveats.append(
+            f"the classifier {options['classifier']} knows its own classes, which may not be those of the data"
+        )
+    labels = None if drawn.labels is None else drawn.labels[: len(x)]
+    quality = compare(
+        x, known.y, score=known.score, log_density=known.log_density, real=known.real, train=known.train,
+        classifier=net, labels=labels, real_labels=known.labels, figures=names, more=more, seed=options["seed"],
+        level=options["level"], progress=not (options["quiet"] or old),
+    )  # fmt: skip
+    quality = replace(
+        quality, caveats=[*quality.caveats, *caveats, *notes], samples=f"{samples}, {len(x)} samples",
+        reference=f"{known.name}, {len(known.y)} {known.kind}",
+    )  # fmt: skip
+    if not options["floor"]:
+        quality = replace(quality, figures={k: replace(f, floor=None) for k, f in quality.figures.items()})
+    record = quality.record()
+    if write is not None:
+        write(_dump, record)
+    if old or options["as_json"]:
+        if net is not None:
+            from fastscore.report.metrics import features
+
+            predicted = features(net, x)[1]
+        click.echo(json.dumps(_as_json(quality, known, options, predicted, classes), indent=1))
+    elif not options["quiet"]:
+        click.echo(quality.table())
+
+
+_JUDGED = ("classifier-fid", "precision", "recall", "class-shares", "label-agreement")
+
+
+def _classifier(classifier: str, x: Any, caveats: list[str]) -> tuple[Any, list[str]]:
+    """Return the classifier and its class names; none, with a word on why, if it takes other images."""
     from fastscore.training.classifier import load_classifier
 
-    if samples.is_dir():
-        settle(samples)
-    file = samples / "samples.npz" if samples.is_dir() else samples
-    generated = load(str(file))
-    if generated.x.dtype != np.uint8:
-        raise ValueError(f"{file} holds no images of 8 bits, which is what the classifier judges")
-    images = generated.x[:limit]
     net, names = load_classifier(classifier)
-    test = load(data, "test").x
-    if test.dtype != np.uint8:
-        raise ValueError(f"{data} holds no images of 8 bits, which is what the classifier judges")
-    if images.shape[1:] != test.shape[1:]:
-        raise ValueError(f"{file} has images of shape {images.shape[1:]}, {data} of {test.shape[1:]}")
-    if np.array_equal(images, test[: len(images)]):
-        raise ValueError(
-            f"{file} and {data} hold the same images; compare samples with data that they were not made of"
+    takes = next(net.parameters()).shape[1]  # of its first convolution
+    if takes == x.shape[3] and min(x.shape[1:3]) >= 4:
+        return net, names
+    caveats.append(
+        f"no classifier-fid, precision, recall and classes: {shorten(classifier)} takes images of {takes} channel(s) "
+        "and at least 4 x 4 pixels; train one of these data: fastscore train-classifier"
+    )
+    return None, []
+
+
+def _others(samples: str, x: Any, known: Known, options: dict[str, Any]) -> tuple[dict[str, Figure], list[str]]:
+    """Return the figures that need a network of their own, and their caveats."""
+    import numpy as np
+
+    from fastscore.report.quality import Figure
+
+    found, notes = dict[str, Figure](), list[str]()
+    if options["bits_dim"] is not None:
+        model = settings_of(samples).get("model")
+        if not model or known.name.startswith("analytic:"):
+            raise ValueError("--bits-dim needs a run's folder, whose run.json names its model, and data in files")
+        splits = ("test", "train") if known.real is not None else ("test",)
+        value, *floor = (_bits(model, known.name, split, options["bits_dim"], options["quiet"]) for split in splits)
+        floors = [bits["bits_per_dim"] for bits in floor]
+        found["bits-dim"] = Figure(value["bits_per_dim"], *(floors or [None]), stderr=value["bits_per_dim_stderr"])
+        notes.append(
+            f"bits-dim: of {value['examples']} test examples under {model}; the floor is that of training examples. "
+            "It says how the model's density fits data, and nothing of these samples"
         )
-    activations, predicted = features(net, images)
-    reference, _ = features(net, test)
-    share = np.bincount(predicted, minlength=len(names)) / len(predicted)
-    result = {
-        "classifier-FID": round(frechet_distance(activations, reference), 4),
-        "samples": len(images),
-        "reference": f"{data}, {len(test)} images",
-        "classifier": classifier,
-        "predicted classes": {n: round(float(p), 4) for n, p in zip(names, share, strict=True)},
-    }
-    if generated.labels is not None:
-        result["label agreement"] = round(float((predicted == generated.labels[: len(predicted)]).mean()), 4)
-    if floor:
-        train = load(data, "train").x
-        if not np.array_equal(train, test):
-            kind, one, other = "train against test", features(net, train[: len(images)])[0], reference
+    if options["fid_weights"] is not None:
+        if x.dtype != np.uint8:
+            raise ValueError("--fid-weights: the FID is of images of 8 bits")
+        from fastscore.report.quality.fid import fid
+
+        extract, weights = _inception(options["fid_weights"])
+        found["fid"], caveats = fid(x, known.y, known.real, extract, weights, progress=not options["quiet"])
+        notes += caveats
+    return found, notes
+
+
+def _inception(file: Path) -> tuple[Any, str]:
+    """Return what extracts Inception's features, by the weights of a file, and their sha256."""
+    import hashlib
+
+    from fastscore.adapters.weights import saved
+    from fastscore.report.quality.fid import inception
+
+    try:
+        state = saved(file)
+    except Exception as error:  # it fails in every way there is
+        raise ValueError(f"{file}: not what torch.save wrote ({shorten(error, 200)})") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__}, and no weights by name")
+    try:
+        extract = inception(state)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return extract, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _bits(model: str, data: str, split: str, count: int, quiet: bool) -> dict[str, Any]:
+    """Return what `fastscore likelihood` says of a split."""
+    from fastscore.cli.likelihood import likelihood, measure
+
+    words = [model, data, "--split", split, "--limit", str(count), *(["--quiet"] if quiet else [])]
+    with likelihood.make_context("likelihood", words) as context:
+        return measure(**context.params)[0]
+
+
+def _as_json(
+    quality: Quality, known: Known, options: dict[str, Any], predicted: Any, classes: list[str]
+) -> dict[str, Any]:
+    """Return the report for programs; the first keys are those of the classifier-FID alone."""
+    import numpy as np
+
+    figures = quality.figures
+    fid, agreement = figures.get("classifier-fid"), figures.get("label-agreement")
+    found: dict[str, Any] = {} if fid is None else {"classifier-FID": round(fid.value, 4)}
+    found |= {"samples": int(quality.samples.split(", ")[-1].split()[0]), "reference": quality.reference}
+    if predicted is not None:
+        share = np.bincount(predicted, minlength=len(classes)) / len(predicted)
+        found["classifier"] = options["classifier"]
+        found["predicted classes"] = {n: round(float(p), 4) for n, p in zip(classes, share, strict=True)}
+    if agreement is not None:
+        found["label agreement"] = round(agreement.value, 4)
+    if fid is not None and options["floor"]:
+        half = (len(known.y) + 1) // 2
+        kind = "train against test" if known.real is not None else f"{half} against {len(known.y) - half} others"
+        if fid.floor is not None:
+            found[f"floor ({kind})"] = round(fid.floor, 4)
         else:
-            # One set only, whose files may lie in any order: by class, say.
-            one, other = np.array_split(reference[np.random.default_rng(0).permutation(len(reference))], 2)
-            kind = f"{len(one)} against {len(other)} others"
-        if min(len(one), len(other)) > 1:
-            result[f"floor ({kind})"] = round(frechet_distance(one, other), 4)
-        else:
-            result["floor"] = f"none: {data} has {len(test)} images and no test images of its own"
-    click.echo(json.dumps(result, indent=1))
+            found["floor"] = f"none: {known.name} has {len(known.y)} images and no test images of its own"
+    return {**found, "figures": quality.record(), "verdict": quality.verdict, "caveats": list(quality.caveats)}
+
+
+def _place(samples: str, out: Path | None, overwrite: bool) -> Any:
+    """Return what writes the figures, or None: to --out, or beside the record of a run in a folder."""
+    from fastscore.output.commit import new_file
+
+    folder = Path(samples)
+    if out is None and not ((folder / "run.json").is_file() or (folder / "manifest.json").is_file()):
+        return None
+    path, mine = (out, overwrite) if out is not None else (folder / REPORT, True)
+    return click.get_current_context().with_resource(new_file(path, mine))
+
+
+def _dump(file: Any, record: dict[str, Any]) -> None:
+    file.write((json.dumps(record, indent=1) + "\n").encode())

@@ -61,20 +61,30 @@ def likelihood(model: str, data: str, **options: Any) -> None:
     and images of floats, or of a --range of their own, have a density in their own units: nats, and bits/dim that may
     be negative.
     """
+    import numpy as np
+
+    from fastscore.output.commit import new_file
+
+    out = options["out"]
+    write = click.get_current_context().with_resource(new_file(out, options["overwrite"])) if out is not None else None
+    report, arrays = measure(model, data, **options)
+    if write is not None:
+        write(np.savez, **arrays)
+    click.echo(json.dumps(report, indent=1))
+
+
+def measure(model: str, data: str, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the command prints, and what it writes of each example, for its options."""
     import math
 
-    import numpy as np
     import torch
 
     from fastscore.data.load import load as load_data
     from fastscore.flow import ProbabilityFlow, dequantize
     from fastscore.ops.backend import named_device
     from fastscore.ops.noise import NoiseKey
-    from fastscore.output.commit import new_file
     from fastscore.solvers.likelihood_grids import likelihood_grid
 
-    out = options["out"]
-    write = click.get_current_context().with_resource(new_file(out, options["overwrite"])) if out is not None else None
     solver: Any = named(options["solver"], rtol=options["rtol"], atol=options["atol"])
     device = named_device(options["device"])
     score_model = load(model, device)
@@ -126,9 +136,7 @@ def likelihood(model: str, data: str, **options: Any) -> None:
         "seed": options["seed"],
         **result.cost.summary(),
     }
-    if write is not None:
-        write(np.savez, nats=nats.cpu(), stderr=result.stderr.cpu(), bits_per_dim=bits.cpu())
-    click.echo(json.dumps(report, indent=1))
+    return report, {"nats": nats.cpu(), "stderr": result.stderr.cpu(), "bits_per_dim": bits.cpu()}
 
 
 def _labels(examples: Dataset, model: ScoreModel, n: int, unconditional: bool) -> Any:

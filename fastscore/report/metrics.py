@@ -40,9 +40,14 @@ def frechet_distance(a: NDArray, b: NDArray) -> float:
         raise ValueError(f"frechet_distance: shapes {a.shape} and {b.shape}; at least two rows of equal length a side")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("frechet_distance: features are not finite")
-    covariances = [np.atleast_2d(np.cov(v, rowvar=False)) for v in (a, b)]
-    values, vectors = np.linalg.eigh(covariances[0])
+    (mean_a, cov_a), (mean_b, cov_b) = ((v.mean(0), np.atleast_2d(np.cov(v, rowvar=False))) for v in (a, b))
+    return frechet_of_fits(mean_a, cov_a, mean_b, cov_b)
+
+
+def frechet_of_fits(mean_a: NDArray, cov_a: NDArray, mean_b: NDArray, cov_b: NDArray) -> float:
+    """Return the Frechet distance of two Gaussians: means [F], covariances [F, F]."""
+    values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0.0)).sum()
-    shift = float(np.square(a.mean(0) - b.mean(0)).sum())
-    return shift + float(np.trace(covariances[0]) + np.trace(covariances[1]) - 2.0 * cross)
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0.0)).sum()
+    shift = float(np.square(mean_a - mean_b).sum())
+    return shift + float(np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross)
