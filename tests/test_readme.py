@@ -1,4 +1,4 @@
-"""What the Markdown says: Python blocks run, commands too, and links lead somewhere, of READMEs and of fastscore/docs."""
+"""What the Markdown says: blocks run, commands too, and links lead somewhere; of READMEs and fastscore/docs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ FILES = [
     ROOT / "kernels/README.md",
     ROOT / "bench/README.md",
 ]
-MARKDOWN = [*ROOT.glob("*.md"), *(path for room in ("fastscore", "kernels", "bench") for path in (ROOT / room).rglob("*.md"))]
+MARKDOWN = [
+    *ROOT.glob("*.md"),
+    *(path for room in ("fastscore", "kernels", "bench") for path in (ROOT / room).rglob("*.md")),
+]
 
 
 def named(path: Path) -> str:
@@ -38,13 +41,19 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-def quick(path: Path, code: str) -> bool:
-    """Whether a block is run by default: those of fastscore/docs are, unless a comment above them says slow."""
-    return path in (README, TUTORIALS) or (path in DOCS and f"<!-- slow -->\n```python\n{code}" not in path.read_text())
+def marks(path: Path, code: str) -> list[pytest.MarkDecorator]:
+    """When a block is run: of READMEs in the gate, and of fastscore/docs always, or as a comment above it says."""
+    if path in (README, TUTORIALS):
+        return []
+    said = (
+        re.search(r"<!-- (slow|nightly) -->\n```python\n" + re.escape(code), path.read_text()) if path in DOCS else None
+    )
+    slow = [pytest.mark.slow] if said or path not in DOCS else []
+    return [*slow, pytest.mark.nightly] if said and said[1] == "nightly" else slow
 
 
 PYTHON = [
-    pytest.param(code, id=f"{named(path)}-{k}", marks=[] if quick(path, code) else [pytest.mark.slow])
+    pytest.param(code, id=f"{named(path)}-{k}", marks=marks(path, code))
     for path in FILES
     for k, code in enumerate(blocks(path, "python"))
 ]

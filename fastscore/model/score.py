@@ -22,7 +22,6 @@ from fastscore.model.projection import Projection
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
-
 # What torch says of an embedding of floats, and of a table at floats.
 NO_INDEX = ("following scalar types: Long", "tensors used as indices must be")
 
