@@ -1,4 +1,4 @@
-"""What the READMEs say: their Python blocks run, the commands of README.md too, and links lead somewhere."""
+"""What the Markdown says: blocks run, commands too, and links lead somewhere; of READMEs and fastscore/docs."""
 
 from __future__ import annotations
 
@@ -18,27 +18,48 @@ from fastscore.cli import main
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TUTORIALS = ROOT / "fastscore/TUTORIALS.md"
+DOCS = sorted((ROOT / "fastscore/docs").glob("*.md"))
 FILES = [
     README,
     TUTORIALS,
-    *sorted(ROOT.glob("fastscore/**/README.md")),
+    *DOCS,
+    *sorted(set(ROOT.glob("fastscore/**/README.md")) - set(DOCS)),
     ROOT / "kernels/README.md",
     ROOT / "bench/README.md",
 ]
+MARKDOWN = [
+    *ROOT.glob("*.md"),
+    *(path for room in ("fastscore", "kernels", "bench") for path in (ROOT / room).rglob("*.md")),
+]
+
+
+def named(path: Path) -> str:
+    return path.parent.name if path.name == "README.md" else path.stem
 
 
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
 
+def marks(path: Path, code: str) -> list[pytest.MarkDecorator]:
+    """When a block is run: of READMEs in the gate, and of fastscore/docs always, or as a comment above it says."""
+    if path in (README, TUTORIALS):
+        return []
+    said = (
+        re.search(r"<!-- (slow|nightly) -->\n```python\n" + re.escape(code), path.read_text()) if path in DOCS else None
+    )
+    slow = [pytest.mark.slow] if said or path not in DOCS else []
+    return [*slow, pytest.mark.nightly] if said and said[1] == "nightly" else slow
+
+
 PYTHON = [
-    pytest.param(code, id=f"{path.parent.name}-{k}", marks=[] if path in (README, TUTORIALS) else [pytest.mark.slow])
+    pytest.param(code, id=f"{named(path)}-{k}", marks=marks(path, code))
     for path in FILES
     for k, code in enumerate(blocks(path, "python"))
 ]
 # Blocks that need others' libraries, which stand behind the language: ```python diffusers
 FOREIGN = [
-    pytest.param(libraries.split(), code, id=f"{path.parent.name}-{libraries}-{k}")
+    pytest.param(libraries.split(), code, id=f"{named(path)}-{libraries}-{k}")
     for path in FILES
     for k, (libraries, code) in enumerate(re.findall(r"```python (\w.*?)\n(.*?)```", path.read_text(), re.DOTALL))
 ]
@@ -76,7 +97,7 @@ def test_python_block_of_others(libraries, code, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "path", [path if path == README else pytest.param(path, marks=pytest.mark.slow) for path in FILES[:-2]],
-    ids=lambda path: path.parent.name,
+    ids=named,
 )  # fmt: skip
 def test_commands(path, tmp_path, monkeypatch, capsys):
     """The lines that begin with fastscore, in order, in one folder; without a compiler, since compiling takes long."""
@@ -122,13 +143,34 @@ def test_the_readme_names_every_room_in_order_of_its_floor():
     assert folders <= {room for rooms in named for room in rooms}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
-def test_links_lead_somewhere(path):
-    for target, anchor in re.findall(r"\]\(([^)#]*)(#[^)]*)?\)", path.read_text()):
-        if target.startswith("http"):
-            continue
-        file = (path.parent / target).resolve() if target else path
-        assert file.exists(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            assert anchor[1:] in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, anchor
+def anchors(path: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a file: of equal ones the second has -1 behind."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ (.*)$", prose(path, inline=True), re.MULTILINE):
+        heading = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        found[f"{slug}-{found[slug]}" if slug in found else slug] = 0
+        found[slug] += 1
+    return set(found)
+
+
+def prose(path: Path, inline: bool = False) -> str:
+    """Return a file without its blocks, and without code in its lines."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return text if inline else re.sub(r"`[^`\n]*`", "", text)
+
+
+def test_links_lead_somewhere():
+    """Files and anchors, of all Markdown here; an image is a link, too."""
+    links, cache = 0, {}
+    for path in MARKDOWN:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(path)):
+            if target.startswith("http"):
+                continue
+            file = (path.parent / target).resolve() if target else path
+            assert file.exists() and file.is_relative_to(ROOT), f"{path.relative_to(ROOT)}: {target}"
+            if anchor:
+                cache[file] = cache.get(file) or anchors(file)
+                assert anchor in cache[file], f"{path.relative_to(ROOT)}: {target}#{anchor}"
+            links += 1
+    assert links > 200

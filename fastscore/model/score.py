@@ -22,6 +22,9 @@ from fastscore.model.projection import Projection
 from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule
 
+# What torch says of an embedding of floats, and of a table at floats.
+NO_INDEX = ("following scalar types: Long", "tensors used as indices must be")
+
 
 @dataclass(frozen=True)
 @typed
@@ -180,16 +183,24 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told) -> Tenso
         cond: of each line; of Several, F is the weighted sum of as many calls.
 
     Raises:
-        ValueError: an output that is no tensor, or of another shape, kind or device; or a network of two times without
-            the end of a step, which only the rows of a plan have.
+        ValueError: an output that is no tensor, or of another shape, kind or device; a network that uses labels as
+            indices; or one of two times without the end of a step, which only the rows of a plan have.
     """
     if model.two_times and c_noise.ndim != 2:
         raise ValueError(one_step_only("what evaluates it here knows of no step's end"))
     if isinstance(cond, Several):
         return cond.sum(lambda c: [evaluate(model, u.clone(), c_noise, c)])[0]  # which a network may write to
     # A dict is the network's own, which may take names out of it.
-    F = checked(model.net(u, c_noise.expand(len(u), *c_noise.shape[1:]), each(lambda v: v, cond)), u)
-    return apart(F, u).reshape(len(u), -1)
+    try:
+        F = model.net(u, c_noise.expand(len(u), *c_noise.shape[1:]), each(lambda v: v, cond))
+    except (RuntimeError, IndexError) as error:
+        if not any(said in str(error) for said in NO_INDEX):
+            raise
+        raise ValueError(
+            f"the network uses a tensor of floats as an index: {error}. If that is c_noise, which is {c_noise.dtype}, "
+            "and the label a table's index, wrap it: fastscore.adapters.wrap(net, 'x, round(t)')"
+        ) from error
+    return apart(checked(F, u), u).reshape(len(u), -1)
 
 
 def one_step_only(why: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fastscore as fs
+from fastscore.adapters import wrap
 
 D = 4
 
@@ -304,3 +305,19 @@ def test_models_of_the_package_have_their_null_class():
     m = fs.load_model("fashion")
     assert m.null == m.classes == 10
     assert np.array_equal(fs.Sampler(m, steps=1, batch=2).request(range(2)).cond, [10, 10])
+
+
+def test_labels_as_indices_are_named_with_the_remedy():
+    table = torch.nn.Embedding(1000, 3)
+    nets = (lambda u, t: u + table(t), lambda u, t: u * table.weight[t].mean())
+    for net in nets:
+        model = fs.ScoreModel(net, (3,), fs.discrete_vp())
+        with pytest.raises(ValueError, match=r"wrap\(net, 'x, round\(t\)'\)"):
+            fs.Sampler(model, steps=2, batch=2).run([0])
+        fs.Sampler(fs.ScoreModel(wrap(net, "x, round(t)"), (3,), fs.discrete_vp()), steps=2, batch=2).run([0])
+    with pytest.raises(RuntimeError, match="of its own"):
+        fs.Sampler(fs.ScoreModel(fails, (3,), fs.VP()), steps=2, batch=2).run([0])
+
+
+def fails(u, c_noise):
+    raise RuntimeError("an error of its own")
