@@ -22,6 +22,7 @@ from fastscore.report import chart as charts
 from fastscore.report.chart import Chart, number
 
 LARGEST = 3_000_000  # bytes of a page
+MADE = '<meta name="generator" content="fastscore '  # is in the first 4096 bytes of each
 LARGEST_SIDE = 8192  # pixels of a picture; a phone's browser draws no larger one
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)
 _HERE = Path(__file__).parent

@@ -1,0 +1,331 @@
+"""The page of a run: its samples, their way from noise, the plan that made them, what it took, and how to repeat it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastscore.data.limits import regular_file
+from fastscore.output.commit import settle
+from fastscore.output.pictures import SHEET
+from fastscore.output.record import FILES, LARGEST, RECORD
+from fastscore.output.store.folder import Folder
+from fastscore.output.store.gather import SAMPLES, read_shard
+from fastscore.output.store.manifest import Manifest
+from fastscore.output.store.npz import ADM, mapped
+from fastscore.output.store.place import Place, place_of
+from fastscore.output.store.work import present
+from fastscore.plan.rows import Plan
+from fastscore.process.schedule import Schedule
+from fastscore.report.page import Code, Facts, Part, Picture, Section, Table
+from fastscore.report.samples import sample_parts, step_chart, way_parts
+from fastscore.report.schedule import plan_parts, schedule_charts, schedule_of
+
+QUALITY = "quality.json"
+HASHED = 1 << 30  # bytes of a file up to which its sha256 is taken
+LONGEST = 1 << 20  # bytes of a file of metrics or figures
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What drew a run, made again from its command; what nobody can make again is None, and ``why`` says it."""
+
+    schedule: Schedule | None = None
+    plan: Plan | None = None
+    knots: Sequence[float] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it lies at a place.
+
+    Attributes:
+        name: as it was given.
+        folder: None of a bucket.
+        record: what run.json holds; {} where there is none, as of a run that many commands draw.
+        manifest: None of a command that leaves none, as langevin.
+    """
+
+    name: str
+    place: Place
+    folder: Path | None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
+
+
+def open_run(name: str) -> Run:
+    """Return the run that lies in a folder or bucket.
+
+    Raises:
+        ValueError: none is there, none is complete, or its record cannot be read.
+    """
+    place = place_of(name)
+    if not isinstance(place, Folder):
+        manifest = Manifest.read(place)
+        if manifest is None:
+            raise ValueError(f"{name} holds no run: no manifest.json is there")
+        return Run(name, place, None, {}, manifest)
+    folder = place.path
+    if not folder.is_dir():
+        raise ValueError(f"{name} is no folder; a report is made of a run that `fastscore sample` wrote")
+    settle(folder)
+    if (folder / RECORD).exists():
+        record = _read_json(folder / RECORD, LARGEST)
+        if not isinstance(record, dict):
+            raise ValueError(f"{folder / RECORD} is no record of a run; draw the run again")
+        manifest = Manifest.from_dict(record["manifest"], str(folder / RECORD)) if "manifest" in record else None
+        return Run(name, place, folder, record, manifest)
+    if (folder / ".run").is_dir():
+        raise ValueError(f"{name} holds an unfinished run; the command that began it goes on with it")
+    if (manifest := Manifest.read(place)) is None:
+        raise ValueError(f"{name} holds no run: neither run.json nor manifest.json is there")
+    return Run(name, place, folder, {}, manifest)
+
+
+def run_page(run: Run, drawn: Drawn) -> tuple[str, str, list[Section]]:
+    """Return the title, the text and the sections of a run's page.
+
+    Raises:
+        ValueError: its samples cannot be read.
+    """
+    record = run.record
+    schedule = drawn.schedule or schedule_of(str(_told(run, "schedule")))
+    settings = _part(record, "settings")
+    model = settings.get("model") or (run.manifest and run.manifest.argv and run.manifest.argv[1]) or "a model"
+    count = run.manifest.n if run.manifest else settings.get("num", "")
+    shards, samples, labels = _samples(run)
+    nfe = record.get("nfe") or (drawn.plan.nfe if drawn.plan else None)
+    kinds = [str(_told(run, name)).split("(")[0] for name in ("solver", "schedule")]
+    text = (
+        f"Drawn by {kinds[0]} on {kinds[1]}{f' in {nfe} evaluations each' if nfe else ''}, seed {_told(run, 'seed')}."
+    )
+    title = f"{count:,} samples of {model}" if isinstance(count, int) else f"Samples of {model}"
+    sections = [
+        Section("Samples", shards, [*_shown(run, samples, str(model)), *_classes(record, labels)]),
+        _way(run, schedule),
+        _schedule(drawn, schedule),
+        _plan(run, drawn),
+        _speed(run, nfe),
+        _quality(run),
+        Section("Environment", "", [Facts(dict(_environment(run)))]),
+        _repeat(run, drawn),
+    ]
+    return title, text, [section for section in sections if section is not None]
+
+
+def _told(run: Run, name: str) -> Any:
+    """Return the schedule, the solver or the seed of a run, from whatever names it."""
+    settings, what = _part(run.record, "settings"), run.manifest.what if run.manifest else {}
+    return next((v for v in (run.record.get(name), what.get(name), settings.get(name)) if v is not None), "unknown")
+
+
+def _samples(run: Run) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
+    """Return what there is to say of a run's shards, its first samples, and their classes."""
+    if run.folder and (run.folder / SAMPLES).exists():
+        file = run.folder / SAMPLES
+        arrays = {name: _array(file, name, ADM[name]) for name in ("samples", "labels")}
+        if arrays["samples"] is None:
+            raise ValueError(f"{file} holds no array named samples; draw the run again, --fresh")
+        return "", arrays["samples"], arrays["labels"]
+    manifest = run.manifest
+    if manifest is None or manifest.gathered:
+        raise ValueError(f"{run.name} holds no {SAMPLES}; `fastscore verify {run.name} --repair` draws it again")
+    there = sorted(present(run.place, manifest))
+    if not there:
+        raise ValueError(f"{run.name}: none of its {manifest.count} shards is drawn yet; see `fastscore status`")
+    arrays = read_shard(run.place, manifest, there[0]).arrays
+    text = (
+        f"{len(there):,} of {manifest.count:,} shards of {manifest.shard:,} samples are there; these are of shard "
+        f"{there[0]}."
+    )
+    return text, arrays["samples"], arrays.get("labels")
+
+
+def _shown(run: Run, samples: NDArray[Any], model: str) -> list[Part]:
+    """Return pictures of the samples: of an inpainting the sheet that it made, of anything else one made here."""
+    inpainted = bool(run.manifest and run.manifest.argv and run.manifest.argv[0] == "inpaint")
+    if inpainted and run.folder and (run.folder / SHEET).exists():
+        text = "A line an image: the original, what was known of it, and results."
+        return [Picture(regular_file(run.folder / SHEET).read_bytes(), text)]
+    return sample_parts(samples, model) or [Facts({"samples": "none were asked for"})]
+
+
+def _classes(record: Mapping[str, Any], labels: NDArray[Any] | None) -> list[Part]:
+    names = record.get("class_names")
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        return []
+    found, counts = np.unique(labels, return_counts=True)
+    known = names if isinstance(names, list) else []
+    rows = [
+        [known[k] if 0 <= k < len(known) else f"class {k}", int(n)] for k, n in zip(found.tolist(), counts, strict=True)
+    ]
+    return [Table(["class", "samples"], rows[:50], "Classes that were asked for")]
+
+
+def _way(run: Run, schedule: Schedule | None) -> Section:
+    title, file = "From noise to samples", None if run.folder is None else run.folder / FILES[1]
+    if file is None or not file.exists():
+        return Section(title, "No trajectory was kept; --trajectory keeps one.")
+    times, states, x0 = (_array(file, name) for name in ("times", "states", "x0"))
+    if times is None or states is None or len(times) != len(states) or (x0 is not None and len(x0) != len(states) - 1):
+        return Section(title, f"{file.name} is no trajectory; draw the run again, with --fresh --trajectory.")
+    parts = way_parts(times, states, x0, schedule)
+    return Section(title, "" if parts else "The trajectory has no steps.", parts)
+
+
+def _schedule(drawn: Drawn, schedule: Schedule | None) -> Section:
+    if schedule is None:
+        return Section("Schedule", drawn.why or "The record names no schedule that could be drawn.")
+    return Section("Schedule", "", schedule_charts(schedule, drawn.knots))
+
+
+def _plan(run: Run, drawn: Drawn) -> Section:
+    adaptive = _part(run.record, "adaptive")
+    if drawn.plan is not None:
+        other = run.record.get("plan_sha256", drawn.plan.hash) != drawn.plan.hash
+        text = "This version or machine makes another plan than the one that drew the run. " if other else ""
+        text += (
+            f"{drawn.plan.nfe} network evaluations, {drawn.plan.draws} noise draws, {drawn.plan.slots} history slots."
+        )
+        return Section("Plan", text, plan_parts(drawn.plan))
+    if not adaptive:
+        return Section("Plan", drawn.why or "An adaptive solver has no plan.")
+    text = "The solver chooses its steps while it runs, each sample its own; there is no plan."
+    times = None if run.folder is None else _array(run.folder / FILES[1], "times")
+    chart = [step_chart(times)] if times is not None and times.ndim == 2 and times.size else []
+    return Section("Steps", text, [*chart, Facts(adaptive)])
+
+
+def _speed(run: Run, nfe: Any) -> Section | None:
+    timings = _part(run.record, "timings")
+    if not timings:
+        return None
+    names = {
+        "setup_s": "setting up, s",
+        "first_batch_s": "until the first batch was done, s",
+        "sampling_s": "drawing and writing, s",
+        "samples_per_s": "samples a second",
+    }
+    facts = {names.get(k, k.replace("_", " ")): v for k, v in timings.items()}
+    rate = timings.get("samples_per_s")
+    if isinstance(rate, float) and isinstance(nfe, int):
+        facts["network evaluations a second"] = rate * nfe
+    load = _part(run.record, "load")
+    text = "Other processes wanted the cores at that time, so a quiet machine is faster." if load.get("busy") else ""
+    return Section("Speed, and where the time went", text, [Facts(facts), *_metrics(run)])
+
+
+def _metrics(run: Run) -> Iterator[Part]:
+    """Yield what files of metrics in the folder say, if there are any."""
+    for file in sorted(run.folder.glob("*.prom"))[:4] if run.folder else ():
+        if file.is_file() and file.stat().st_size <= LONGEST:
+            lines = [line.rsplit(" ", 1) for line in file.read_text(errors="replace").splitlines()]
+            rows = [line for line in lines if len(line) == 2 and not line[0].startswith("#")]
+            yield Table(["metric", "value"], rows[:50], f"Metrics, {file.name}")
+
+
+def _quality(run: Run) -> Section | None:
+    file = None if run.folder is None else run.folder / QUALITY
+    if file is None or not file.is_file():
+        return None
+    try:
+        figures = _read_json(file, LONGEST)
+    except ValueError as error:
+        return Section("Quality", f"{error}.")
+    if not isinstance(figures, dict):
+        return Section("Quality", f"{QUALITY} holds no named figures.")
+    return Section("Quality", "", [Table(["figure", "value"], list(flat(figures))[:200], f"Figures of {QUALITY}")])
+
+
+def _environment(run: Run) -> Iterator[tuple[str, Any]]:
+    """Yield what the samples and their speed depend on beside what was asked for."""
+    numerics = run.manifest.numerics if run.manifest else {}
+    for values in (_part(run.record, "versions"), numerics, _part(run.record, "execution")):
+        yield from ((k, v) for k, v in values.items() if not isinstance(v, Mapping))
+    yield from ((k, run.record[k]) for k in ("backend", "graph", "threads") if k in run.record)
+    for name in ("network", "load"):
+        yield from ((f"{name}: {k}", v) for k, v in _part(run.record, name).items() if v is not None)
+
+
+def _repeat(run: Run, drawn: Drawn) -> Section:
+    manifest, parts = run.manifest, list[Part]()
+    if manifest is not None and manifest.argv is not None:
+        command = shlex.join(["fastscore", *manifest.argv, "--out", "again"])
+        parts.append(Code(f"{command}\nfastscore verify {shlex.quote(run.name)}"))
+        text = "The first line draws the samples again, the second checks those that are there."
+    else:
+        text = str(run.record.get("command", "It was drawn from Python: the same call draws it again."))
+    hashes: dict[str, Any] = {}
+    if "plan_sha256" in run.record:
+        hashes["plan"] = run.record["plan_sha256"]
+    if manifest is not None:
+        hashes |= {"manifest": manifest.hash, "model": manifest.what.get("model", "")}
+    for name in (*FILES[:2], SHEET):
+        if run.folder and (run.folder / name).is_file():
+            hashes[name] = _sha256(run.folder / name)
+    rows = [[name, value] for name, value in hashes.items()]
+    asked = {k: v for k, v in _part(run.record, "settings").items() if v not in (None, False)}
+    settings = Facts(asked | {k: run.record[k] for k in ("schedule", "solver", "grid") if k in run.record})
+    return Section(
+        "To repeat it", text, [*parts, *([Table(["of", "sha256"], rows, "Hashes")] if rows else []), settings]
+    )
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested values by their path, a.b.c."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a record, {} where it has none: records of other versions have other parts."""
+    part = record.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _array(file: Path, *names: str) -> NDArray[Any] | None:
+    """Return the first array of these names in an .npz file as it lies there; None if there is none, or no file.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if not file.exists():
+        return None
+    try:
+        with zipfile.ZipFile(regular_file(file)) as archive:
+            there = [name for name in names if f"{name}.npy" in archive.namelist()]
+        return mapped(file, there[0]) if there else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} cannot be read ({error}); `fastscore verify --repair` draws it again") from None
+
+
+def _read_json(file: Path, most: int) -> Any:
+    if regular_file(file).stat().st_size > most:
+        raise ValueError(f"{file} has more than {most:,} bytes, which no record has")
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} cannot be read: it is no JSON, or damaged") from None
+
+
+def _sha256(file: Path) -> str:
+    if file.stat().st_size > HASHED:
+        return f"not taken of {file.stat().st_size:,} bytes"
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while data := opened.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
