@@ -12,8 +12,8 @@ import click
 from fastscore.cli.types import Out
 
 if TYPE_CHECKING:
+    from fastscore.report.opened import Drawn, Run
     from fastscore.report.page import Section
-    from fastscore.report.run import Drawn, Run
 
 Page = tuple[str, str, "list[Section]"]
 
@@ -56,7 +56,8 @@ def _page(target: str) -> tuple[Path, Page]:
         return Path(f"{path.stem}.html"), bench_page(path)
     bucket = re.match(r"[A-Za-z0-9+.-]+://", target) is not None
     if bucket or (path / "run.json").exists() or (path / "manifest.json").exists() or (path / ".run").exists():
-        from fastscore.report.run import open_run, run_page
+        from fastscore.report.opened import open_run
+        from fastscore.report.run import run_page
 
         run = open_run(target)
         page = run_page(run, _drawn(run))
@@ -68,7 +69,7 @@ def _drawn(run: Run) -> Drawn:
     """Return what drew a run, from the command in its manifest; no network is prepared, and nothing is drawn."""
     from fastscore.cli.again import asked_again
     from fastscore.output.store.job import drawn_by
-    from fastscore.report.run import Drawn
+    from fastscore.report.opened import Drawn
 
     if run.manifest is None or run.manifest.argv is None:
         return Drawn(why="It was not drawn by `fastscore sample`, so its plan cannot be made again from here.")

@@ -23,6 +23,7 @@ AXES = ("budget", "nfe", "evaluations", "steps", "batch", "value", "ids", "image
 REPEATS = ("seed", "date", "repeat", "repeats", "runs")  # what tells one record of a case from another
 SPREAD = ("p50", "p20", "p80")
 Row = dict[str, Any]
+Tables = dict[str, list[Row]]
 
 
 def bench_page(path: Path) -> tuple[str, str, list[Section]]:
@@ -35,10 +36,11 @@ def bench_page(path: Path) -> tuple[str, str, list[Section]]:
         ValueError: the file is not there, is no JSON, or holds no records.
     """
     records = _records(path)
-    tables: dict[str, list[Row]] = {}
+    benches: dict[str, Tables] = {}
     for record in records:
-        _split(str(record.get("bench", path.stem)), record, {}, tables)
-    sections = [Section(name, "", list(_parts(name, rows))) for name, rows in tables.items() if any(rows)]
+        name = str(record.get("bench", path.stem))
+        _split(name, record, {}, benches.setdefault(name, {}))
+    sections = [Section(name, "", _ordered(tables)) for name, tables in benches.items()]
     env = next((record["env"] for record in reversed(records) if isinstance(record.get("env"), Mapping)), None)
     if env:
         sections.append(Section("Environment", "Of the last record.", [Facts(dict(_flat(env)))]))
@@ -67,7 +69,7 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def _split(name: str, record: Mapping[str, Any], above: Row, tables: dict[str, list[Row]]) -> None:
+def _split(name: str, record: Mapping[str, Any], above: Row, tables: Tables) -> None:
     """Put a record into the table of its name, and what it holds many of into tables of their own."""
     plain, many = dict[str, Any](), dict[str, list[Row]]()
     for key, value in record.items():
@@ -81,13 +83,16 @@ def _split(name: str, record: Mapping[str, Any], above: Row, tables: dict[str, l
             many |= {f"{key} {k}": [dict(v) for v in vs if isinstance(v, Mapping)] for k, vs in value.items()}
         else:
             plain |= dict(_flat({key: value}))
-    label = {k: v for k, v in (above | plain).items() if isinstance(v, str) and len(v) < 60 and k not in REPEATS}
-    tables.setdefault(name, [])
+    words = above | {k: v for k, v in record.items() if k in plain and isinstance(v, str) and k not in REPEATS}
     if plain:
-        tables[name].append(above | plain)
+        row, title, others = above | plain, name, 1
+        while title in tables and len(row.keys() & tables[title][0].keys()) < len(row) / 2:  # of another kind
+            others += 1
+            title = f"{name}, {others}"
+        tables.setdefault(title, []).append(row)
     for key, rows in many.items():
         for row in rows:
-            _split(f"{name}: {key}", row, label, tables)
+            _split(f"{name}: {key}", row, words, tables)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,6 +101,8 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
         name = f"{above}{key}"
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
+        elif isinstance(value, list) and 0 < len(value) < 5 and all(type(v) is int for v in value):
+            yield name, " x ".join(map(str, value))
         elif isinstance(value, list):
             if len(value) > 8 or any(isinstance(v, list | Mapping) for v in value):
                 yield name, f"{len(value)} values"
@@ -103,6 +110,12 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
                 yield from ((f"{name} {k + 1}", v) for k, v in enumerate(value))
         else:
             yield name, value
+
+
+def _ordered(tables: Tables) -> list[Part]:
+    """Return the parts of tables, those with spreads first, which is what a bench is for."""
+    rank = sorted(tables, key=lambda name: not any(column.endswith(SPREAD[0]) for column in tables[name][0]))
+    return [part for name in rank for part in _parts(name, tables[name])]
 
 
 def _parts(name: str, rows: Sequence[Row]) -> Iterator[Part]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from fastscore.errors import typed
 from fastscore.files import write_text
 from fastscore.report import chart as charts
 from fastscore.report.chart import Chart, number
+from fastscore.report.images import Shown, fitted, share
 
 LARGEST = 3_000_000  # bytes of a page
 MADE = '<meta name="generator" content="fastscore '  # is in the first 4096 bytes of each
-LARGEST_SIDE = 8192  # pixels of a picture; a phone's browser draws no larger one
-SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)
 _HERE = Path(__file__).parent
 _NO_TEXT = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -131,17 +130,6 @@ class Section:
                 )
 
 
-@dataclass(frozen=True)
-class Shown:
-    """An image as it goes into a page."""
-
-    kind: str
-    data: str
-    width: int
-    height: int
-    scale: float | None  # None: as it was given
-
-
 @typed
 def write_page(path: Path, title: str, sections: Sequence[Section], text: str = "") -> int:
     """Write one HTML file, and return its bytes, at most LARGEST.
@@ -163,8 +151,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section], text: str = 
     _need("write_page", "title", title)
     images = [(part, image) for section in sections for part in section.parts for image in _images(part)]
     bare = _render(title, text, sections, [(part, Shown("image/jpeg", "", 9999, 9999, 1.0)) for part, _ in images])
-    share = _share([len(image) for _, image in images], (LARGEST - len(bare.encode())) // 4 * 3)  # of base64
-    page = _render(title, text, sections, [(part, _fitted(image, share)) for part, image in images])
+    most = share([len(image) for _, image in images], (LARGEST - len(bare.encode())) // 4 * 3)  # of base64
+    page = _render(title, text, sections, [(part, fitted(image, most)) for part, image in images])
     size = len(page.encode())
     if size > LARGEST:
         raise ValueError(
@@ -193,7 +181,12 @@ def _render(title: str, text: str, sections: Sequence[Section], images: list[tup
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"kind": lambda part: type(part).__name__, "words": words, "paragraphs": _paragraphs}
+    environment.filters |= {
+        "kind": lambda part: type(part).__name__,
+        "words": words,
+        "paragraphs": _paragraphs,
+        "side_by_side": _side_by_side,
+    }
     return environment.get_template("page.html.j2").render(
         title=title,
         text=text,
@@ -205,42 +198,6 @@ def _render(title: str, text: str, sections: Sequence[Section], images: list[tup
         version=version("fastscore"),
         area=charts,
         is_number=_is_number,
-    )
-
-
-def _share(sizes: list[int], room: int) -> int:
-    """Return the most bytes of one image: all fit into the room if those above it are made as small as it."""
-    for k, size in enumerate(sorted(sizes)):
-        if size > (share := room // (len(sizes) - k)):
-            return share
-        room -= size
-    return LARGEST
-
-
-def _fitted(image: bytes, share: int) -> Shown:
-    """Return an image as it is, or as the largest JPEG of at most ``share`` bytes."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            kind = opened.format
-            opened.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"an image of {len(image)} bytes cannot be read ({error}); give PNG or JPEG") from error
-    if kind in ("PNG", "JPEG", "GIF") and len(image) <= share and max(opened.size) <= LARGEST_SIDE:
-        return Shown(f"image/{kind.lower()}", base64.b64encode(image).decode(), opened.width, opened.height, None)
-    clear = opened.convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    for scale in SCALES:
-        width, height = (max(1, round(side * scale)) for side in flat.size)
-        if max(width, height) > LARGEST_SIDE:
-            continue
-        flat.resize((width, height), Image.Resampling.LANCZOS).save(file := io.BytesIO(), "JPEG", quality=80)
-        if len(data := file.getvalue()) <= share:
-            return Shown("image/jpeg", base64.b64encode(data).decode(), width, height, scale)
-    raise ValueError(
-        f"an image of {opened.width} x {opened.height} pixels has a share of {max(share, 0)} bytes of a page of "
-        f"at most {LARGEST}, and does not fit; leave out other images or frames, or draw it smaller"
     )
 
 
@@ -270,6 +227,14 @@ def _is_number(value: Any) -> bool:
 
 def _paragraphs(text: str) -> list[str]:
     return [line for line in re.split(r"\n\s*\n", text.strip()) if line]
+
+
+def _side_by_side(parts: Sequence[Part]) -> list[list[Part]]:
+    """Return parts in lines: charts and pictures that follow each other share one, as wide as a screen has room for."""
+    lines = [list(line) for _, line in groupby(parts, lambda part: isinstance(part, Chart | Picture))]
+    return [
+        part for line in lines for part in ([line] if isinstance(line[0], Chart | Picture) else [[v] for v in line])
+    ]
 
 
 def _printable(value: Any) -> Any:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastscore.data.limits import regular_file
-from fastscore.output.commit import settle
 from fastscore.output.pictures import SHEET
-from fastscore.output.record import FILES, LARGEST, RECORD
-from fastscore.output.store.folder import Folder
-from fastscore.output.store.gather import SAMPLES, read_shard
-from fastscore.output.store.manifest import Manifest
-from fastscore.output.store.npz import ADM, mapped
-from fastscore.output.store.place import Place, place_of
-from fastscore.output.store.work import present
-from fastscore.plan.rows import Plan
+from fastscore.output.record import FILES
 from fastscore.process.schedule import Schedule
+from fastscore.report.opened import Drawn, Run, array, first_samples, read_json
 from fastscore.report.page import Code, Facts, Part, Picture, Section, Table
 from fastscore.report.samples import sample_parts, step_chart, way_parts
 from fastscore.report.schedule import plan_parts, schedule_charts, schedule_of
@@ -33,63 +23,6 @@ from fastscore.report.schedule import plan_parts, schedule_charts, schedule_of
 QUALITY = "quality.json"
 HASHED = 1 << 30  # bytes of a file up to which its sha256 is taken
 LONGEST = 1 << 20  # bytes of a file of metrics or figures
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What drew a run, made again from its command; what nobody can make again is None, and ``why`` says it."""
-
-    schedule: Schedule | None = None
-    plan: Plan | None = None
-    knots: Sequence[float] = ()
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as it lies at a place.
-
-    Attributes:
-        name: as it was given.
-        folder: None of a bucket.
-        record: what run.json holds; {} where there is none, as of a run that many commands draw.
-        manifest: None of a command that leaves none, as langevin.
-    """
-
-    name: str
-    place: Place
-    folder: Path | None
-    record: Mapping[str, Any] = field(default_factory=dict)
-    manifest: Manifest | None = None
-
-
-def open_run(name: str) -> Run:
-    """Return the run that lies in a folder or bucket.
-
-    Raises:
-        ValueError: none is there, none is complete, or its record cannot be read.
-    """
-    place = place_of(name)
-    if not isinstance(place, Folder):
-        manifest = Manifest.read(place)
-        if manifest is None:
-            raise ValueError(f"{name} holds no run: no manifest.json is there")
-        return Run(name, place, None, {}, manifest)
-    folder = place.path
-    if not folder.is_dir():
-        raise ValueError(f"{name} is no folder; a report is made of a run that `fastscore sample` wrote")
-    settle(folder)
-    if (folder / RECORD).exists():
-        record = _read_json(folder / RECORD, LARGEST)
-        if not isinstance(record, dict):
-            raise ValueError(f"{folder / RECORD} is no record of a run; draw the run again")
-        manifest = Manifest.from_dict(record["manifest"], str(folder / RECORD)) if "manifest" in record else None
-        return Run(name, place, folder, record, manifest)
-    if (folder / ".run").is_dir():
-        raise ValueError(f"{name} holds an unfinished run; the command that began it goes on with it")
-    if (manifest := Manifest.read(place)) is None:
-        raise ValueError(f"{name} holds no run: neither run.json nor manifest.json is there")
-    return Run(name, place, folder, {}, manifest)
 
 
 def run_page(run: Run, drawn: Drawn) -> tuple[str, str, list[Section]]:
@@ -103,7 +36,7 @@ def run_page(run: Run, drawn: Drawn) -> tuple[str, str, list[Section]]:
     settings = _part(record, "settings")
     model = settings.get("model") or (run.manifest and run.manifest.argv and run.manifest.argv[1]) or "a model"
     count = run.manifest.n if run.manifest else settings.get("num", "")
-    shards, samples, labels = _samples(run)
+    shards, samples, labels = first_samples(run)
     nfe = record.get("nfe") or (drawn.plan.nfe if drawn.plan else None)
     kinds = [str(_told(run, name)).split("(")[0] for name in ("solver", "schedule")]
     text = (
@@ -127,28 +60,6 @@ def _told(run: Run, name: str) -> Any:
     """Return the schedule, the solver or the seed of a run, from whatever names it."""
     settings, what = _part(run.record, "settings"), run.manifest.what if run.manifest else {}
     return next((v for v in (run.record.get(name), what.get(name), settings.get(name)) if v is not None), "unknown")
-
-
-def _samples(run: Run) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
-    """Return what there is to say of a run's shards, its first samples, and their classes."""
-    if run.folder and (run.folder / SAMPLES).exists():
-        file = run.folder / SAMPLES
-        arrays = {name: _array(file, name, ADM[name]) for name in ("samples", "labels")}
-        if arrays["samples"] is None:
-            raise ValueError(f"{file} holds no array named samples; draw the run again, --fresh")
-        return "", arrays["samples"], arrays["labels"]
-    manifest = run.manifest
-    if manifest is None or manifest.gathered:
-        raise ValueError(f"{run.name} holds no {SAMPLES}; `fastscore verify {run.name} --repair` draws it again")
-    there = sorted(present(run.place, manifest))
-    if not there:
-        raise ValueError(f"{run.name}: none of its {manifest.count} shards is drawn yet; see `fastscore status`")
-    arrays = read_shard(run.place, manifest, there[0]).arrays
-    text = (
-        f"{len(there):,} of {manifest.count:,} shards of {manifest.shard:,} samples are there; these are of shard "
-        f"{there[0]}."
-    )
-    return text, arrays["samples"], arrays.get("labels")
 
 
 def _shown(run: Run, samples: NDArray[Any], model: str) -> list[Part]:
@@ -176,7 +87,7 @@ def _way(run: Run, schedule: Schedule | None) -> Section:
     title, file = "From noise to samples", None if run.folder is None else run.folder / FILES[1]
     if file is None or not file.exists():
         return Section(title, "No trajectory was kept; --trajectory keeps one.")
-    times, states, x0 = (_array(file, name) for name in ("times", "states", "x0"))
+    times, states, x0 = (array(file, name) for name in ("times", "states", "x0"))
     if times is None or states is None or len(times) != len(states) or (x0 is not None and len(x0) != len(states) - 1):
         return Section(title, f"{file.name} is no trajectory; draw the run again, with --fresh --trajectory.")
     parts = way_parts(times, states, x0, schedule)
@@ -201,7 +112,7 @@ def _plan(run: Run, drawn: Drawn) -> Section:
     if not adaptive:
         return Section("Plan", drawn.why or "An adaptive solver has no plan.")
     text = "The solver chooses its steps while it runs, each sample its own; there is no plan."
-    times = None if run.folder is None else _array(run.folder / FILES[1], "times")
+    times = None if run.folder is None else array(run.folder / FILES[1], "times")
     chart = [step_chart(times)] if times is not None and times.ndim == 2 and times.size else []
     return Section("Steps", text, [*chart, Facts(adaptive)])
 
@@ -239,7 +150,7 @@ def _quality(run: Run) -> Section | None:
     if file is None or not file.is_file():
         return None
     try:
-        figures = _read_json(file, LONGEST)
+        figures = read_json(file, LONGEST)
     except ValueError as error:
         return Section("Quality", f"{error}.")
     if not isinstance(figures, dict):
@@ -294,31 +205,6 @@ def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a part of a record, {} where it has none: records of other versions have other parts."""
     part = record.get(name)
     return part if isinstance(part, Mapping) else {}
-
-
-def _array(file: Path, *names: str) -> NDArray[Any] | None:
-    """Return the first array of these names in an .npz file as it lies there; None if there is none, or no file.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    if not file.exists():
-        return None
-    try:
-        with zipfile.ZipFile(regular_file(file)) as archive:
-            there = [name for name in names if f"{name}.npy" in archive.namelist()]
-        return mapped(file, there[0]) if there else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read ({error}); `fastscore verify --repair` draws it again") from None
-
-
-def _read_json(file: Path, most: int) -> Any:
-    if regular_file(file).stat().st_size > most:
-        raise ValueError(f"{file} has more than {most:,} bytes, which no record has")
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} cannot be read: it is no JSON, or damaged") from None
 
 
 def _sha256(file: Path) -> str:

@@ -134,7 +134,7 @@ def test_images_without_room_are_made_smaller_and_say_so(tmp_path, monkeypatch):
     kinds = [(img["src"][:15], img["width"], img["height"]) for img in page.all("img")]
     assert kinds[0] == ("data:image/png;", "4", "3") and kinds[1][0] == "data:image/jpeg"
     assert captions[0] == "small" and "Made smaller" in captions[1]
-    with pytest.raises(ValueError, match=r"300 x 200 pixels .* does not fit"):
+    with pytest.raises(ValueError, match=r"300 x 200 pixels does not fit"):
         write_page(tmp_path / "no.html", "a", [Section("b", "", [Frames([large] * 90, ["c"] * 90, "many")])])
     with pytest.raises(ValueError, match="above 60000; leave out rows"):
         write_page(tmp_path / "no.html", "a", [Section("b" * 70_000)])
