@@ -72,7 +72,7 @@ def _drawn(run: Run) -> Drawn:
     from fastscore.report.opened import Drawn
 
     if run.manifest is None or run.manifest.argv is None:
-        return Drawn(why="It was not drawn by `fastscore sample`, so its plan cannot be made again from here.")
+        return Drawn(why="It was drawn from Python: print(sampler.plan) shows its plan there.")
     try:
         sampler = drawn_by(asked_again(run.manifest, run.name).source)
     except (ValueError, ImportError, OSError, ArithmeticError, click.ClickException) as error:

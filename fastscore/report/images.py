@@ -27,7 +27,7 @@ def share(sizes: list[int], room: int) -> int:
         if size > (most := room // (len(sizes) - k)):
             return most
         room -= size
-    return room
+    return max(sizes, default=0)
 
 
 def fitted(image: bytes, most: int) -> Shown:
@@ -52,6 +52,6 @@ def fitted(image: bytes, most: int) -> Shown:
         if len(data := file.getvalue()) <= most:
             return Shown("image/jpeg", base64.b64encode(data).decode(), width, height, scale)
     raise ValueError(
-        f"an image of {opened.width} x {opened.height} pixels does not fit into the {max(most, 0)} bytes that a page has "
-        "for it; leave out other images or frames, or draw it smaller"
+        f"an image of {opened.width} x {opened.height} pixels does not fit into the {max(most, 0)} bytes that a "
+        "page has for it; leave out other images or frames, or draw it smaller"
     )

@@ -34,14 +34,20 @@ def run_page(run: Run, drawn: Drawn) -> tuple[str, str, list[Section]]:
     record = run.record
     schedule = drawn.schedule or schedule_of(str(_told(run, "schedule")))
     settings = _part(record, "settings")
-    model = settings.get("model") or (run.manifest and run.manifest.argv and run.manifest.argv[1]) or "a model"
+    model = (
+        settings.get("model")
+        or settings.get("target")
+        or (run.manifest and run.manifest.argv and run.manifest.argv[1])
+        or "a model"
+    )
     count = run.manifest.n if run.manifest else settings.get("num", "")
     shards, samples, labels = first_samples(run)
     nfe = record.get("nfe") or (drawn.plan.nfe if drawn.plan else None)
     kinds = [str(_told(run, name)).split("(")[0] for name in ("solver", "schedule")]
-    text = (
-        f"Drawn by {kinds[0]} on {kinds[1]}{f' in {nfe} evaluations each' if nfe else ''}, seed {_told(run, 'seed')}."
+    how = (
+        f"by {kinds[0]} on {kinds[1]}{f' in {nfe} evaluations each' if nfe else ''}, " if "unknown" not in kinds else ""
     )
+    text = f"Drawn {how}seed {_told(run, 'seed')}."
     title = f"{count:,} samples of {model}" if isinstance(count, int) else f"Samples of {model}"
     sections = [
         Section("Samples", shards, [*_shown(run, samples, str(model)), *_classes(record, labels)]),
@@ -83,10 +89,11 @@ def _classes(record: Mapping[str, Any], labels: NDArray[Any] | None) -> list[Par
     return [Table(["class", "samples"], rows[:50], "Classes that were asked for")]
 
 
-def _way(run: Run, schedule: Schedule | None) -> Section:
+def _way(run: Run, schedule: Schedule | None) -> Section | None:
     title, file = "From noise to samples", None if run.folder is None else run.folder / FILES[1]
     if file is None or not file.exists():
-        return Section(title, "No trajectory was kept; --trajectory keeps one.")
+        sampled = run.manifest and run.manifest.argv and run.manifest.argv[0] == "sample"
+        return Section(title, "No trajectory was kept; --trajectory keeps one.") if sampled else None
     times, states, x0 = (array(file, name) for name in ("times", "states", "x0"))
     if times is None or states is None or len(times) != len(states) or (x0 is not None and len(x0) != len(states) - 1):
         return Section(title, f"{file.name} is no trajectory; draw the run again, with --fresh --trajectory.")
@@ -94,13 +101,11 @@ def _way(run: Run, schedule: Schedule | None) -> Section:
     return Section(title, "" if parts else "The trajectory has no steps.", parts)
 
 
-def _schedule(drawn: Drawn, schedule: Schedule | None) -> Section:
-    if schedule is None:
-        return Section("Schedule", drawn.why or "The record names no schedule that could be drawn.")
-    return Section("Schedule", "", schedule_charts(schedule, drawn.knots))
+def _schedule(drawn: Drawn, schedule: Schedule | None) -> Section | None:
+    return None if schedule is None else Section("Schedule", "", schedule_charts(schedule, drawn.knots))
 
 
-def _plan(run: Run, drawn: Drawn) -> Section:
+def _plan(run: Run, drawn: Drawn) -> Section | None:
     adaptive = _part(run.record, "adaptive")
     if drawn.plan is not None:
         other = run.record.get("plan_sha256", drawn.plan.hash) != drawn.plan.hash
@@ -110,7 +115,7 @@ def _plan(run: Run, drawn: Drawn) -> Section:
         )
         return Section("Plan", text, plan_parts(drawn.plan))
     if not adaptive:
-        return Section("Plan", drawn.why or "An adaptive solver has no plan.")
+        return Section("Plan", drawn.why) if drawn.why and run.manifest else None
     text = "The solver chooses its steps while it runs, each sample its own; there is no plan."
     times = None if run.folder is None else array(run.folder / FILES[1], "times")
     chart = [step_chart(times)] if times is not None and times.ndim == 2 and times.size else []

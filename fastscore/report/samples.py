@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from fastscore.output.images import contact_sheet, save_png
 from fastscore.process.schedule import Schedule
+from fastscore.report.chart import number
 from fastscore.report.page import Chart, Frames, Part, Picture
 
 IMAGES, POINTS = 64, 2000  # that are shown
 FRAMES = 61  # of a slider
-SIDE = 280  # pixels of a cloud
+SIDE, WIDEST = 280, 700  # pixels of a cloud, and of a sheet of small images
 
 
 def sample_parts(samples: NDArray[Any], what: str) -> list[Part]:
@@ -33,7 +34,8 @@ def sample_parts(samples: NDArray[Any], what: str) -> list[Part]:
     if samples.dtype == np.uint8 and samples.ndim == 4:
         shown = samples[:IMAGES]
         text = f"{_first(len(shown), len(samples), 'samples')} of {what}, in the order of their ids, line by line."
-        return [Picture(_png(contact_sheet(_grey_or_rgb(shown))), text)]
+        side = math.ceil(math.sqrt(len(shown))) * max(shown.shape[1:3])
+        return [Picture(_png(contact_sheet(_grey_or_rgb(shown), scale=max(1, min(4, WIDEST // side)))), text)]
     points = samples.reshape(len(samples), -1)[:POINTS].astype(np.float64)
     some = _first(len(points), len(samples), "samples")
     if points.shape[1] == 1:
@@ -150,12 +152,12 @@ def _levels(schedule: Schedule | None, times: NDArray[np.float64]) -> tuple[NDAr
 
 def _label(k: int, steps: int, times: NDArray[np.float64], sigma: NDArray[Any] | None) -> str:
     if times.ndim == 1:
-        noise = "" if sigma is None else f", sigma = {sigma[k]:.3g}"
-        return f"{'Start' if not k else f'After step {k} of {steps}'}: t = {times[k]:.4g}{noise}"
+        noise = "" if sigma is None or not np.isfinite(sigma[k]) else f", sigma = {number(float(sigma[k]), 3)}"
+        return f"{'Start' if not k else f'After step {k} of {steps}'}: t = {number(float(times[k]))}{noise}"
     now = times[k][np.isfinite(times[k])]
     if not len(now):
         return f"After {k} of at most {steps} steps of each sample: all have ended"
-    return f"After {k} of at most {steps} steps of each sample: t = {now.min():.4g} .. {now.max():.4g}"
+    return f"After {k} of at most {steps} steps of each sample: t = {number(float(now.min()))} .. {number(float(now.max()))}"
 
 
 def _first(shown: int, there: int, word: str) -> str:

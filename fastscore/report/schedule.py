@@ -19,6 +19,7 @@ from fastscore.process.schedule import Array, Schedule, f, g2, lam
 from fastscore.report.page import Chart, Part, Table
 
 POINTS = 400  # of a curve
+MARKS = 100  # knots that are marked
 FEW = 60  # rows up to which coefficients are lines, and that a table lists
 
 
@@ -38,7 +39,9 @@ def schedule_charts(schedule: Schedule, knots: Sequence[float] | NDArray[Any] = 
             "g²": g2(schedule, t),
         }
     curves = {name: (t, np.broadcast_to(np.asarray(y, np.float64), t.shape)) for name, y in curves.items()}
-    steps = f" Marks on the axis are the {len(knots)} knots of the grid." if len(knots) else ""
+    apart = -(-len(knots) // MARKS)
+    which = "the" if apart < 2 else f"every {apart}th of the"
+    steps = f" Marks on the axis are {which} {len(knots):,} knots of the grid." if len(knots) else ""
     texts = {
         ("alpha", "sigma"): f"Signal alpha and noise sigma.{steps}",
         ("log-SNR",): "Log-SNR, 2 ln(alpha / sigma); infinite, and not drawn, where alpha or sigma is 0.",
@@ -50,7 +53,7 @@ def schedule_charts(schedule: Schedule, knots: Sequence[float] | NDArray[Any] = 
         shown = {name: curves[name] for name in names if name not in still}
         text += f" {still[0].capitalize()} is 0." if still else ""
         wide = "log-SNR" not in names and any(_wide(y) for _, y in shown.values())
-        charts.append(Chart(shown, "t", ", ".join(names), log_x=log, log_y=wide, text=text, marks=knots))
+        charts.append(Chart(shown, "t", ", ".join(names), log_x=log, log_y=wide, text=text, marks=knots[:: apart or 1]))
     return charts
 
 
