@@ -157,7 +157,8 @@ def _label(k: int, steps: int, times: NDArray[np.float64], sigma: NDArray[Any] |
     now = times[k][np.isfinite(times[k])]
     if not len(now):
         return f"After {k} of at most {steps} steps of each sample: all have ended"
-    return f"After {k} of at most {steps} steps of each sample: t = {number(float(now.min()))} .. {number(float(now.max()))}"
+    low, high = number(float(now.min())), number(float(now.max()))
+    return f"After {k} of at most {steps} steps of each sample: t = {low} .. {high}"
 
 
 def _first(shown: int, there: int, word: str) -> str:
