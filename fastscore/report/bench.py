@@ -122,7 +122,8 @@ def _parts(name: str, rows: Sequence[Row]) -> Iterator[Part]:
     """Yield facts, chart and table of rows."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     values = {column: [row.get(column) for row in rows] for column in columns}
-    still = {k: v[0] for k, v in values.items() if len(rows) > 1 and all(x == v[0] for x in v)}
+    told = {k: v for k, v in values.items() if not k.endswith(SPREAD)} if len(rows) > 1 else {}
+    still = {k: v[0] for k, v in told.items() if all(x == v[0] for x in v)}
     values = {k: v for k, v in values.items() if k not in still and any(x is not None for x in v)}
     values = {k: v for k, v in values.items() if not all(_is_hash(x) for x in v if x is not None)}
     keys = [k for k, v in values.items() if k not in REPEATS and _is_key(k, v)]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastscore.errors import typed
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 412, 10, 226
+LEFT, RIGHT, TOP, BOTTOM = 70, 402, 10, 226
 LARGEST = 1e300  # a span of two such numbers is still finite
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -89,16 +89,29 @@ def _classes(record: Mapping[str, Any], labels: NDArray[Any] | None) -> list[Par
     return [Table(["class", "samples"], rows[:50], "Classes that were asked for")]
 
 
-def _way(run: Run, schedule: Schedule | None) -> Section | None:
-    title, file = "From noise to samples", None if run.folder is None else run.folder / FILES[1]
+def _trajectory(run: Run) -> tuple[dict[str, NDArray[Any]], str]:
+    """Return the arrays of a run's trajectory; or none, and why."""
+    file = None if run.folder is None else run.folder / FILES[1]
     if file is None or not file.exists():
-        sampled = run.manifest and run.manifest.argv and run.manifest.argv[0] == "sample"
-        return Section(title, "No trajectory was kept; --trajectory keeps one.") if sampled else None
-    times, states, x0 = (array(file, name) for name in ("times", "states", "x0"))
-    if times is None or states is None or len(times) != len(states) or (x0 is not None and len(x0) != len(states) - 1):
-        return Section(title, f"{file.name} is no trajectory; draw the run again, with --fresh --trajectory.")
-    parts = way_parts(times, states, x0, schedule)
-    return Section(title, "" if parts else "The trajectory has no steps.", parts)
+        return {}, "No trajectory was kept; --trajectory keeps one."
+    try:
+        found = {name: array(file, name) for name in ("times", "states", "x0")}
+    except ValueError as error:
+        return {}, f"{error}."
+    way = {name: x for name, x in found.items() if x is not None}
+    lengths = [len(x) + (name == "x0") if x.ndim else 0 for name, x in way.items()]
+    if not {"times", "states"} <= way.keys() or len(set(lengths)) > 1 or way["states"].ndim < 3:
+        return {}, f"{file} is no trajectory; draw the run again, with --fresh --trajectory."
+    return way, ""
+
+
+def _way(run: Run, schedule: Schedule | None) -> Section | None:
+    way, why = _trajectory(run)
+    sampled = run.manifest and run.manifest.argv and run.manifest.argv[0] == "sample"
+    if not way:
+        there = run.folder is not None and (run.folder / FILES[1]).exists()
+        return Section("From noise to samples", why) if sampled or there else None
+    return Section("From noise to samples", "", way_parts(way["times"], way["states"], way.get("x0"), schedule))
 
 
 def _schedule(drawn: Drawn, schedule: Schedule | None) -> Section | None:
@@ -117,7 +130,7 @@ def _plan(run: Run, drawn: Drawn) -> Section | None:
     if not adaptive:
         return Section("Plan", drawn.why) if drawn.why and run.manifest else None
     text = "The solver chooses its steps while it runs, each sample its own; there is no plan."
-    times = None if run.folder is None else array(run.folder / FILES[1], "times")
+    times = _trajectory(run)[0].get("times")
     chart = [step_chart(times)] if times is not None and times.ndim == 2 and times.size else []
     return Section("Steps", text, [*chart, Facts(adaptive)])
 

@@ -152,8 +152,9 @@ def _levels(schedule: Schedule | None, times: NDArray[np.float64]) -> tuple[NDAr
 
 def _label(k: int, steps: int, times: NDArray[np.float64], sigma: NDArray[Any] | None) -> str:
     if times.ndim == 1:
-        noise = "" if sigma is None or not np.isfinite(sigma[k]) else f", sigma = {number(float(sigma[k]), 3)}"
-        return f"{'Start' if not k else f'After step {k} of {steps}'}: t = {number(float(times[k]))}{noise}"
+        known = {"t": times[k], "sigma": math.nan if sigma is None else sigma[k]}
+        told = [f"{name} = {number(float(v))}" for name, v in known.items() if np.isfinite(v)]
+        return f"{f'After step {k} of {steps}' if k else 'Start'}: {', '.join(told)}"
     now = times[k][np.isfinite(times[k])]
     if not len(now):
         return f"After {k} of at most {steps} steps of each sample: all have ended"

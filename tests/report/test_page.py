@@ -4,76 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import HOSTILE, Read, check
 from PIL import Image
 
-from fastscore.report import page as pages
+from fastscore.report import page as made
 from fastscore.report.chart import BOTTOM, LEFT, RIGHT, TOP, lay_out, number
+from fastscore.report.images import share
 from fastscore.report.page import Chart, Code, Facts, Frames, Picture, Section, Table, write_page
-
-VOID = {"meta", "img", "input", "link", "br", "hr", "path"}
-HOSTILE = """</title><script>alert(1)</script><img src=x onerror="alert(1)">'"&\0\x1b\ud800 {{ 7 * 7 }}"""
-
-
-class Read(HTMLParser):
-    """Reads a page, and fails on elements that are not closed, or closed by another."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.found: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        assert len({k for k, _ in attrs}) == len(attrs)
-        self.found.append((tag, {k: v or "" for k, v in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, {k: v or "" for k, v in attrs}))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if data.strip() and self.open:
-            self.texts.append((self.open[-1], data))
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attrs for name, attrs in self.found if name == tag]
-
-    def words(self, tag: str) -> list[str]:
-        return [text for name, text in self.texts if name == tag]
-
-
-def check(path: Path) -> Read:
-    """Read a page and check what holds for every one."""
-    text = path.read_bytes().decode()
-    page = Read(text)
-    assert path.stat().st_size <= 3_000_000
-    assert len(page.all("h1")) == len(page.all("title")) == len(page.all("main")) == 1
-    assert page.all("html") == [{"lang": "en"}] and any(m.get("name") == "viewport" for m in page.all("meta"))
-    assert "default-src 'none'" in next(m["content"] for m in page.all("meta") if "http-equiv" in m)
-    for tag, attrs in page.found:
-        assert not any(name.startswith("on") or name == "style" for name in attrs), (tag, attrs)
-        for name in ("src", "href", "action", "srcset", "data"):
-            assert attrs.get(name, "#").startswith(("#", "data:image/")), (tag, name)
-    assert "url(" not in text and "@import" not in text and "<link" not in text
-    assert all(img["alt"].strip() for img in page.all("img"))
-    assert all(svg.get("aria-label", "").strip() or svg.get("aria-hidden") for svg in page.all("svg"))
-    ids = [attrs["id"] for _, attrs in page.found if "id" in attrs]
-    assert len(ids) == len(set(ids))
-    links = {attrs["href"].removeprefix("#") for _, attrs in page.found if "href" in attrs}
-    assert links <= set(ids) and all(a["aria-labelledby"] in ids for a in page.all("section"))
-    return page
 
 
 def png(width: int, height: int, noise: bool = False, mode: str = "RGB") -> bytes:
@@ -126,7 +66,7 @@ def test_a_policy_names_the_style_and_the_script_that_stand_there(tmp_path):
 
 
 def test_images_without_room_are_made_smaller_and_say_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "LARGEST", 60_000)
+    monkeypatch.setattr(made, "LARGEST", 60_000)
     file, small, large = tmp_path / "page.html", png(4, 3), png(300, 200, noise=True)
     write_page(file, "a", [Section("b", "", [Picture(small, "small"), Picture(large, "large")])])
     page, captions = check(file), Read(file.read_text()).words("figcaption")
@@ -139,6 +79,13 @@ def test_images_without_room_are_made_smaller_and_say_so(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="above 60000; leave out rows"):
         write_page(tmp_path / "no.html", "a", [Section("b" * 70_000)])
     assert not (tmp_path / "no.html").exists()
+
+
+def test_images_share_the_room_that_small_ones_leave():
+    assert share([10, 20, 70], 100) == 70  # all fit, as they are
+    assert share([10, 20, 71], 100) == 70
+    assert share([10, 80, 90], 100) == 45
+    assert share([], 100) == 0
 
 
 def test_parts_say_what_is_wrong_with_them(tmp_path):
