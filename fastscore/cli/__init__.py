@@ -30,6 +30,7 @@ from fastscore.cli.models import env, models
 from fastscore.cli.new import new
 from fastscore.cli.plan import plan
 from fastscore.cli.process import complete_streams, flush, orderly
+from fastscore.cli.report import report
 from fastscore.cli.sample import sample
 from fastscore.cli.status import status
 from fastscore.cli.threads import wait_briefly
@@ -57,7 +58,7 @@ def group(context: click.Context) -> None:
 
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
-    plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
+    plan, tune, train, train_classifier, evaluate, report, likelihood, models, env, doctor,
     new, completion,
 ):  # fmt: skip
     group.add_command(command)

@@ -38,8 +38,21 @@ def opened(run: str) -> tuple[Job, Place]:
 
 def job_again(manifest: Manifest, run: str | Path) -> Job:
     """Return the job of a manifest, which lies at ``run``; errors as for ``opened``."""
-    from fastscore.cli import group
     from fastscore.output.store.resume import AnotherRunError
+
+    job = asked_again(manifest, run).ready()
+    mine = replace(job.manifest, shard=manifest.shard, gathered=manifest.gathered)
+    if differences := mine.differences(manifest):
+        raise AnotherRunError(
+            f"{run} would be drawn here with other settings ({'; '.join(differences[:4])}); go to the machine and the "
+            "versions that drew it"
+        )
+    return replace(job, manifest=manifest)
+
+
+def asked_again(manifest: Manifest, run: str | Path) -> Job:
+    """Return what the command of a manifest asks for here, whose network is not prepared; ValueError if it has none."""
+    from fastscore.cli import group
 
     words = manifest.argv
     command = group.commands.get(words[0]) if words else None
@@ -49,10 +62,4 @@ def job_again(manifest: Manifest, run: str | Path) -> Job:
     with command.make_context(words[0], [*words[1:], "--out", os.fspath(run)]) as context:
         context.meta[JOB] = made.append
         command.invoke(context)
-    mine = replace(made[0].manifest, shard=manifest.shard, gathered=manifest.gathered)
-    if differences := mine.differences(manifest):
-        raise AnotherRunError(
-            f"{run} would be drawn here with other settings ({'; '.join(differences[:4])}); go to the machine and the "
-            "versions that drew it"
-        )
-    return replace(made[0], manifest=manifest)
+    return made[0]

@@ -101,7 +101,7 @@ def draw_and_tell(
     if (give := click.get_current_context().meta.get(JOB)) is not None:
         from fastscore.output.store.job import job_of
 
-        return give(job_of(source, request, gathered=False, **sizes).ready())
+        return give(job_of(source, request, gathered=False, **sizes))
     if options["worker"]:
         return _serve(source, request, options, sizes, arguments)
     if (part := _part(options)) is not None:
