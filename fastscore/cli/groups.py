@@ -7,7 +7,7 @@ import click
 GROUPS = {
     "What": (
         "num", "evaluations", "ids", "mask", "box", "limit", "label", "unconditional", "seed", "trajectory",
-        "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval", "guidance_model",
+        "trajectory_steps", "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval", "guidance_model",
         "negative",
         "split", "probe", "probes",
     ),
