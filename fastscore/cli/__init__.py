@@ -26,6 +26,7 @@ from fastscore.cli.launch import launch
 from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
 from fastscore.cli.plan import plan
+from fastscore.cli.plot import plot
 from fastscore.cli.process import complete_streams, flush, orderly
 from fastscore.cli.sample import sample
 from fastscore.cli.status import status
@@ -53,7 +54,7 @@ def group(context: click.Context) -> None:
 
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
-    plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
+    plan, plot, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
 ):  # fmt: skip
     group.add_command(command)
 

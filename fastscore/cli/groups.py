@@ -7,8 +7,8 @@ import click
 GROUPS = {
     "What": (
         "num", "evaluations", "ids", "mask", "box", "limit", "label", "unconditional", "seed", "trajectory",
-        "trajectory_steps", "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval", "guidance_model",
-        "negative",
+        "trajectory_steps", "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval",
+        "guidance_model", "negative", "target",
         "split", "probe", "probes",
     ),
     "Solver": (
