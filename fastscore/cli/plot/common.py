@@ -82,7 +82,7 @@ def described(run: Path) -> str:
     adaptive = record.get("adaptive")
     nfe = record.get("nfe") or (adaptive.get("nfe_mean") if isinstance(adaptive, dict) else None)
     if isinstance(nfe, int | float):
-        words.append(f"{nfe:.4g} evaluations" + ("" if "nfe" in record else " on average"))
+        words.append(f"{nfe} evaluations" if "nfe" in record else f"{nfe:.3g} evaluations (mean)")
     return ", ".join(words)
 
 

@@ -141,7 +141,7 @@ def density(target: str, num: int, seed: int, out: Path, overwrite: bool, **opti
         else:
             means = law.points.double().numpy()
             weights, stds = np.full(len(means), 1.0 / len(means)), np.zeros(len(means))
-        squares = draw.shared([reach(x) for x in states])
+        squares = draw.shared([reach(x, 0.99) for x in states])
         exact = [
             draw.exact_density(weights, means, stds, float(schedule.alpha(t)), float(schedule.sigma(t)), square)
             for t, square in zip(times, squares, strict=True)

@@ -13,7 +13,7 @@ from fastscore.cli.types import Count, Out, StepNumbers
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-COLUMNS, PANELS, FRAMES = 8, 10, 60
+COLUMNS, PANELS, FRAMES = 8, 10, 40
 
 
 @click.command()

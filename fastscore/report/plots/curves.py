@@ -17,6 +17,7 @@ from fastscore.report.plots.figures import (
     MARKERS,
     new_figure,
     number,
+    plain,
     save,
     styled,
 )
@@ -67,7 +68,7 @@ def loss_curve(images: NDArray[Any], loss: NDArray[Any], title: str = "") -> Fig
         axis.set_yscale("log")
     else:
         axis.set_yscale("symlog", linthresh=float(np.median(np.abs(known))) or 1.0)
-    axis.set(xlabel="training images", ylabel="loss (mean of 50 steps)", title=title)
+    axis.set(xlabel="training images", ylabel="loss (mean of 50 steps)", title=plain(title))
     axis.grid(True, which="both", alpha=0.3)
     return figure
 
@@ -94,15 +95,17 @@ def work_precision(
             k = names.index(name)
             look = {"color": COLOURS[k % len(COLOURS)], "ls": LINES[k // len(COLOURS) % len(LINES)]}
             points = np.array(sorted(pairs))
-            axis.plot(*points.T, marker=MARKERS[k // len(COLOURS) % len(MARKERS)], ms=4, lw=1.2, label=name, **look)
-        axis.set(xscale="log", yscale="log", xlabel="network evaluations a sample", ylabel=ylabel, title=study)
+            axis.plot(
+                *points.T, marker=MARKERS[k // len(COLOURS) % len(MARKERS)], ms=4, lw=1.2, label=plain(name), **look
+            )
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations a sample", ylabel=ylabel, title=plain(study))
         ticks = sorted({round(nfe) for pairs in lines.values() for nfe, _ in pairs})
         if 1 < len(ticks) <= 12:
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.minorticks_off()
     handles = {h.get_label(): h for axis in axes[0] for h in axis.get_lines()}
-    figure.legend(handles=[handles[name] for name in names], loc="outside right center", ncols=columns)
-    figure.suptitle(title)
+    figure.legend(handles=[handles[plain(name)] for name in names], loc="outside right center", ncols=columns)
+    figure.suptitle(plain(title))
     return figure
 
 
@@ -112,41 +115,38 @@ def quality(figures: Mapping[str, Mapping[str, float]], title: str = "") -> Figu
 
     Args:
         figures: by name: ``value``, its ``floor``, what data have against data, and ``stderr``, if known. Where there
-            is no floor above 0, or no finite value, the name has no bar, and its value is written.
+            is no floor above 0, or no finite value, the name has no bar, only its value at the right.
 
     Raises:
         ValueError: none.
     """
     if not figures:
         raise ValueError("quality: there is no figure to draw")
-    figure, axes = new_figure(7.5, 0.34 * len(figures) + 1.4)
+    figure, axes = new_figure(7.5, 0.34 * len(figures) + 1.2)
     axis = axes[0, 0]
-    ratios = {}
-    for name, entry in figures.items():
-        value, floor = float(entry["value"]), float(entry.get("floor") or math.nan)
-        ratios[name] = value / floor if floor > 0.0 and value > 0.0 else math.nan
-    known = [v for v in ratios.values() if math.isfinite(v)]
-    low, high = min([0.5, *(0.7 * v for v in known)]), max([3.0, *(3.0 * v for v in known)])
-    for k, (name, ratio) in enumerate(ratios.items()):
-        entry, text = figures[name], number(float(figures[name]["value"]))
-        error = float(entry.get("stderr") or 0.0)
-        text += f" ± {number(error)}" if error > 0.0 else ""
-        if math.isnan(ratio):
-            axis.text(low * 1.1, k, f"{text} (no floor)", va="center", color="0.35", fontsize=8.0)
-            continue
-        spread = error / float(entry["floor"])
-        whiskers = [[min(spread, ratio - low)], [spread]] if spread > 0.0 else None
-        above = ratio - 2.0 * spread > 1.0
-        axis.barh(
-            k, ratio - low, left=low, xerr=whiskers, color=COLOURS[1] if above else COLOURS[0], height=0.6, capsize=2,
-            hatch="//" if above else None, edgecolor="white",
-        )  # fmt: skip
-        axis.text(
-            (ratio + spread) * 1.08, k, f"{text}, floor {number(float(entry['floor']))}", va="center", fontsize=8.0
-        )
+    entries = [{k: float(entry.get(k) or 0.0) for k in ("value", "floor", "stderr")} for entry in figures.values()]
+    ratios = [e["value"] / e["floor"] if e["floor"] > 0.0 and e["value"] > 0.0 else math.nan for e in entries]
+    known = [ratio for ratio in ratios if math.isfinite(ratio)]
+    low, high = min([0.5, *(0.7 * v for v in known)]), max([2.5, *(1.6 * v for v in known)])
+    for k, (entry, ratio) in enumerate(zip(entries, ratios, strict=True)):
+        bars, text = entry["stderr"] > 0.0, number(entry["value"])
+        text += f" ± {number(entry['stderr'])}" if bars else ""
+        if math.isfinite(ratio):
+            text += f", floor {number(entry['floor'])}"
+            spread = entry["stderr"] / entry["floor"] if bars else 0.0
+            above = ratio - 2.0 * spread > 1.0
+            axis.barh(
+                k, ratio - low, 0.6, low, xerr=[[min(spread, ratio - low)], [spread]] if bars else None, capsize=2,
+                color=COLOURS[1] if above else COLOURS[0], hatch="//" if above else None, edgecolor="white",
+            )  # fmt: skip
+        axis.text(1.02, k, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8.0)
     axis.axvline(1.0, color="0.2", lw=1.0)
-    axis.set_yticks(range(len(figures)), list(figures))
-    axis.invert_yaxis()
-    axis.set(xscale="log", xlim=(low, high), xlabel="value / floor (hatched: two standard errors above 1)", title=title)
+    axis.set_yticks(range(len(figures)), [plain(name) for name in figures])
+    axis.set(ylim=(len(figures) - 0.4, -0.6), xscale="log", xlim=(low, high), title=plain(title))
+    axis.set(xlabel="value / floor, 1 is data against data (hatched: two standard errors above)")
+    ticks = [m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    ticks = ticks if len(ticks) <= 12 else ticks[::3]
+    axis.set_xticks(ticks, [number(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.grid(False, axis="y")
     return figure

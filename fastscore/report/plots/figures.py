@@ -34,14 +34,14 @@ _STYLE = {
     "font.size": 9.0, "axes.titlesize": 9.0, "axes.labelsize": 9.0, "legend.fontsize": 8.0, "figure.titlesize": 10.0,
     "xtick.labelsize": 8.0, "ytick.labelsize": 8.0, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.6, "lines.linewidth": 1.5, "legend.frameon": False,
-    "axes.axisbelow": True, "text.parse_math": False, "svg.hashsalt": "fastscore", "image.cmap": "viridis",
+    "axes.axisbelow": True, "svg.hashsalt": "fastscore", "image.cmap": "viridis",
     "image.interpolation": "nearest", "savefig.dpi": DPI, "figure.dpi": DPI,
 }  # fmt: skip
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw as all pictures here are drawn; names of files, which titles hold, are no formulas."""
+    """Draw as all pictures here are drawn."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
@@ -65,6 +65,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # pyright: ignore[reportOptionalMemberAccess]
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -96,11 +97,6 @@ def suffix_of(path: Path) -> str:
     return suffix
 
 
-def legend_outside(axes: Axes, columns: int = 1) -> None:
-    """Put the legend at the right of its axes, where it hides no data."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=columns, borderaxespad=0.0)
-
-
 def hide(axes: NDArray[Any]) -> None:
     """Take away axes that have nothing to show."""
     for empty in axes.flat:
@@ -114,6 +110,11 @@ def bare(axes: Axes) -> None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def plain(text: str) -> str:
+    """Return a text whose dollar signs, of a file's name say, begin no formula."""
+    return text.replace("$", r"\$")
 
 
 def number(value: float) -> str:

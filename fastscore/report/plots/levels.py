@@ -11,7 +11,7 @@ import numpy as np
 from fastscore.errors import typed
 from fastscore.plan.rows import Plan
 from fastscore.process.schedule import Array, Schedule, f, g2, lam
-from fastscore.report.plots.figures import COLOURS, LINES, new_figure, number, styled
+from fastscore.report.plots.figures import COLOURS, LINES, new_figure, number, plain, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +39,9 @@ def schedules(named: Mapping[str, Schedule]) -> Figure:
     if not named:
         raise ValueError("schedules: at least one schedule is needed")
     panels = {
-        "alpha": "alpha, factor on the data", "sigma": "sigma, standard deviation of the noise",
-        "snr": "log-SNR, ln(alpha^2 / sigma^2)", "g2": "g^2, diffusion (beta of vp)",
-        "f": "f, drift (-beta / 2 of vp)", "std": "sqrt(alpha^2 + sigma^2), spread of unit data",
+        "alpha": "alpha, factor on the data", "sigma": "sigma, of the noise",
+        "snr": "log-SNR, ln(alpha^2 / sigma^2)", "g2": "g^2, diffusion (vp: beta)",
+        "f": "f, drift (vp: -beta / 2)", "std": "std of x_t, for data of std 1",
     }  # fmt: skip
     figure, axes = new_figure(10.5, 6.0, 2, 3)
     values = {name: _curves(schedule) for name, schedule in named.items()}
@@ -59,7 +59,7 @@ def schedules(named: Mapping[str, Schedule]) -> Figure:
         if key == "f" and len(found) and found.max() > 100.0:
             axis.set_yscale("symlog", linthresh=1.0)
     units = [f"{name}: t {_span(schedule)}" for name, schedule in named.items()]
-    figure.legend(loc="outside lower center", ncols=min(6, len(named)))
+    figure.legend(loc="outside lower center", ncols=min(8, len(named)))
     figure.suptitle("\n".join("    ".join(units[k : k + 4]) for k in range(0, len(units), 4)), fontsize=8.0)
     return figure
 
@@ -107,36 +107,37 @@ def plan_rows(plan: Plan, title: str = "") -> Figure:
     knots = np.array([plan.rows[0].s, *(row.s for row in rows)])
     _draw_knots(axes[0, 0], schedule, knots)
     _draw_knots(axes[0, 1], schedule, knots, over_steps=True)
-    at_run_time = [row.langevin is not None for row in rows]
-    a, b, c = (np.array([getattr(row, name) for row in rows], float) for name in "abc")
-    b, c = (np.where(at_run_time, math.nan, v) for v in (b, c))
-    marker = {"marker": "o", "ms": 3.5} if len(rows) <= MARKED else {}
+    at_run_time = np.array([row.langevin is not None for row in rows], bool)
+    look: dict[str, Any] = {"marker": "o", "ms": 3.5 if len(rows) <= MARKED else 1.5}
     ms = sorted({row.m for row in rows if row.reads_m}) or ["x0"]
-    for axis, values, text in (
-        (axes[1, 0], a, "a, of the state x"),
-        (axes[1, 1], b, f"b, of the network's m ({', '.join(ms)})"),
-        (axes[2, 1], c, "c, of fresh noise z"),
+    later = f", {at_run_time.sum()} rows set at run time" if at_run_time.any() else ""
+    for axis, name, text in (
+        (axes[1, 0], "a", "a, of the state x"),
+        (axes[1, 1], "b", f"b, of the network's m ({', '.join(ms)}){later}"),
+        (axes[2, 1], "c", f"c, of fresh noise z{later}"),
     ):
-        axis.plot(index, values, color=COLOURS[0], **marker)
+        known = np.full(len(rows), True) if name == "a" else ~at_run_time
+        values = np.array([getattr(row, name) for row in rows], float)
         axis.set(title=text)
+        if name == "c" and not values[known].any():
+            _say(axis, "of norms of score and noise" if later else "no noise is drawn")
+        else:
+            axis.plot(index[known], values[known], color=COLOURS[0], **look)
     slots = [k for k in range(plan.slots) if any(len(row.w) > k and row.w[k] for row in rows)]
     for k in slots:
         w = [row.w[k] if len(row.w) > k else 0.0 for row in rows]
-        axes[2, 0].plot(
-            index, w, color=COLOURS[k % len(COLOURS)], ls=LINES[k % len(LINES)], label=f"slot {k}", **marker
-        )
+        tint = {"color": COLOURS[k % len(COLOURS)], "ls": LINES[k % len(LINES)]}
+        axes[2, 0].plot(index, w, label=f"slot {k}", **tint, **look)
     axes[2, 0].set(title="w, of earlier outputs h")
     if slots:
         axes[2, 0].legend(ncols=len(slots), loc="best")
     else:
         _say(axes[2, 0], "no earlier outputs are used")
-    if not c[np.isfinite(c)].any():
-        _say(axes[2, 1], "set at run time, by norms" if any(at_run_time) else "no noise is drawn")
     for axis in axes[1:].flat:
-        axis.set(xlabel="row")
+        axis.set(xlabel="row", xlim=axes[1, 0].get_xlim())
         axis.xaxis.get_major_locator().set_params(integer=True)
     nfe = f"{plan.nfe} network evaluations, {plan.draws} noise draws, {plan.slots} history slots"
-    figure.suptitle(f"{title}\n{nfe}" if title else nfe)
+    figure.suptitle(plain(f"{title}\n{nfe}") if title else nfe)
     return figure
 
 
@@ -162,10 +163,13 @@ def _draw_knots(axis: Any, schedule: Schedule, knots: Array, over_steps: bool = 
     for edge, mark, beyond in ((high, "^", snr == math.inf), (low, "v", snr == -math.inf)):
         axis.scatter(where[beyond], np.full(int(beyond.sum()), edge), marker=mark, **(small | {"s": 36}))
     axis.set(ylim=(low, high), ylabel="log-SNR")
+    if over_steps:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="knot", title="the same, one after the other") if over_steps else axis.set(
         xlabel="t, noise on the left", title="knots on the schedule (▲ sigma = 0, ▼ alpha = 0)"
     )
 
 
 def _say(axis: Any, text: str) -> None:
+    axis.set_yticks([])
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="0.4")

@@ -21,7 +21,7 @@ def animate(file: BinaryIO, frames: Sequence[NDArray[np.uint8]], format: str) ->
     Args:
         file: open, to write.
         frames: of one size, at least one.
-        format: "GIF", in 128 colours chosen for all frames together, or "PNG", which is an APNG.
+        format: "GIF", in 64 colours chosen for all frames together, or "PNG", which is an APNG.
 
     Raises:
         ValueError: no frame.
@@ -32,7 +32,9 @@ def animate(file: BinaryIO, frames: Sequence[NDArray[np.uint8]], format: str) ->
         raise ValueError("animate: there is no frame")
     images = [Image.fromarray(frame) for frame in frames]
     if format == "GIF":
-        palette = Image.fromarray(np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])).quantize(128)
+        palette = Image.fromarray(np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])).quantize(64)
+        levels = np.array(palette.getpalette())
+        palette.putpalette(np.where(levels >= 250, 255, levels).tolist())  # paper is white, not the mean of near ones
         images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [FRAME] * (len(images) - 1) + [LAST]
     images[0].save(file, format=format, save_all=True, append_images=images[1:], duration=durations, loop=0)
@@ -59,7 +61,7 @@ def frames_of(
     centre, half = reach(finite(planes[-1]))
     half = min(3.0 * half, max(half, reach(finite(planes[0]))[1]))
     with style():
-        figure, axes = new_figure(4.0, 4.2)
+        figure, axes = new_figure(3.4, 3.6)
         axis = axes[0, 0]
         axis.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
         axis.set(xlabel="x_0", ylabel="x_1", aspect="equal")
@@ -69,7 +71,7 @@ def frames_of(
         figure.set_layout_engine("none")  # or the axes would move with the length of a title
     for k, (name, plane) in enumerate(zip(names, planes, strict=True)):
         dots.set_offsets(plane[: len(dots.get_offsets())])
-        axis.set_title(name)
+        axis.title.set_text(name)
         yield pixels(figure)
         told(k + 1)
 

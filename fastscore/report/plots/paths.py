@@ -17,6 +17,7 @@ from fastscore.report.plots.figures import (
     finite,
     new_figure,
     number,
+    plain,
     reach,
     show,
     spread_over,
@@ -78,7 +79,7 @@ def image_strip(
         line[0].set_ylabel("estimate of x_0" if estimate else "x_t")
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=8.0)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     return figure
 
 
@@ -106,7 +107,7 @@ def paths_over_time(states: NDArray[Any], times: NDArray[Any], title: str = "") 
         ends = held(plane)
         axis.scatter(*ends[0, :shown].T, s=14, color=COLOURS[1], label=f"first state, {labels_of(times)[0]}", zorder=3)
         axis.scatter(*ends[-1, :shown].T, s=14, color=COLOURS[0], label="last state", zorder=4)
-        axis.set(xlabel="x_0", ylabel="x_1", aspect="equal", title=title)
+        axis.set(xlabel="x_0", ylabel="x_1", aspect="equal", title=plain(title))
         figure.legend(loc="outside lower center", ncols=2)
         return figure
     figure, axes = new_figure(8.0, 4.0, 1, 2)
@@ -116,9 +117,9 @@ def paths_over_time(states: NDArray[Any], times: NDArray[Any], title: str = "") 
         t = times if times.ndim == 1 else times[:, k]
         left.plot(t, states[:, k, 0], color=COLOURS[k % 6], lw=0.8, alpha=0.6)
     left.invert_xaxis()
-    left.set(xlabel="t, noise on the left", ylabel="x_t", title=title)
+    left.set(xlabel="t, noise on the left", ylabel="x_t", title=plain(title))
     last = finite(held(states)[-1])[:, 0]
-    right.hist(last, 40, orientation="horizontal", density=True, color=COLOURS[0])
+    right.hist(last, min(40, 4 + 2 * math.isqrt(n)), orientation="horizontal", density=True, color=COLOURS[0])
     right.set(title=f"last states of {n}", xlabel="density")
     right.sharey(left)
     return figure
@@ -162,5 +163,5 @@ def chains(
         right.plot(steps, coordinates[k, :, 0], color=COLOURS[k], lw=0.8, label=f"chain {k}{taken}")
     right.set(xlabel="step", ylabel="x_0", title="first coordinate")
     figure.legend(loc="outside lower center", ncols=shown)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     return figure

@@ -17,6 +17,7 @@ from fastscore.report.plots.figures import (
     hide,
     new_figure,
     number,
+    plain,
     reach,
     show,
     styled,
@@ -39,14 +40,15 @@ def forward(states: Sequence[NDArray[Any]], times: Sequence[float], alpha: Any, 
         title: of the figure.
     """
     names = [
-        f"t = {number(t)}\nalpha {number(a)}, sigma {number(s)}" for t, a, s in zip(times, alpha, sigma, strict=True)
+        f"{'data' if s == 0.0 else f't = {number(t)}'}\nalpha {number(a)}, sigma {number(s)}"
+        for t, a, s in zip(times, alpha, sigma, strict=True)
     ]
     return panels(dict(enumerate(states)), names, title, COLOURS[0])
 
 
 @styled
 def compare(sets: Mapping[str, NDArray[Any]], title: str = "") -> Figure:
-    """Draw sets of samples side by side: data against the samples of an SDE against those of an ODE.
+    """Draw sets of samples side by side, as many of each: data against the samples of an SDE against those of an ODE.
 
     Args:
         sets: by title: points [n, D] or [n, L, C], whose first two coordinates are shown, or images [n, C, H, W].
@@ -59,7 +61,8 @@ def compare(sets: Mapping[str, NDArray[Any]], title: str = "") -> Figure:
     if len(kinds) != 1:
         shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in sets.items())
         raise ValueError(f"compare: samples must be of one kind and size: {shapes or 'none are given'}")
-    return panels(dict(enumerate(sets.values())), list(sets), title, None)
+    few = min(len(x) for x in sets.values())
+    return panels({k: x[:few] for k, x in enumerate(sets.values())}, list(sets), title or f"{few:,} of each", None)
 
 
 @styled
@@ -68,14 +71,17 @@ def panels(sets: Mapping[int, NDArray[Any]], names: Sequence[str], title: str, c
     columns = min(5, len(sets))
     rows = -(-len(sets) // columns)
     first = sets[0]
-    figure, axes = new_figure(2.15 * columns + 0.4, 2.5 * rows + 0.3, rows, columns)
+    lines = 1 + max(name.count("\n") for name in names)
+    side = 2.1 * mosaic(first).shape[0] / mosaic(first).shape[1] if first.ndim == 4 else 2.25
+    height = (min(side, 6.0) + 0.18 * lines + 0.1) * rows + (0.35 if title else 0.1)
+    figure, axes = new_figure(max(2.15 * columns + 0.3, 2.9), height, rows, columns)
     line = first.ndim == 2 and first.shape[1] == 1
     planes = [] if first.ndim == 4 else [finite(as_plane(x)) for x in sets.values()]
     squares = shared([reach(x) for x in planes])
     for k, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
         x = sets[k]
         lost = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
-        axis.set_title(f"{name}\n{lost} of {len(x)} not finite" if lost else name)
+        axis.set_title(plain(f"{name}\n{lost} of {len(x)} not finite" if lost else name))
         if first.ndim == 4:
             show(axis, mosaic(x))
             continue
@@ -92,7 +98,7 @@ def panels(sets: Mapping[int, NDArray[Any]], names: Sequence[str], title: str, c
         axis.set(ylim=(centre[1] - half, centre[1] + half), aspect="equal", xlabel="x_0")
         axis.set(ylabel="x_1" if k % columns == 0 else None)
     hide(axes.reshape(-1)[len(sets) :])
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     return figure
 
 
@@ -160,7 +166,7 @@ def density(
     axes[1, 0].set_ylabel("← reverse, samples\nx_1")
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.7, label="density / highest exact one at this t", extend="max")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     return figure
 
 
