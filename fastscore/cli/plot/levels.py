@@ -16,7 +16,7 @@ from fastscore.process.names import SCHEDULES, SETTINGS
 
 
 @click.command()
-@click.argument("names", type=Name(SCHEDULES), nargs=-1, required=True)
+@click.argument("names", type=Name(SCHEDULES), nargs=-1, required=True, metavar="NAMES...")
 @picture_options
 @schedule_options
 def schedule(names: tuple[str, ...], out: Path, overwrite: bool, **options: Any) -> None:
