@@ -175,7 +175,7 @@ def page() -> str:
     lines = [
         "# Gallery",
         "",
-        "Every picture that `fastscore plot` makes (`pip install 'fastscore[plots]'`), each by one command, as PNG, SVG",
+        "Every picture that `fastscore plot` makes (`pip install 'fastscore[plots]'`), each by one command: PNG, SVG",
         "or PDF. `python -m bench.gallery` writes this page. The runs that some of them show were made by",
         "",
         *[f"- `{command}`" for command in RUNS],
