@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from fastscore.engine import policy
+from fastscore.engine import policy, trajectory
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.batches import Batches
@@ -108,8 +108,7 @@ class Sampler:
             raise ValueError(f"clip = {clip}: this model's columns have ranges of their own, which no one bound fits")
         self.model, self.second = model, second
         self.execution, self.net_dtype = asked.around(*self.networks)
-        self.ops = trusted(self.execution)
-        self.schedule = schedule if schedule is not None else model.schedule
+        self.ops, self.schedule = trusted(self.execution), schedule if schedule is not None else model.schedule
         self.solver, grid = chosen(solver, grid)
         guidance = ruled(guidance, self.solver)
         if guidance is not None:
@@ -145,6 +144,7 @@ class Sampler:
         return prepare(model, self.execution.batch * together, self.execution.device, self.execution.network)
 
     rollout, replay, replay_means = policy.rollout, policy.replay, policy.replay_means
+    trajectory = trajectory.trajectory
 
     @property
     def numerics(self) -> Numerics:

@@ -29,6 +29,7 @@ from fastscore.cli.likelihood import likelihood
 from fastscore.cli.models import env, models
 from fastscore.cli.new import new
 from fastscore.cli.plan import plan
+from fastscore.cli.plot import plot
 from fastscore.cli.process import complete_streams, flush, orderly
 from fastscore.cli.report import report
 from fastscore.cli.sample import sample
@@ -58,7 +59,7 @@ def group(context: click.Context) -> None:
 
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
-    plan, tune, train, train_classifier, evaluate, report, likelihood, models, env, doctor,
+    plan, plot, tune, train, train_classifier, evaluate, report, likelihood, models, env, doctor,
     new, completion,
 ):  # fmt: skip
     group.add_command(command)

@@ -15,8 +15,8 @@ from fastscore.solvers.presets import merged
 GROUPS = {
     "What": (
         "num", "evaluations", "ids", "mask", "box", "limit", "label", "unconditional", "seed", "trajectory",
-        "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval", "guidance_model",
-        "negative",
+        "trajectory_steps", "method", "jump", "resample", "noise", "guidance", "guidance_rule", "guidance_interval",
+        "guidance_model", "negative", "target",
         "split", "probe", "probes",
     ),
     "Solver": (

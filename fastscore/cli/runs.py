@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastscore.cli.types import Count, Devices, Name, Out, Part, shorten
+from fastscore.cli.types import Count, Devices, Name, Out, Part, StepNumbers, shorten
 
 if TYPE_CHECKING:
     from fastscore.engine.request import Request
@@ -92,10 +92,12 @@ def draw_and_tell(
     from fastscore.output.run import draw, files
 
     source: Any = sampler
+    if options.get("trajectory_steps") is not None:
+        options["trajectory"] = True
     if options.get("trajectory"):
         from fastscore.engine.trajectory import Traced
 
-        source = Traced(sampler)
+        source = Traced(sampler, StepNumbers.chosen(options["trajectory_steps"]))
         arguments |= {"further": source.write, "further_bytes": source.bytes(request)}
     argv, sizes = argv_of(options), {"shard": options["shard_size"], "format": options["format"]}
     if (give := click.get_current_context().meta.get(JOB)) is not None:
@@ -131,6 +133,13 @@ def draw_and_tell(
         **sizes,
         **arguments,
     )
+    if run.get("already_complete") and options.get("trajectory"):
+        kept = run["settings"].get("trajectory_steps")
+        if kept != options["trajectory_steps"]:
+            there = "all states" if kept is None else f"the states {kept}"
+            raise ValueError(
+                f"{out} already holds this run, with {there} of its trajectory; choose another folder, or --fresh"
+            )
     if quiet:
         return
     if run.get("already_complete"):

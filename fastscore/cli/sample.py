@@ -24,7 +24,7 @@ from fastscore.cli.options import (
     solver_options,
 )
 from fastscore.cli.runs import draw_and_tell, run_options
-from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, Sweeps
+from fastscore.cli.types import AutoCount, Count, Ids, Interval, Name, Number, StepNumbers, Sweeps
 from fastscore.process.names import TUNED
 
 if TYPE_CHECKING:
@@ -110,6 +110,12 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     is_flag=True,
     help="Also write trajectory.npz: times [K + 1], states [K + 1, n, ..] and estimates x0 [K, n, ..]; of an adaptive "
     "solver times [K + 1, n], NaN after a sample's last step.",
+)
+@click.option(
+    "--trajectory-steps",
+    type=StepNumbers(),
+    metavar="STEPS",
+    help="States of it to keep, and of memory to take: 0,5,-1 or ::10; 0 is noise, -1 the sample.  [default: all]",
 )
 @drawing_options
 def sample(model: str, num: int | None, ids: list[int] | range | None, **options: Any) -> None:

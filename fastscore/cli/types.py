@@ -205,6 +205,27 @@ class Ids(click.ParamType):
         return ids
 
 
+class StepNumbers(click.ParamType):
+    """Numbers of steps, from the end if negative: 0,5,-1; or a slice of them as Python writes it: ::10. Stays text."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check one list or slice; ``chosen`` says what it is."""
+        text, number = str(value).replace(" ", ""), r"-?\d{1,9}"
+        if not re.fullmatch(rf"{number}(,{number})*|({number})?:({number})?(:({number})?)?", text):
+            example = "(examples: 0,5,-1 and ::10)"
+            self.fail(f"{shorten(value)!r} is neither numbers of steps nor a slice of them {example}.", param, ctx)
+        return text
+
+    @staticmethod
+    def chosen(text: str | None) -> list[int] | slice | None:
+        """Return what ``Sampler.trajectory`` takes; None for None."""
+        if text is None or ":" not in text:
+            return None if text is None else [int(part) for part in text.split(",")]
+        return slice(*(int(part) if part else None for part in text.split(":")))
+
+
 class Name(click.Choice):
     """A choice that takes underscores for hyphens and any case."""
 

@@ -28,6 +28,7 @@ _REFUSED = {
     "--overwrite": _ANEW,
     "--png": _ONE,
     "--trajectory": _ONE,
+    "--trajectory-steps": _ONE,
     "--manifest-only": "which draws nothing",
 }
 

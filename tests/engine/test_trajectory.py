@@ -198,3 +198,67 @@ def test_one_path_of_the_forward_process_by_transitions():
         assert abs(states.std() / std - 1) < 5 / math.sqrt(2 * n)
     direct = diffuse(schedule, np.full(n, 0.7), 0.6, rng.standard_normal(n))
     assert abs(direct.mean() - float(schedule.alpha(0.6)) * 0.7) < 5 * float(schedule.sigma(0.6)) / math.sqrt(n)
+
+
+CHOICES = ([0, 3, -1], [-1], [2, 2, 0], slice(None, None, 4), slice(-3, None), slice(2, -2, 3), -2, [1, -3])
+
+
+@pytest.mark.parametrize("solver", ["heun", "dopri5"])
+def test_chosen_states_are_those_of_the_whole_path(solver):
+    """State by state; an adaptive path has each sample's own numbers, which a loop over samples looks up."""
+    s = sampler(solver)
+    whole = s.trajectory(IDS, SEED)
+    for choice in CHOICES if s.plan else CHOICES[::2]:
+        path = s.trajectory(IDS, SEED, steps=choice)
+        if whole.times.ndim == 1:
+            last = len(whole.times) - 1
+            numbers = range(last + 1)[choice] if isinstance(choice, slice) else np.atleast_1d(choice) % (last + 1)
+            rows = sorted({int(k) for k in numbers})
+            assert torch.equal(path.times, whole.times[rows]) and torch.equal(path.states, whole.states[rows])
+            assert path.x0 is not None and whole.x0 is not None
+            assert torch.equal(path.x0, whole.x0[[k for k in rows if k < last]])
+            continue
+        for n in range(len(IDS)):
+            there = int((~whole.times[:, n].isnan()).sum())
+            if isinstance(choice, slice):
+                rows = list(range(there)[choice])
+            else:
+                given = sorted(set(np.atleast_1d(choice).tolist()), key=lambda k: (k < 0, k))
+                rows = [k % there if -there <= k < there else -1 for k in given]
+            for k, row in enumerate(rows):
+                assert row < 0 or torch.equal(path.states[k, n], whole.states[row, n])
+                assert path.times[k, n].isnan() if row < 0 else path.times[k, n] == whole.times[row, n]
+            assert path.times[len(rows) :, n].isnan().all() and path.states[len(rows) :, n].isnan().all()
+
+
+def test_a_choice_that_is_none_is_refused():
+    s = sampler("heun")
+    for steps in ([], [99], [-99], [0.5], [True], "0,1", slice(None, None, -1), slice(0, 0), 2.5):
+        with pytest.raises(ValueError, match="steps = "):
+            s.trajectory(range(2), steps=steps)
+
+
+@pytest.mark.parametrize("solver", ["em", "bs32"])
+def test_memory_is_that_of_the_chosen_states(solver, monkeypatch):
+    """No tensor on the way holds more states than are kept, but for the micro-batch under way."""
+    n, d, batch, largest = 200, 3, 10, 0
+    empty, full, cat = torch.empty, torch.full, torch.cat
+
+    def watched(make):
+        def made(*args, **kwargs):
+            nonlocal largest
+            result = make(*args, **kwargs)
+            largest = max(largest, result.numel()) if result.is_floating_point() else largest
+            return result
+
+        return made
+
+    loose = {"rtol": 1e-2, "atol": 1e-2} if solver == "bs32" else {}
+    s = fs.Sampler(GAUSSIAN, schedule=VP, solver=named(solver, **loose), batch=batch)
+    for name, make in (("empty", empty), ("full", full), ("cat", cat)):
+        monkeypatch.setattr(torch, name, watched(make))
+    chosen = s.trajectory(range(n), steps=[0, -1])
+    small, largest = largest, 0
+    assert chosen.states.shape == (2, n, d)
+    whole = s.trajectory(range(n))
+    assert small <= 2 * n * d + 16 * batch * d < 0.5 * len(whole.times) * n * d <= largest

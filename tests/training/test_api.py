@@ -18,7 +18,7 @@ from fastscore.model.folder import load_model, load_weights
 from fastscore.model.nets import build
 from fastscore.process.names import SCHEDULES, named_schedule
 from fastscore.process.parametrization import PREDICTIONS, Parametrization
-from fastscore.report.plots import plot_loss
+from fastscore.report.plots import curves, plot_loss
 from fastscore.training import recipe
 from fastscore.training.train import TrainConfig, _resolved, train
 
@@ -263,11 +263,10 @@ def test_the_command_has_the_settings(tmp_path):
 @pytest.mark.parametrize("loss", [[0.5, 0.2, 0.1], [0.3, -0.2, -4.0], [-3.0, -5.0, -5.1]])
 def test_losses_of_either_sign_are_drawn(tmp_path, loss, monkeypatch):
     """Implicit and sliced score matching end below zero: a logarithmic axis showed nothing."""
-    import matplotlib.pyplot as plt
-
     (tmp_path / "loss.csv").write_text("images,loss\n" + "".join(f"{k},{v}\n" for k, v in enumerate(loss)))
     figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    save = curves.save
+    monkeypatch.setattr(curves, "save", lambda figure, *to: (figures.append(figure), save(figure, *to)))
     plot_loss(tmp_path / "loss.csv", tmp_path / "loss.png")
     axes = figures[0].axes[0]
     shown = axes.transData.transform(np.stack([np.arange(3.0), loss], 1))[:, 1]

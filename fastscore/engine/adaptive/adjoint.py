@@ -18,8 +18,8 @@ Source: Hager 2000, Runge-Kutta methods in optimal control and the transformed a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,18 +27,24 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.adaptive.field import Field
+from fastscore.engine.kept import Kept
 from fastscore.solvers.adaptive_steps import Method
 
 
 class Trail:
-    """The clocks that each sample of a run reached by accepted steps, and its states there if they are wanted too."""
+    """The clocks that each sample of a run reached by accepted steps, and its states there if they are wanted too.
 
-    def __init__(self, states: bool = False) -> None:
-        self.with_states = states
+    Args:
+        states: whether they are.
+        keep: which states of a path to hold, state k being that after k accepted steps; all if left out.
+    """
+
+    def __init__(self, states: bool = False, keep: Kept | None = None) -> None:
+        self.with_states, self.keep = states, keep
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.positions: list[Tensor] = []
-        self.clocks: list[Tensor] = []
-        self.states: list[Tensor] = []
+        self.held: list[Records] = []
+        self.recent: Records | None = None  # last states of samples under way, which may be among those from the end
+        self.counts = torch.zeros(0, dtype=torch.int64)
 
     def add(self, accepted: Tensor, clock: Tensor, state: Tensor) -> None:
         """Take notice of a tick: the lanes (bool) whose step was accepted, and where all of them are now."""
@@ -47,33 +53,63 @@ class Trail:
     def settle(self, occupants: Tensor) -> None:
         """Say which samples were in the lanes during the last ticks, [lanes] on the host."""
         accepted, clocks, states = (torch.stack(v)[:, : len(occupants)] for v in zip(*self.pending, strict=True))
-        self.states.append(states[accepted].cpu())
+        states = states[accepted].cpu()
         accepted, clocks = accepted.cpu(), clocks.cpu()
         _, lane = accepted.nonzero(as_tuple=True)
-        self.positions.append(occupants[lane])
-        self.clocks.append(clocks[accepted])
+        position, under_way = occupants[lane], occupants[occupants >= 0]
+        room = max(under_way.tolist(), default=-1) + 1
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(max(0, room - len(self.counts)))])
+        number = self.counts[position] + accepted.cumsum(0)[accepted]
+        self.counts[under_way] += accepted.sum(0)[occupants >= 0]
         self.pending = []
+        self._hold(Records(position, number, clocks[accepted], states), under_way)
+
+    def _hold(self, new: Records, under_way: Tensor) -> None:
+        """Hold what is kept whatever comes, and of samples under way what may be among their last states."""
+        if self.keep is None:
+            self.held.append(new)
+            return
+        early = self.keep.early(new.number)
+        self.held.append(new[early])
+        if not self.keep.depth:
+            return
+        recent = new[~early] if self.recent is None else Records.cat([self.recent, new[~early]])
+        recent = recent[recent.number > self.counts[recent.position] - self.keep.depth]
+        staying = torch.isin(recent.position, under_way)
+        self.held.append(recent[~staying])
+        self.recent = recent[staying]
+
+    def records(self) -> Records:
+        """Return all that is held, by sample and number."""
+        found = Records.cat(self.held if self.recent is None else [*self.held, self.recent])
+        return found[(found.position * (int(self.counts.max()) + 1) + found.number).argsort()]
 
     def knots(self, start: float, end: float) -> Tensor:
         """Return ``start`` and the clocks that followed, float64 [n, K]; ``end`` again where a sample took fewer."""
-        clocks, _ = self.path(end)
-        return torch.cat([torch.full((len(clocks), 1), start, dtype=torch.float64), clocks], 1)
+        found = self.records()
+        clocks = torch.full((len(self.counts), 1 + int(self.counts.max())), end, dtype=torch.float64)
+        clocks[:, 0] = start
+        clocks[found.position, found.number] = found.clock
+        return clocks
 
-    def path(self, clock: float) -> tuple[Tensor, Tensor]:
-        """Return the clocks after each step, float64 [n, K], and the states, [n, K, D], on the host.
 
-        Where a sample took fewer steps than another, ``clock`` and NaN stand.
-        """
-        positions, clocks, states = torch.cat(self.positions), torch.cat(self.clocks), torch.cat(self.states)
-        order = positions.argsort(stable=True)
-        counts = positions.bincount()
-        number = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        shape = len(counts), int(counts.max())
-        all_clocks = torch.full(shape, clock, dtype=torch.float64)
-        all_states = states.new_full((*shape, states.shape[1]), math.nan)
-        at = positions[order], number
-        all_clocks[at], all_states[at] = clocks[order], states[order]
-        return all_clocks, all_states
+@dataclass(frozen=True)
+class Records:
+    """Accepted steps: whose, which of its steps (from 1), the clock after it, and the state there, [R] and [R, D]."""
+
+    position: Tensor
+    number: Tensor
+    clock: Tensor
+    state: Tensor
+
+    def __getitem__(self, at: Tensor) -> Records:
+        return Records(self.position[at], self.number[at], self.clock[at], self.state[at])
+
+    @staticmethod
+    def cat(parts: list[Records]) -> Records:
+        """Return all of several."""
+        names = ("position", "number", "clock", "state")
+        return Records(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 class _Transported(torch.autograd.Function):
