@@ -21,7 +21,7 @@ GROUPS = {
     "How": ("batch", "network", "device", "backend", "graph", "workers", "devices", "time_limit"),
     "Where to": (
         "out", "overwrite", "png", "subdirs", "format", "shards", "shard_size", "shard", "mixed", "manifest_only",
-        "metrics", "as_json", "quiet",
+        "metrics", "log", "as_json", "quiet",
     ),
 }  # fmt: skip
 TITLE = {name: title for title, names in GROUPS.items() for name in names}

@@ -29,7 +29,6 @@ from fastscore.model.score import ScoreModel
 from fastscore.network.jit import has_compiler
 from fastscore.ops.noise import NoiseKey
 from fastscore.output.commit import claim
-from fastscore.output.log import Log, Logger
 from fastscore.output.record import MODEL
 from fastscore.process.config import schedule_to_dict
 from fastscore.process.continuous import EDM
@@ -59,7 +58,7 @@ def train(
     info: dict[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-    log: Logger | Log | None = None,
+    log: Any = None,
     standardise: bool | None = None,
 ) -> ScoreModel:
     """Train a score network; return the model with the average of its weights.
