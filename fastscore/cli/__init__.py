@@ -17,6 +17,7 @@ from contextlib import suppress
 import click
 
 from fastscore import __version__
+from fastscore.cli.demo import demo
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.export import export, merge
@@ -53,7 +54,7 @@ def group(context: click.Context) -> None:
 
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
-    plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor,
+    plan, tune, train, train_classifier, evaluate, likelihood, models, env, doctor, demo,
 ):  # fmt: skip
     group.add_command(command)
 
