@@ -33,7 +33,7 @@ on the way. Solvers are tables of numbers that one loop runs, so all of them are
 
 @click.command()
 @click.option(
-    "--out", type=Out(), default="demo", show_default=True, help="Folder to write; an earlier demo's is fine."
+    "--out", type=Out(), default="demo", show_default=True, help="Folder to write; an earlier demo's will do."
 )
 @click.option("--quick", is_flag=True, help="A smaller one: fewer points, images and evaluations.")
 def demo(out: Path, quick: bool) -> None:
@@ -64,9 +64,7 @@ def demo(out: Path, quick: bool) -> None:
 
 def _play(out: Path, work: Path, quick: bool) -> None:
     begun, before = time.perf_counter(), os.times()
-    click.echo(
-        f"fastscore demo: from noise to data, in five acts, on this machine's CPU.\nThe page will be {out / REPORT}."
-    )
+    click.echo(f"fastscore demo: from noise to data, in five acts, on this machine's CPU. The page: {out / REPORT}")
     import torch
 
     from fastscore import __version__
@@ -115,9 +113,7 @@ def _play(out: Path, work: Path, quick: bool) -> None:
     size = write_page(out / REPORT, TITLE, [*(act.section for act in acts.values()), end], ABOUT)
     entry = {"demo": 1, "complete": True, "version": __version__, "quick": quick, "figures": figures}
     _write(out / FIGURES, {**entry, "seconds": {**seconds, "wall": wall, "cpu": cpu}})
-    click.echo(
-        f"\n{out / REPORT}: one page of {size / 1e6:.1f} MB, in {wall:.0f} s ({cpu:.0f} s of the CPU). Open it in a browser."
-    )
+    click.echo(f"\n{out / REPORT}: {size / 1e6:.1f} MB, in {wall:.0f} s ({cpu:.0f} s of the CPU); open it in a browser")
     click.echo("Next: fastscore sample fashion -n 64 --class 9 --guidance 2 --network own --out boots")
 
 

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastscore.cli.demo.act import Act, Say, sheet
 from fastscore.errors import SelfCheckError
+from fastscore.model.folder import load_model
+from fastscore.ops.quantize import quantize_ref
 from fastscore.report.page import Code, Picture, Section, Table
+from fastscore.sampler import Sampler
 
 PATIENCE, LOOK, TRIES = 300.0, 0.01, 3  # seconds for a process; between two looks; runs that end before their kill
 TEXT = """
@@ -25,8 +28,8 @@ Long runs end early: machines are taken away, jobs run out of time. A run of sam
 noise of each sample is a function of the seed and the sample's number alone. So the same command goes on with a killed
 run where it was, and what comes out is what would have come out: not alike, but the same bytes.
 
-Two processes drew the same images. One was left alone; the other was killed (SIGKILL, which no program can refuse) as
-soon as its first shard was on disk, and the same command was given again.
+The same images were drawn twice: once and left alone, and once in a process that was killed (SIGKILL, which no program
+can refuse) as soon as its first shard was on disk; then the same command was given again.
 """
 
 
@@ -70,7 +73,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def shards(folder: Path) -> int:
     """Return how many shards of an unfinished run are on disk."""
-    return sum(1 for _ in (folder / ".run").rglob("shards/*.npz"))
+    return sum(1 for _ in (folder / ".run/shards").rglob("*.npz"))
 
 
 def kill(argv: Sequence[str], folder: Path) -> int:
@@ -90,12 +93,16 @@ def kill(argv: Sequence[str], folder: Path) -> int:
         return shards(folder)
 
 
-def hashed(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the SHA-256 of a run's ids and samples, and its record."""
-    with np.load(folder / "samples.npz") as saved:
-        digest = hashlib.sha256(saved["ids"].tobytes())
-        digest.update(saved["samples"].tobytes())
-    return digest.hexdigest(), json.loads((folder / "run.json").read_text())
+def undisturbed(count: int, steps: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return ids and images of the same run, drawn in this process and left alone."""
+    sampler = Sampler(load_model("fashion"), steps=steps, batch=8, network="own")
+    x = sampler.run(range(count), 1, labels="random")
+    return np.arange(count), quantize_ref(x).numpy()
+
+
+def digest(ids: NDArray[np.int64], images: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of ids and images."""
+    return hashlib.sha256(ids.tobytes() + images.tobytes()).hexdigest()
 
 
 def act(quick: bool, say: Say, work: Path) -> Act:
@@ -104,45 +111,34 @@ def act(quick: bool, say: Say, work: Path) -> Act:
     Raises:
         SelfCheckError: the two differ, or what was there before the kill was drawn again.
     """
-    count, steps = (40, 4) if quick else (64, 6)
-    argv, folders = words(count, steps), [work / "undisturbed", work / "killed"]
-    with ExitStack() as stack:
-        undisturbed = stack.enter_context(started([*argv, "--out", str(folders[0])]))
-        there = 0
-        for k in range(TRIES):
-            folders[1] = work / f"killed-{k}"
-            if there := kill(argv, folders[1]):
-                break
-        total = count // 8
-        if there:
-            say(f"a run of {count} images: killed (SIGKILL) with {there} of {total} shards on disk")
-        else:
-            say(f"a run of {count} images: ended each time before the kill, on this machine")
-        with started([*argv, "--out", str(folders[1])]) as again:
-            finish(again)
-        finish(undisturbed)
-    (one, _), (other, record) = map(hashed, folders)
-    kept = record["timings"].get("shards_found", 0)
-    say(f"gone on with: {total - kept} shards drawn, {kept} kept; SHA-256 {other[:16]}, undisturbed {one[:16]}")
+    count, steps = (40, 3) if quick else (48, 6)
+    argv, total, there, folder = words(count, steps), count // 8, 0, work
+    one = digest(*undisturbed(count, steps))
+    for k in range(TRIES):
+        folder = work / f"run-{k}"
+        if there := kill(argv, folder):
+            break
+    ended = f"killed (SIGKILL) with {there} of {total} shards on disk" if there else "ended before the kill, each time"
+    say(f"a run of {count} images in a process of its own: {ended}")
+    with started([*argv, "--out", str(folder)]) as again:
+        finish(again)
+    with np.load(folder / "samples.npz") as saved:
+        images, other = saved["samples"], digest(saved["ids"], saved["samples"])
+    kept = json.loads((folder / "run.json").read_text())["timings"].get("shards_found", 0)
+    say(f"gone on with: {kept} shards kept, {total - kept} drawn; SHA-256 {other[:16]}, left alone {one[:16]}")
     if one != other:
         raise SelfCheckError(
             f"a run that was killed and gone on with has other bytes (SHA-256 {other[:16]}) than one that was left "
             f"alone ({one[:16]}); this machine does not give the bits that fastscore promises: see `fastscore doctor`"
         )
-    if there and kept < there:
-        raise SelfCheckError(f"of {there} shards that were on disk before the kill, {kept} were kept")
-    with np.load(folders[1] / "samples.npz") as saved:
-        images = saved["samples"]
-    rows = [["left alone", total, 0, one], ["killed and gone on with", total - kept, kept, other]]
+    if kept < there:
+        raise SelfCheckError(f"of {there} shards that were on disk at the kill, {kept} were kept")
     command = shlex.join(["fastscore", *argv, "--out", "run"])
+    rows = [["left alone", total, 0, one], ["killed and gone on with", total - kept, kept, other]]
     parts = [
-        Table(
-            ["run", "shards drawn at the end", "kept from before", "SHA-256 of ids and samples"], rows, "Equal hashes."
-        ),
-        Code(
-            f"{command}\nfastscore status run    # how far it is, while it runs or after it was ended\n{command}    # goes on"
-        ),
-        Picture(sheet(images[:16], 8), f"The first 16 of the {count} images."),
+        Table(["run", "shards drawn", "kept from before", "SHA-256 of ids and images"], rows, "The hashes are equal."),
+        Code(f"{command}\nfastscore status run\n{command}"),
+        Picture(sheet(images[:24], 12), f"The first 24 of the {count} images."),
     ]
     figures = {"sha256": other, "equal": one == other, "killed": bool(there)}
     return Act(Section("A run that is killed and gone on with", TEXT, parts), figures)
