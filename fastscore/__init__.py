@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fastscore.model.score import ScoreModel
     from fastscore.network.prepare import Numerics, prepare
     from fastscore.network.timing import choose_batch
+    from fastscore.output.log import Log
     from fastscore.output.run import draw
     from fastscore.plan.rows import LangevinStep, Plan, Row
     from fastscore.process.beta import CosineBeta, ExponentialBeta, FunctionBeta, LinearBeta
@@ -152,6 +153,7 @@ _HOME = {
     "model.score": "ScoreModel",
     "network.prepare": "Numerics prepare",
     "network.timing": "choose_batch",
+    "output.log": "Log",
     "output.run": "draw",
     "plan.rows": "LangevinStep Plan Row",
     "process.beta": "CosineBeta ExponentialBeta FunctionBeta LinearBeta",

@@ -23,8 +23,9 @@ from fastscore.engine.record import record_of
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.subspace import check_subspace
+from fastscore.engine.told import Hears, streamed
 from fastscore.engine.turn import check_together, keep_up, made
-from fastscore.engine.units import check_alike, outside, seen
+from fastscore.engine.units import check_alike
 from fastscore.errors import typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.chain import Chain, check_guide
@@ -106,9 +107,9 @@ class Sampler:
         check_alike(model, second)
         if clip is not None and model.transform is not None:
             raise ValueError(f"clip = {clip}: this model's columns have ranges of their own, which no one bound fits")
-        self.model, self.second = model, second
+        self.model, self.second, self.schedule = model, second, schedule if schedule is not None else model.schedule
         self.execution, self.net_dtype = asked.around(*self.networks)
-        self.ops, self.schedule = trusted(self.execution), schedule if schedule is not None else model.schedule
+        self.ops = trusted(self.execution)
         self.solver, grid = chosen(solver, grid)
         guidance = ruled(guidance, self.solver)
         if guidance is not None:
@@ -139,8 +140,8 @@ class Sampler:
         return self._prepare(self.model)
 
     def _prepare(self, model: ScoreModel) -> ScoreModel:
-        stages = 1 if self.plan is None else max(1, sum(row.evaluate for row in self.plan.rows))
-        together = 1 if self.parallel is None else min(self.parallel.window, stages)
+        rows = () if self.plan is None else self.plan.rows
+        together = 1 if self.parallel is None else min(self.parallel.window, max(1, sum(row.evaluate for row in rows)))
         return prepare(model, self.execution.batch * together, self.execution.device, self.execution.network)
 
     rollout, replay, replay_means = policy.rollout, policy.replay, policy.replay_means
@@ -223,8 +224,7 @@ class Sampler:
         check_subspace(self.model, request, self.schedule, at)
         if request.y is not None and self.guide is None:
             raise ValueError("y is what a guide steers to; this sampler has none: Sampler(guide=..)")
-        draws = 1 if self.plan is None else self.plan.draws
-        draws += len(self.plan.rows) if self.plan is not None and request.known is not None else 0
+        draws = 1 if (plan := self.plan) is None else plan.draws + len(plan.rows) * (request.known is not None)
         return with_noise(request, draws).guided(lines_of(self.guide, len(self.model.shape)))
 
     def run(
@@ -234,6 +234,7 @@ class Sampler:
         *,
         callback: Callable[[Step], None] | None = None,
         progress: Told = False,
+        log: Hears | None = None,
         out: Tensor | None = None,
         **fields: Unpack[RequestFields],
     ) -> Tensor:
@@ -242,8 +243,9 @@ class Sampler:
         Args:
             ids: sample ids, 0 .. 2^63-1, in any order; sample k is the same whatever else is drawn. Or a Request.
             seed: 0 .. 2^64-1, one for all or one an id; a Request has its own, and its own of what follows.
-            callback: called with a Step after each row of each micro-batch.
+            callback: called with a Step after each row of each micro-batch; what it raises ends the run.
             progress: show a progress bar; or what is called with how many samples are done, parts of one included.
+            log: has log(dict, step=), or is a Log; told progress, estimates, step sizes: see output/README.md.
             out: where to write the samples, and what is then returned: any strides; see engine/given.py.
             labels: of a class-conditional model: one label for all, one an id, or "random" (uniform, a function of
                 seed and id). cond: of a model with ``cond_shape``: [n, *cond_shape], or [*cond_shape] for all; a dict
@@ -264,9 +266,8 @@ class Sampler:
             NonFiniteError: a sample became NaN or Inf.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        engine, transform = self._engine_of(request), self.model.transform
         result = destination(out, request, self.model.shape, self.execution)
-        for at, x in outside(engine.stream(request, seen(callback, transform), progress), transform):
+        for at, x in streamed(self._engine_of(request), request, self.model, callback, progress, log):
             result[at] = x
         return result
 
@@ -277,13 +278,13 @@ class Sampler:
         *,
         callback: Callable[[Step], None] | None = None,
         progress: Told = False,
+        log: Hears | None = None,
         **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, samples) a micro-batch at a time, or of an adaptive solver as they are done; else as ``run``."""
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        transform = self.model.transform
-        batches = self._engine_of(request).stream(request, seen(callback, transform), progress)
-        return ((request.ids[at], x) for at, x in outside(batches, transform))
+        told = streamed(self._engine_of(request), request, self.model, callback, progress, log)
+        return ((request.ids[at], x) for at, x in told)
 
     @property
     def cost(self) -> Cost:

@@ -19,6 +19,7 @@ import click
 from fastscore import __version__
 from fastscore.cli.commands import GREETING, Commands
 from fastscore.cli.completion import completion
+from fastscore.cli.demo import demo
 from fastscore.cli.doctor import doctor
 from fastscore.cli.evaluate import evaluate
 from fastscore.cli.export import export, merge
@@ -60,7 +61,7 @@ def group(context: click.Context) -> None:
 for command in (
     sample, inpaint, langevin, status, verify, export, merge, launch,
     plan, plot, tune, train, train_classifier, evaluate, report, likelihood, models, env, doctor,
-    new, completion,
+    demo, new, completion,
 ):  # fmt: skip
     group.add_command(command)
 

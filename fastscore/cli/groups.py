@@ -30,7 +30,7 @@ GROUPS = {
     "How": ("batch", "network", "parallel", "device", "backend", "graph", "workers", "devices", "time_limit"),
     "Where to": (
         "out", "overwrite", "png", "subdirs", "format", "shards", "shard_size", "shard", "mixed", "manifest_only",
-        "metrics", "as_json", "quiet",
+        "metrics", "log", "as_json", "quiet",
     ),
 }  # fmt: skip
 EVERYDAY = (

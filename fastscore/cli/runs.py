@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastscore.cli.log import log_option, opened
 from fastscore.cli.types import Count, Devices, Name, Out, Part, StepNumbers, shorten
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ FORMATS = ("npz", "adm-npz", "npy", "tar", "parquet")
 _ELSEWHERE = {
     "--out": 1, "--outdir": 1, "--fresh": 0, "--overwrite": 0, "--quiet": 0, "--workers": 1, "--devices": 1,
     "--shard": 1, "--worker": 1, "--shard-size": 1, "--allow-mixed-numerics": 0, "--device": 1, "--manifest-only": 0,
-    "--metrics": 1,
+    "--metrics": 1, "--log": 1,
 }  # fmt: skip
 JOB = "fastscore.job"  # in a context's meta: what is given the job, in place of drawing it
 _NOT_SETTINGS = (
     "out", "overwrite", "quiet", "old_dtype", "old_compile", "workers", "devices", "shard", "shard_size", "worker",
-    "format", "mixed", "manifest_only", "shards", "metrics",
+    "format", "mixed", "manifest_only", "shards", "metrics", "log",
 )  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--manifest-only", is_flag=True, help="Write manifest.json, for others to draw, and end."),
         click.option("--worker", hidden=True),
         click.option("--metrics", type=Out(), metavar="FILE", help="Write how far it is here, for Prometheus."),
+        log_option,
         click.option("--quiet", is_flag=True, help="No progress, no summary."),
     ]  # fmt: skip
     for decorate in reversed(options):
@@ -108,6 +110,7 @@ def draw_and_tell(
         return _serve(source, request, options, sizes, arguments)
     if (part := _part(options)) is not None:
         return _share(source, request, options, sizes, part, argv, arguments)
+    arguments["log"] = click.get_current_context().with_resource(opened(options["log"]))
     out, quiet = options["out"], options["quiet"]
     crew = None
     if (options["workers"] or 1) > 1 or options["devices"]:
@@ -217,6 +220,8 @@ def _share(
     from fastscore.output.store.share import share
 
     _refuse_extras(arguments)
+    if options["log"]:
+        raise ValueError("--log follows a run of one command; of one that many draw take --metrics, or `status`")
     out = options["out"]
     if isinstance(out, Path):
         settle(out)

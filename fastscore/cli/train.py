@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fastscore.cli.known import DATA
+from fastscore.cli.log import log_option, opened
 from fastscore.cli.options import device_option, make_schedule, schedule_end_option, schedule_options
 from fastscore.cli.types import Count, Interval, Name, Number, Out
 from fastscore.process.names import SCHEDULES
@@ -114,6 +115,7 @@ def choice(flag: str, names: Sequence[str], default: str, text: str) -> Callable
 )
 @click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True, help="Seed of everything random.")
 @device_option
+@log_option
 @click.option("--quiet", is_flag=True, help="No progress bar.")  # fmt: skip
 def train(data: str, out: Path, **options: Any) -> None:
     """Train a score network on DATA by denoising score matching.
@@ -189,6 +191,7 @@ def train(data: str, out: Path, **options: Any) -> None:
         info={"command": _command(), "data": data, "seed": options["seed"]},
         device=device,
         progress=None if options["quiet"] else _Bar("images"),
+        log=click.get_current_context().with_resource(opened(options["log"])),
         standardise=False if dataset.transform is None else None,
     )
     click.echo(f"{out}: " + ", ".join(["model.safetensors", "config.json", "loss.csv", *_plot(out)]))

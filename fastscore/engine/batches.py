@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -20,6 +21,22 @@ from fastscore.network.watch import frozen
 from fastscore.output.progress import Told, followed, within
 
 Callback = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A callback that is called after some rows only, so that the others cost nothing.
+
+    Attributes:
+        rows: which; their set may change on the way. Once it is empty a run is as one without callback.
+        call: what is called.
+    """
+
+    rows: set[int]
+    call: Callback
+
+    def __call__(self, step: Step) -> None:
+        self.call(step)
 
 
 class Batches:
@@ -93,12 +110,14 @@ class Batches:
 
     def _run(self, part: Request, callback: Callback | None, told: Callable[[float], None] | None) -> Tensor:
         loop, count, rows = self.loop, part.valid, len(self.loop.plan.rows)
+        seen: Container[int] = callback.rows if isinstance(callback, Chosen) else range(rows)
+        callback = callback if seen else None
         loop.load(part)
 
         def observe(k: int, x0: Tensor | None) -> None:
             if told is not None:
                 told((k + 1) / rows)
-            if callback is not None:
+            if callback is not None and k in seen:
                 row, shape = loop.plan.rows[k], (count, *loop.model.shape)
                 estimate = None if x0 is None else x0[:count].reshape(shape)
                 callback(Step(k, row.t, row.s, part.ids[:count], loop.x[:count].clone().reshape(shape), estimate))
@@ -108,7 +127,7 @@ class Batches:
         graphed = self.captured[0] if callback is None and part.noise is None else None
         if graphed is None:
             watched = callback is not None or told is not None
-            return loop.run(recorded(part), observe if watched else None, callback is not None)
+            return loop.run(recorded(part), observe if watched else None, seen if callback is not None else ())
         x = graphed.run()
         if told is not None:
             told(1.0)

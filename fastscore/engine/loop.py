@@ -8,7 +8,7 @@ its kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -175,18 +175,20 @@ class Loop:
             self.denoiser.memory.clear()
 
     @torch.no_grad()
-    def run(self, noise: Noise | None = None, observer: Observer | None = None, estimate: bool = False) -> Tensor:
+    def run(
+        self, noise: Noise | None = None, observer: Observer | None = None, estimate: Container[int] = ()
+    ) -> Tensor:
         """Run all rows on what was loaded and return a copy of the state, [batch, *shape].
 
         Args:
             noise: recorded noise in place of the generated one, or None.
             observer: called after each row as observer(row, x0); the state is ``self.x``.
-            estimate: whether the observer wants x0, [batch, D]; it is None in rows without network.
+            estimate: rows whose x0, [batch, D], the observer wants; it is None in rows without network.
         """
         self.reset()
         outputs: Outputs = (None, None)
         for k, kind in enumerate(self.kinds):
-            before = self.x.clone() if estimate else None
+            before = self.x.clone() if k in estimate else None
             outputs = self.advance(kind, outputs, noise)
             if observer:
                 x0, (F, F2) = None, outputs if self.guide is None else (outputs[0], None)

@@ -127,6 +127,17 @@ def followed(progress: Told, total: int, unit: str = "samples") -> Iterator[Call
         yield shown.reach
 
 
+def together(*watches: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Return a watch that calls several, those that there are."""
+
+    def watch(progress: Progress) -> None:
+        for each in watches:
+            if each is not None:
+                each(progress)
+
+    return watch
+
+
 def within(reach: Callable[[float], None] | None, first: int, count: int) -> Callable[[float], None] | None:
     """Return what is to be called with the share that is done of ``count`` samples, those before them being done."""
     return None if reach is None else lambda share: reach(first + share * count)

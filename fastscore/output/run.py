@@ -25,10 +25,11 @@ from fastscore.files import write_text
 from fastscore.ops.noise import VERSION
 from fastscore.output.commit import Stage, begin, refuse_early, settle
 from fastscore.output.load import load
+from fastscore.output.log import Journal, Log, Logged, Logger
 from fastscore.output.metrics import Metrics
 from fastscore.output.pictures import beside, catch_up, check_png, contact_or_density, put_sheet
 from fastscore.output.places import checked
-from fastscore.output.progress import Progress
+from fastscore.output.progress import Progress, together
 from fastscore.output.record import FILES, MANIFEST, PNG, RECORD, SHARDS, Written
 from fastscore.output.room import room
 from fastscore.output.store.folder import Folder
@@ -59,6 +60,7 @@ def draw(
     started: float | None = None,
     progress: bool = False,
     metrics: Path | None = None,
+    log: Logger | Log | None = None,
     shard: int | None = None,
     format: str = "npz",
     gathered: bool | None = None,
@@ -105,6 +107,7 @@ def draw(
         started: time.perf_counter() when the work began; ``setup_s`` counts from there, or from now if left out.
         progress: tell on stderr how far it is.
         metrics: a text file of that for Prometheus, see output/metrics.py.
+        log: what has log(dict, step=), or a Log; told the same and, of a Sampler drawn in this process, more.
         shard: samples of one shard, at least 1; left out: some seconds of work. Samples do not depend on it.
         format: of a shard: npz, adm-npz (``arr_0``, ``arr_1``), npy, tar (WebDataset) or parquet.
         gathered: whether npz shards become one samples.npz; left out: up to 1 GiB.
@@ -120,6 +123,8 @@ def draw(
             the shards that are complete, for the next call.
     """
     started, busy = time.perf_counter() if started is None else started, load()
+    journal = None if log is None else Journal(Log.of(log), part=True)
+    sampler = Logged.of(sampler, journal)
     check_png(*written(sampler.model), png, subdirs)
     job, sized = _job(sampler, request, further is not None, shard, format, gathered, argv), shard is not None
     job.asked.check_once(png, further is not None)
@@ -146,7 +151,7 @@ def draw(
             catch_up(stage.new, planned, further is not None, job, place, images)
             if crew is not None:
                 stage.spend(taken["shards"])  # other processes write them
-            watch = None if metrics is None else Metrics(metrics, os.path.abspath(stage.folder))
+            watch = together(None if metrics is None else Metrics(metrics, os.path.abspath(stage.folder)), journal)
             tally = _work(job, place, crew or _alone(images, further, stage), Progress(progress, watch=watch))
             seconds = time.perf_counter() - begun
             stage.spend(1 << 62)

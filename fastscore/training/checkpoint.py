@@ -43,11 +43,14 @@ class State:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        if self.gamma is None:
-            return
-        beta = (1.0 - 1.0 / self.steps) ** (self.gamma + 1.0)
         for k, average in self.ema.items():
-            average.lerp_(self.parameters[k].detach(), 1.0 - beta)
+            assert self.decay is not None
+            average.lerp_(self.parameters[k].detach(), 1.0 - self.decay)
+
+    @property
+    def decay(self) -> float | None:
+        """The factor beta that the average had in the last step; None without one."""
+        return None if self.gamma is None else (1.0 - 1.0 / max(self.steps, 1)) ** (self.gamma + 1.0)
 
     def averaged(self) -> nn.Module:
         """Return a copy of the network that carries the averaged weights."""

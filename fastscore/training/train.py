@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from fastscore.process.parametrization import Parametrization
 from fastscore.process.schedule import Schedule, diffuse
 from fastscore.training import losses
 from fastscore.training.checkpoint import CHECKPOINT, FILES, State, append_loss, fingerprint, resume
+from fastscore.training.log import TrainLog
+from fastscore.training.order import order
 from fastscore.training.recipe import label_range, measured_std, noise_levels
 from fastscore.training.settings import TrainConfig
 
@@ -57,6 +58,7 @@ def train(
     info: dict[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    log: Any = None,
     standardise: bool | None = None,
 ) -> ScoreModel:
     """Train a score network; return the model with the average of its weights.
@@ -79,6 +81,7 @@ def train(
         info: kept in the model and its config.json.
         device: where a described network is trained; "cpu" if left out.
         progress: called as progress(seen, images, {"loss": ..., "images/s": ...}) after each step.
+        log: what has log(dict, step=), or a Log; told loss, rate and speed as of so many images: see output/README.md.
         standardise: whether the network sees columns of points and sequences at mean 0 and standard deviation 1; the
             model keeps the ``transform``, and what it makes is in the units of the data. Left out: where their scale is
             neither near one nor the parametrization's sigma_data within a factor of 2, see data/affine.py.
@@ -116,7 +119,7 @@ def train(
         try:
             raw.train()
             with nullcontext() if out is None else claim(out, (CHECKPOINT, *MODEL, *FILES)) as folder:
-                state = _steps(run, spec, folder, progress)
+                state = _steps(run, spec, folder, progress, TrainLog.of(log))
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -134,7 +137,9 @@ class _Run:
     device: torch.device
 
 
-def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: Progress | None) -> State:
+def _steps(
+    run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: Progress | None, log: TrainLog | None
+) -> State:
     """Take all steps, from the checkpoint on if ``out`` has one; return the last state."""
     config, state, seen = run.config, State(run.net, run.config), 0
     state.optimizer.zero_grad(set_to_none=True)
@@ -158,6 +163,8 @@ def _steps(run: _Run, spec: dict[str, Any] | None, out: Path | None, progress: P
         state.step()
         seen += len(loss)
         window.append(loss.detach().mean())
+        if log is not None:
+            log.step(seen, window[-1], config, state)
         if len(window) == 50 or seen >= config.images:
             mean = torch.stack(window).mean().item()
             if not math.isfinite(mean):
@@ -267,7 +274,7 @@ def _batch(
 ) -> tuple[Tensor, Tensor | None, np.ndarray, Tensor]:
     """Return (x0, labels, times, z) of the batch that starts at image ``seen``."""
     count = min(config.batch, config.images - seen)
-    index = np.fromiter(_order(len(data.x), config.seed, seen, count), np.int64, count)
+    index = np.fromiter(order(len(data.x), config.seed, seen, count), np.int64, count)
     key = NoiseKey.of(config.seed, range(seen, seen + count))
     uniform = key.uniform(_TIME_DRAW, 3).to(torch.float64).numpy()
     first = uniform[:, :2] if config.times == "lognormal" else uniform[:, 0]
@@ -281,18 +288,3 @@ def _batch(
         labels = np.where(uniform[:, 2] < config.label_dropout, classes, data.labels[index])
         cond = torch.from_numpy(labels).to(device)
     return x0, cond, t, z
-
-
-def _order(n: int, seed: int, seen: int, count: int) -> Iterator[int]:
-    """Yield the example at each position: one fresh permutation an epoch."""
-    epoch, order = -1, np.empty(0, np.int64)
-    for k in range(seen, seen + count):
-        if k // n != epoch:
-            epoch = k // n
-            order = _permutation(n, seed, epoch)
-        yield int(order[k % n])
-
-
-@lru_cache(maxsize=1)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)

@@ -274,6 +274,7 @@ FUNCTIONS = {
             "ids": range(4),
             "seed": 0,
             "callback": None,
+            "log": None,
             "labels": None,
             "cond": None,
             "known": None,

@@ -132,10 +132,10 @@ class ScoreField:
         request = self.request
         assert request is not None
         if request.known is not None and request.mask is not None:
-            cos, sin = (v[:, None].to(self.dtype) for v in _circle(lam))
+            cos, sin = (v[:, None].to(self.dtype) for v in circle(lam))
             z = prior_draw(request, positions, self.parts[0], self.dtype)
             y = torch.where(request.mask[positions], cos * request.known[positions].to(self.dtype) + sin * z, y)
-        return self.settled(y, positions, _circle(lam)[0])
+        return self.settled(y, positions, circle(lam)[0])
 
     def settled(self, y: Tensor, positions: Tensor, alpha: float | Tensor) -> Tensor:
         """Return states [n, D] of some samples of the request on their subspace."""
@@ -145,7 +145,7 @@ class ScoreField:
 
     def onto(self, y: Tensor, lam: Tensor) -> Tensor:
         """Return states of the lanes at ``lam``, float64 [padded], on their subspace; differentiable."""
-        return onto(self.model, y, self.conditions.first, _circle(lam)[0][: len(y)]) if self.projects else y
+        return onto(self.model, y, self.conditions.first, circle(lam)[0][: len(y)]) if self.projects else y
 
     def along(self, v: Tensor) -> Tensor:
         """Return the part of differences of states that lies along the subspace, [lanes, D]."""
@@ -156,7 +156,7 @@ class ScoreField:
         level, y = self.levels.at(lam), self.onto(y, lam)
         m = self._mixture(y, level) if self.guided is None else self._guided(self.guided, y, lam, level)
         if self.mask is not None and self.known is not None and self.z is not None:
-            cos, sin = (v[: len(y), None].to(self.dtype) for v in _circle(lam))
+            cos, sin = (v[: len(y), None].to(self.dtype) for v in circle(lam))
             path = self.z if self.quantity == "eps" else cos * self.z - sin * self.known
             m = torch.where(self.mask, path, m)
         return self.along(m)
@@ -201,7 +201,7 @@ class ScoreField:
         return Several(self.conditions.all, guidance.weights, level.mixed[:n])
 
     def _guided(self, guide: Guide, y: Tensor, lam: Tensor, level: AtLevel) -> Tensor:
-        n, (cos, sin), length = len(y), _circle(lam), level.length
+        n, (cos, sin), length = len(y), circle(lam), level.length
         first, second = level.first, level.second or level.first
         w, guidance = torch.ones_like(lam), self.levels.guidance
         if level.mixed is not None and guidance is not None:
@@ -232,6 +232,6 @@ def prior_draw(request: Request, positions: Tensor | slice, d: int, dtype: torch
     return request.prior.part(positions).normal(0, d, dtype)
 
 
-def _circle(lam: Tensor) -> tuple[Tensor, Tensor]:
+def circle(lam: Tensor) -> tuple[Tensor, Tensor]:
     """Return cos phi and sin phi, tan phi = e^-lam."""
     return 1.0 / torch.sqrt(1.0 + torch.exp(-2.0 * lam)), 1.0 / torch.sqrt(1.0 + torch.exp(2.0 * lam))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastscore.engine.adaptive.brownian import Path
 from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
-from fastscore.engine.adaptive.field import ScoreField, prior_draw
+from fastscore.engine.adaptive.field import ScoreField, circle, prior_draw
 from fastscore.engine.adaptive.lanes import Lanes, padded_lanes
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
 from fastscore.engine.base import base_at, columns
@@ -146,6 +147,14 @@ class AdaptiveBatches:
             x = state * y + change * k if change else state * y
             yield at, self.field.settled(x, at, self.alpha_end).view(-1, *self.model.shape)
 
+    @torch.no_grad()
+    def estimates(self, at: Tensor) -> Tensor:
+        """Return the estimates of x_0 in some lanes, [n, *shape], by the evaluations that began their steps."""
+        y, k = self.lanes.buffer[:2, at]
+        cos, sin = (v[:, None].to(y.dtype) for v in circle(self.method.lam(self.lanes.tau)[at]))
+        state, change = _estimate(self.method.quantity, cos, sin)
+        return (state * y + change * k).view(-1, *self.model.shape)
+
     def begin(self, first: int, last: int) -> Tensor:
         """Return the states that samples first .. last - 1 start from, on the unit circle."""
         request, d, dtype = self.field.request, self.field.parts[0], self.lanes.buffer.dtype
@@ -167,16 +176,18 @@ class AdaptiveBatches:
 
 
 def _output(quantity: str, phi: float, clean: bool, schedule: Schedule, end: float) -> tuple[float, float]:
-    """Return the weights of y and its last evaluation k that make the sample.
-
-    On the unit circle D = cos phi y - sin phi v = (y - sin phi eps) / cos phi, and sin phi eps =
-    (sin^2 phi y - drift) / 2. Without the estimate the state is that of the schedule.
-    """
+    """Return the weights of y and its last evaluation k that make the sample; without the estimate it is the state."""
     if not clean:
         return math.hypot(float(schedule.alpha(end)), float(schedule.sigma(end))), 0.0
-    cos, sin = math.cos(phi), math.sin(phi)
-    return {
-        "v": (cos, -sin),
-        "eps": (1.0 / cos, -sin / cos),
-        "drift": ((1.0 - 0.5 * sin * sin) / cos, 0.5 / cos),
-    }[quantity]
+    return _estimate(quantity, math.cos(phi), math.sin(phi))
+
+
+def _estimate(quantity: str, cos: Any, sin: Any) -> tuple[Any, Any]:
+    """Return the weights of y and its evaluation k that make the estimate of x_0.
+
+    On the unit circle D = cos phi y - sin phi v = (y - sin phi eps) / cos phi, and sin phi eps =
+    (sin^2 phi y - drift) / 2.
+    """
+    if quantity == "v":
+        return cos, -sin
+    return (1.0 / cos, -sin / cos) if quantity == "eps" else ((1.0 - 0.5 * sin * sin) / cos, 0.5 / cos)
