@@ -76,7 +76,7 @@ def way_parts(
     steps = len(states) - 1
     chosen = np.unique(np.linspace(0, steps, min(FRAMES, steps + 1)).round().astype(int)).tolist()
     images = states.ndim == 5
-    n = min(states.shape[1], 9 if images else POINTS)
+    n = min(states.shape[1], max(1, min(9, (192 // max(states.shape[3:])) ** 2)) if images else POINTS)
     level = np.asarray(times if times.ndim == 1 else times[:, :n], np.float64)
     scale, sigma = _levels(schedule, level)
 
@@ -119,7 +119,7 @@ def step_chart(times: NDArray[Any], most: int = 8) -> Chart:
 
 def _changes(states: NDArray[Any], x0: NDArray[Any] | None, n: int) -> Chart:
     """Return the chart of the root mean square change of a step, a step at a time: memory stays flat."""
-    n = min(n, 64)
+    n = max(1, min(n, 64, (1 << 20) // max(1, math.prod(states.shape[2:]))))
     series = {"x": np.array([_rms(states[k + 1, :n], states[k, :n]) for k in range(len(states) - 1)])}
     if x0 is not None and len(x0) > 1:
         series["estimate of x_0"] = np.array(
