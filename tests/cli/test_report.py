@@ -174,7 +174,7 @@ def test_models(run, tmp_path, monkeypatch):
 
 
 def test_a_schedule_is_read_from_its_record_and_nothing_else_is():
-    for schedule in (fs.VP(), fs.SubVP(t_end=0.01), fs.VE(), fs.EDM(), fs.Flow()):
+    for schedule in (fs.VP(), fs.SubVP(t_end=0.01), fs.VE(), fs.EDM(), fs.Flow(), fs.VP(beta=fs.CosineBeta())):
         assert schedule_of(repr(schedule)) == schedule
     for text in (
         "",
