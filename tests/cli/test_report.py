@@ -169,6 +169,7 @@ def test_records_of_a_bench(run, tmp_path, monkeypatch):
     assert page.words("td")[:3] == ["a", "ours", "2 (1 .. 3)"] and titles(page) == ["op", "Environment"]
 
 
+@pytest.mark.slow
 def test_models(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("report", "analytic:gaussian")[0] == 0 and run("report", "fashion")[0] == 0
