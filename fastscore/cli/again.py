@@ -59,9 +59,7 @@ def asked_again(manifest: Manifest, run: str | Path) -> Job:
     if words is None or command is None or not any(p.name == "manifest_only" for p in command.params):
         raise ValueError(f"{run}: its manifest names no command that draws it, as `fastscore sample` leaves one")
     made: list[Job] = []
-    # With the group's settings: click keeps the help option that a command is first seen with.
-    settings = group.context_settings
-    with command.make_context(words[0], [*words[1:], "--out", os.fspath(run)], **settings) as context:
+    with command.make_context(words[0], [*words[1:], "--out", os.fspath(run)]) as context:
         context.meta[JOB] = made.append
         command.invoke(context)
     return made[0]
