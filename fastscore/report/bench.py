@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastscore.data.limits import regular_file
+from fastscore.report.chart import LARGEST
 from fastscore.report.page import Chart, Facts, Part, Section, Table, words
 
 LONGEST = 1 << 26  # bytes of a file of records
@@ -149,7 +150,7 @@ def _cell(measure: str, at: Sequence[int], values: Mapping[str, Sequence[Any]], 
     """Return a median, with its spread if there is one."""
     known = [float(values[measure][k]) for k in at if _is_number(values[measure][k])]
     if not known:
-        return ""
+        return next((values[measure][k] for k in at if values[measure][k] is not None), "")
     middle = float(np.median(known))
     if len(known) > 1:
         low, high = np.quantile(known, [0.2, 0.8]).tolist()
@@ -207,7 +208,8 @@ def _ratio(parts: Sequence[Any]) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a value is a number that can be drawn: no NaN, and none that a float does not hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _is_hash(value: Any) -> bool:

@@ -147,7 +147,7 @@ def _speed(run: Run, nfe: Any) -> Section | None:
     }
     facts = {names.get(k, k.replace("_", " ")): v for k, v in timings.items()}
     rate = timings.get("samples_per_s")
-    if isinstance(rate, float) and isinstance(nfe, int):
+    if isinstance(rate, float) and isinstance(nfe, int) and 0 < nfe < LONGEST:
         facts["network evaluations a second"] = rate * nfe
     load = _part(run.record, "load")
     text = "Other processes wanted the cores at that time, so a quiet machine is faster." if load.get("busy") else ""

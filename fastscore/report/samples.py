@@ -33,16 +33,16 @@ def sample_parts(samples: NDArray[Any], what: str) -> list[Part]:
         return []
     if samples.dtype == np.uint8 and samples.ndim == 4:
         shown = samples[:IMAGES]
-        text = f"{_first(len(shown), len(samples), 'samples')} of {what}, in the order of their ids, line by line."
+        text = f"Line by line, in the order of their ids: {_first(len(shown), len(samples))} of {what}."
         side = math.ceil(math.sqrt(len(shown))) * max(shown.shape[1:3])
         return [Picture(_png(contact_sheet(_grey_or_rgb(shown), scale=max(1, min(4, WIDEST // side)))), text)]
     points = samples.reshape(len(samples), -1)[:POINTS].astype(np.float64)
-    some = _first(len(points), len(samples), "samples")
+    some = _first(len(points), len(samples))
     if points.shape[1] == 1:
         seen = points[np.isfinite(points)]
         count, edges = np.histogram(seen, bins=min(80, 10 + len(seen) // 20), density=len(seen) > 0)
         density = {"density": ((edges[1:] + edges[:-1]) / 2.0, count)}
-        return [Chart(density, "x", "density", text=f"Histogram of {some.lower()} of {what}.")]
+        return [Chart(density, "x", "density", text=f"Histogram of {some} of {what}.")]
     pairs = list(combinations(range(min(3, points.shape[1])), 2))
     more = "" if points.shape[1] < 4 else f" There are {points.shape[1]} coordinates; the first three are shown."
     return [
@@ -50,7 +50,7 @@ def sample_parts(samples: NDArray[Any], what: str) -> list[Part]:
             {"samples": (points[:, i], points[:, j])},
             f"x{i}",
             f"x{j}",
-            text=f"{some} of {what}, coordinates {i} and {j}.{more}",
+            text=f"Coordinates {i} and {j} of {some} of {what}.{more}",
             dots=["samples"],
             square=True,
         )
@@ -76,7 +76,7 @@ def way_parts(
     steps = len(states) - 1
     chosen = np.unique(np.linspace(0, steps, min(FRAMES, steps + 1)).round().astype(int)).tolist()
     images = states.ndim == 5
-    n = min(states.shape[1], 9 if images else POINTS)
+    n = min(states.shape[1], max(1, min(9, (192 // max(states.shape[3:])) ** 2)) if images else POINTS)
     level = np.asarray(times if times.ndim == 1 else times[:, :n], np.float64)
     scale, sigma = _levels(schedule, level)
 
@@ -95,9 +95,12 @@ def way_parts(
             panels.append(draw(np.asarray(states[-1, :n] if k == steps else x0[k, :n])))
         frames.append(_png(_beside(panels)))
         labels.append(_label(k, steps, level, sigma))
-    what = f"the first {n:,} samples" if n < states.shape[1] else "all samples" if n > 1 else "the one sample"
-    left = f"the states x_t of {what}" + ("" if schedule is None else ", over sqrt(alpha² + sigma²)")
-    text = f"Left: {left}; right: the estimate of x_0 at that time." if x0 is not None else f"{left.capitalize()}."
+    left = f"the states x_t of {_first(n, states.shape[1])}" + (
+        "" if schedule is None else ", over sqrt(alpha² + sigma²)"
+    )
+    text = (
+        f"Left: {left}; right: the estimate of x_0 at that time." if x0 is not None else f"{left[0].upper()}{left[1:]}."
+    )
     if level.ndim == 2:
         text += " Each sample has its own steps; one that has ended stays."
     if len(chosen) <= steps:
@@ -119,14 +122,14 @@ def step_chart(times: NDArray[Any], most: int = 8) -> Chart:
 
 def _changes(states: NDArray[Any], x0: NDArray[Any] | None, n: int) -> Chart:
     """Return the chart of the root mean square change of a step, a step at a time: memory stays flat."""
-    n = min(n, 64)
+    n = max(1, min(n, 64, (1 << 20) // max(1, math.prod(states.shape[2:]))))
     series = {"x": np.array([_rms(states[k + 1, :n], states[k, :n]) for k in range(len(states) - 1)])}
     if x0 is not None and len(x0) > 1:
         series["estimate of x_0"] = np.array(
             [_rms(x0[k, :n], x0[k - 1, :n]) if k else math.nan for k in range(len(x0))]
         )
     number = np.arange(1, len(states))
-    text = f"How much each step changed: root mean square over {n} samples and their elements."
+    text = f"How much each step changed: root mean square over {_first(n, states.shape[1])} and their elements."
     positive = [y[np.isfinite(y) & (y > 0.0)] for y in series.values()]
     wide = all(len(y) for y in positive) and max(float(y.max() / y.min()) for y in positive) > 30.0
     return Chart({k: (number, y) for k, y in series.items()}, "step", "rms change", log_y=wide, text=text)
@@ -162,8 +165,10 @@ def _label(k: int, steps: int, times: NDArray[np.float64], sigma: NDArray[Any] |
     return f"After {k} of at most {steps} steps of each sample: t = {low} .. {high}"
 
 
-def _first(shown: int, there: int, word: str) -> str:
-    return f"The {there:,} {word}" if shown == there else f"The first {shown:,} of {there:,} {word}"
+def _first(shown: int, there: int) -> str:
+    if shown < there:
+        return f"the first {f'{shown:,} ' if shown > 1 else ''}of {there:,} samples"
+    return f"the {there:,} samples" if there > 1 else "the one sample"
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

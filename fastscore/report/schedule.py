@@ -80,9 +80,18 @@ def schedule_of(text: str) -> Schedule | None:
     """Return the schedule that a record writes as VP(beta=LinearBeta(..), ..); None of one that is not fastscore's."""
 
     def read(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return {"name": node.func.id, **{k.arg or "": read(k.value) for k in node.keywords}}
-        return math.nan if isinstance(node, ast.Name) and node.id == "nan" else ast.literal_eval(node)
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[]):
+                return {"name": name, **{k.arg or "": read(k.value) for k in node.keywords}}
+            case ast.Constant(value=bool() | int() | float() | None as value):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
+            case ast.Tuple(elts=parts):
+                return tuple(map(read, parts))
+            case ast.Name(id="nan" | "inf" as name):
+                return float(name)
+        raise ValueError("no schedule is written like that")
 
     try:
         found = schedule_from_dict(read(ast.parse(text, mode="eval").body))

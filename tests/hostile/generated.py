@@ -69,7 +69,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastscore.flow import ProbabilityFlow
     from fastscore.model import folder
     from fastscore.network import timing
-    from fastscore.report import metrics
+    from fastscore.report import metrics, page
     from fastscore.sampler import Sampler
     from fastscore.training import classifier
 
@@ -86,6 +86,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("fastscore.training.train"), "_steps", reach)  # the name is a function's too
     monkeypatch.setattr(classifier, "train_classifier", reach)
     monkeypatch.setattr(metrics, "features", reach)
+    monkeypatch.setattr(page, "write_page", reach)
     monkeypatch.setattr(selfcheck, "checks", lambda *_: [])
     monkeypatch.setattr(timing, "choose_batch", lambda *_: Choice)
     # Only for speed: what a test reads a thousand times is read once.
