@@ -141,7 +141,7 @@ class PiGDM:
     Args:
         operator: A, see guidance/measurements.py.
         noise: standard deviation of the measurement, 0 for none.
-        data_std: of the data.
+        data_std: of the data along their widest direction: of images several times a pixel's, which overshoots.
         scale: of the gradient; 1 is Bayes' rule.
 
     Source: Song et al. 2023, eq. 7, for any (alpha, sigma); r^2 with the variance of the data in place of their 1.

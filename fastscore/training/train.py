@@ -168,7 +168,9 @@ def _steps(
         if len(window) == 50 or seen >= config.images:
             mean = torch.stack(window).mean().item()
             if not math.isfinite(mean):
-                raise ValueError(f"loss is {mean} after {seen} images; lower --lr (now {config.lr}) and resume")
+                raise ValueError(
+                    f"loss is {mean} after {seen} images; take a lower --lr than {config.lr}, and another --out"
+                )
             if out is not None:
                 append_loss(out / "loss.csv", seen, mean, config.lr_at(seen), time.perf_counter() - start)
             window.clear()

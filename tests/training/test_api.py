@@ -133,6 +133,8 @@ def test_what_cannot_be_trained_is_refused_with_the_remedy(tmp_path):
         train(Mine(), POINTS, fs.VP(), config=replace(SHORT, weighting=lambda t: -t))
     with pytest.raises(ValueError, match="must be at least one example"):
         train(Mine(), np.full((3, 2), np.nan), config=SHORT)
+    with pytest.raises(ValueError, match="another --out"):  # it is another run's
+        train(Mine(), POINTS, fs.VP(), config=replace(SHORT, lr=1e30, warmup=0, clip=0))
     for bad, message in (({"optimizer": "sgd"}, "adamw, adam"), ({"warmup": -1}, "at least 0"), ({"ema": -1.0}, "ema")):
         with pytest.raises(ValueError, match=message):
             replace(SHORT, **bad)
