@@ -102,7 +102,7 @@ def test_measurements(run, tmp_path, drawn):
 WRONG = (
     (("schedule", "vpp"), "must be one of"),
     (("schedule", "vp", "--base", "3"), "--base belongs to tutorial"),
-    (("plan", "--solver", "dopri5"), "it has no table"),
+    (("plan", "--solver", "dopri5"), "no table to print"),
     (("forward", "--data", "moons", "--times", "2"), "must lie in 0 .. 1"),
     (("forward", "--data", "moons", "--times", "0,nan"), "is not 1 to 20 numbers"),
     (("density", "--target", "moons"), "must be analytic:NAME"),
@@ -199,3 +199,27 @@ def test_every_command_of_the_gallery_makes_its_picture(tmp_path):
         made, shown = (Image.open(folder / picture.file) for folder in (tmp_path, DOCS / "gallery"))
         assert (made.size, made.format) == (shown.size, shown.format)
         assert getattr(made, "n_frames", 1) == getattr(shown, "n_frames", 1)
+
+
+def test_a_run_keeps_the_chosen_states_of_its_trajectory(run, tmp_path):
+    """And says so where a run that is there kept others, rather than leave those for the answer."""
+    line = ("sample", "analytic:gaussian", "-n", "3", "--solver", "ddim", "--steps", "6", "--network", "own", "--quiet")
+    out = tmp_path / "run"
+    assert run(*line, "--trajectory-steps", "0,2,-1", "--out", out)[0] == 0
+    with np.load(out / "trajectory.npz") as file:
+        assert file["states"].shape == (3, 3, 2) and file["x0"].shape == (2, 3, 2) and file["times"][0] == 1.0
+    assert run(*line, "--trajectory-steps", "0,2,-1", "--out", out)[0] == 0
+    for other in (("--trajectory",), ("--trajectory-steps", "::2")):
+        code, _, error = run(*line, *other, "--out", out)
+        assert code == 2 and "with the states 0,2,-1 of its trajectory" in error
+    assert run(*line, "--trajectory-steps", "::2", "--fresh", "--out", out)[0] == 0
+    with np.load(out / "trajectory.npz") as file:
+        assert len(file["states"]) == 4
+    for wrong, message in (
+        ("0,9", "must be states that there are"),
+        ("a", "neither numbers"),
+        ("1.5", "neither"),
+        ("::-1", "step"),
+    ):
+        code, _, error = run(*line, "--trajectory-steps", wrong, "--out", tmp_path / "other")
+        assert code == 2 and message in error, wrong
