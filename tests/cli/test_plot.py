@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastscore.cli.plot import plot
+from fastscore.cli.plot.common import samples_of
 from fastscore.report.plots import figures
 
 DOCS = Path(__file__).parents[2] / "fastscore/docs"
@@ -177,6 +178,10 @@ def test_densities_and_runs_side_by_side(run, tmp_path, drawn):
     assert run("plot", "compare", *runs, "--data", "moons", "--out", tmp_path / "a.png")[0] == 0
     titles = [axis.get_title() for axis in drawn[0].axes]
     assert titles[:3] == ["data", "em\n9 evaluations", "ddim\n20 evaluations\node"] and len(titles) == 4
+    boots = ("sample", "fashion", "-n", "2", "--steps", "2", "--batch", "2", "--network", "own", "--quiet", "--shards")
+    assert run(*boots, "--out", tmp_path / "boots")[0] == 0
+    x = samples_of(tmp_path / "boots", 1)
+    assert x.shape == (1, 1, 28, 28) and -1.0 <= x.min() < -0.9 and 0.0 < x.max() <= 1.0
     target = ("--target", "analytic:four-gaussians", "-n", "20000")
     assert run("plot", "density", *target, "--solver", "ddpm", "--steps", "100", "--out", tmp_path / "b.png")[0] == 0
     images = [np.asarray(axis.images[0].get_array()) for axis in drawn[1].axes[:10]]

@@ -198,7 +198,7 @@ def test_one_path_of_the_forward_process_by_transitions():
     assert abs(direct.mean() - float(schedule.alpha(0.6)) * 0.7) < 5 * float(schedule.sigma(0.6)) / math.sqrt(n)
 
 
-CHOICES = ([0, 3, -1], [-1], [2, 2, 0], slice(None, None, 4), slice(-3, None), slice(2, -2, 3), -2, [1, -3])
+CHOICES = ([0, 3, -1], [-1], [2, 2, 0], slice(None, None, 4), slice(-3, None), slice(2, -2, 3), [-4, -2], [1, -3], -2)
 
 
 @pytest.mark.parametrize("solver", ["heun", "dopri5"])

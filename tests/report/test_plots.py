@@ -247,7 +247,7 @@ def test_bytes_depend_on_the_input_alone(suffix):
     """Not on the day, the version, the user's matplotlibrc, nor on what names hold; and nothing is printed."""
 
     def make():
-        return plots.loss_curve(np.arange(3.0), np.arange(1.0, 4.0), "50$ and 20$ of 日本_x^2")
+        return plots.loss_curve(np.arange(3.0), np.arange(1.0, 4.0), r"50$\nothing$ 日本_x^2")
 
     first = saved(make(), suffix)
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.transparent": True}):
