@@ -114,9 +114,14 @@ def shared(squares: list[tuple[NDArray[Any], float]]) -> list[tuple[NDArray[Any]
     halves = [half for _, half in squares]
     if not halves or max(halves) > 4.0 * min(halves):
         return squares
+    return [around(squares)] * len(squares)
+
+
+def around(squares: list[tuple[NDArray[Any], float]]) -> tuple[NDArray[Any], float]:
+    """Return the least square around some."""
     low = np.min([centre - half for centre, half in squares], axis=0)
     high = np.max([centre + half for centre, half in squares], axis=0)
-    return [((low + high) / 2, float((high - low).max()) / 2)] * len(squares)
+    return (low + high) / 2, float((high - low).max()) / 2
 
 
 def mosaic(images: NDArray[Any], most: int = 25) -> NDArray[np.float64]:
