@@ -206,6 +206,7 @@ def test_every_command_of_the_gallery_makes_its_picture(tmp_path):
         assert getattr(made, "n_frames", 1) == getattr(shown, "n_frames", 1)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_chosen_states_of_its_trajectory(run, tmp_path):
     """And says so where a run that is there kept others, rather than leave those for the answer."""
     line = ("sample", "analytic:gaussian", "-n", "3", "--solver", "ddim", "--steps", "6", "--network", "own", "--quiet")

@@ -115,6 +115,10 @@ def test_points_on_their_way():
     assert [axis.get_title() for axis in axes] == [*names[:3], "t = 3\n1 of 30 not finite", *names[4:]]
     assert np.array_equal(axes[9].collections[0].get_offsets()[7], x[3, 7])  # the last state that it had
     assert len(axes[3].collections[0].get_offsets()) == 29
+    for shape, n in (((4, 3), 4), ((4, 5, 2), 20), ((4, 5, 1), 4), ((4, 1), 4)):
+        points_of = np.arange(np.prod(shape)).reshape(shape)
+        plane = figures.as_plane(points_of)
+        assert plane.shape == (n, 2) and plane[0].tolist() == [0.0, 0.0 if shape == (4, 1) else 1.0]
     one = plots.point_panels(x[:1, :1], names[:1])  # one sample, at one time
     assert len(data_axes(one)) == 1
     own = plots.point_panels(np.stack([100 * x[0], x[1]]), names[:2])

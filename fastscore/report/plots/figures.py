@@ -141,7 +141,11 @@ def reach(points: NDArray[Any], share: float = 0.999) -> tuple[NDArray[Any], flo
 
 
 def as_plane(points: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the first two coordinates [n, 2] of points [n, D], point sets [n, L, C] or what has one coordinate."""
+    """Return the first two coordinates [n, 2] of points [n, D] and point sets [n, L, C]; of one coordinate, and 0.
+
+    A sequence of numbers, C = 1, is a point of L coordinates.
+    """
+    points = points[..., 0] if points.ndim == 3 and points.shape[-1] == 1 else points
     flat = np.asarray(points, np.float64).reshape(-1, points.shape[-1])
     return flat[:, :2] if flat.shape[1] > 1 else np.concatenate([flat, np.zeros_like(flat)], 1)
 
