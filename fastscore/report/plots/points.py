@@ -15,6 +15,7 @@ from fastscore.report.plots.figures import (
     as_plane,
     finite,
     hide,
+    histogram,
     new_figure,
     number,
     plain,
@@ -88,8 +89,7 @@ def panels(sets: Mapping[int, NDArray[Any]], names: Sequence[str], title: str, c
         centre, half = squares[k]
         axis.set(xlim=(centre[0] - half, centre[0] + half))
         if line:
-            span = (centre[0] - half, centre[0] + half)
-            axis.hist(planes[k][:, 0], BINS, range=span, density=True, color=colour or COLOURS[0])
+            histogram(axis, planes[k][:, 0], BINS, colour or COLOURS[0])
             axis.set(xlabel="x", ylabel="density" if k % columns == 0 else None)
             continue
         tint = colour or (COLOURS[0] if k == 0 else COLOURS[1])
