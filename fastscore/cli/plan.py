@@ -43,7 +43,9 @@ def table_of(options: dict[str, Any]) -> Plan:
 
     solver = make_solver(options)
     if isinstance(solver, Adaptive):
-        raise ValueError(f"solver {options['solver']} chooses its steps while it runs; it has no table")
+        raise ValueError(
+            f"solver {options['solver']} chooses its steps while it runs; it has no table to print or draw"
+        )
     schedule = make_schedule(options, VP())
     grid = make_grid(options, solver, schedule)
     if isinstance(grid, str):

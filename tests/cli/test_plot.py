@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastscore.cli.plot import plot
+from fastscore.cli.plot.common import samples_of
 from fastscore.report.plots import figures
 
 DOCS = Path(__file__).parents[2] / "fastscore/docs"
@@ -102,7 +103,7 @@ def test_measurements(run, tmp_path, drawn):
 WRONG = (
     (("schedule", "vpp"), "must be one of"),
     (("schedule", "vp", "--base", "3"), "--base belongs to tutorial"),
-    (("plan", "--solver", "dopri5"), "it has no table"),
+    (("plan", "--solver", "dopri5"), "no table to print"),
     (("forward", "--data", "moons", "--times", "2"), "must lie in 0 .. 1"),
     (("forward", "--data", "moons", "--times", "0,nan"), "is not 1 to 20 numbers"),
     (("density", "--target", "moons"), "must be analytic:NAME"),
@@ -177,6 +178,10 @@ def test_densities_and_runs_side_by_side(run, tmp_path, drawn):
     assert run("plot", "compare", *runs, "--data", "moons", "--out", tmp_path / "a.png")[0] == 0
     titles = [axis.get_title() for axis in drawn[0].axes]
     assert titles[:3] == ["data", "em\n9 evaluations", "ddim\n20 evaluations\node"] and len(titles) == 4
+    boots = ("sample", "fashion", "-n", "2", "--steps", "2", "--batch", "2", "--network", "own", "--quiet", "--shards")
+    assert run(*boots, "--out", tmp_path / "boots")[0] == 0
+    x = samples_of(tmp_path / "boots", 1)
+    assert x.shape == (1, 1, 28, 28) and -1.0 <= x.min() < -0.9 and 0.0 < x.max() <= 1.0
     target = ("--target", "analytic:four-gaussians", "-n", "20000")
     assert run("plot", "density", *target, "--solver", "ddpm", "--steps", "100", "--out", tmp_path / "b.png")[0] == 0
     images = [np.asarray(axis.images[0].get_array()) for axis in drawn[1].axes[:10]]
@@ -199,3 +204,28 @@ def test_every_command_of_the_gallery_makes_its_picture(tmp_path):
         made, shown = (Image.open(folder / picture.file) for folder in (tmp_path, DOCS / "gallery"))
         assert (made.size, made.format) == (shown.size, shown.format)
         assert getattr(made, "n_frames", 1) == getattr(shown, "n_frames", 1)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_chosen_states_of_its_trajectory(run, tmp_path):
+    """And says so where a run that is there kept others, rather than leave those for the answer."""
+    line = ("sample", "analytic:gaussian", "-n", "3", "--solver", "ddim", "--steps", "6", "--network", "own", "--quiet")
+    out = tmp_path / "run"
+    assert run(*line, "--trajectory-steps", "0,2,-1", "--out", out)[0] == 0
+    with np.load(out / "trajectory.npz") as file:
+        assert file["states"].shape == (3, 3, 2) and file["x0"].shape == (2, 3, 2) and file["times"][0] == 1.0
+    assert run(*line, "--trajectory-steps", "0,2,-1", "--out", out)[0] == 0
+    for other in (("--trajectory",), ("--trajectory-steps", "::2")):
+        code, _, error = run(*line, *other, "--out", out)
+        assert code == 2 and "with the states 0,2,-1 of its trajectory" in error
+    assert run(*line, "--trajectory-steps", "::2", "--fresh", "--out", out)[0] == 0
+    with np.load(out / "trajectory.npz") as file:
+        assert len(file["states"]) == 4
+    for wrong, message in (
+        ("0,9", "must be states that there are"),
+        ("a", "neither numbers"),
+        ("1.5", "neither"),
+        ("::-1", "step"),
+    ):
+        code, _, error = run(*line, "--trajectory-steps", wrong, "--out", tmp_path / "other")
+        assert code == 2 and message in error, wrong

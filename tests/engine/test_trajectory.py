@@ -200,10 +200,10 @@ def test_one_path_of_the_forward_process_by_transitions():
     assert abs(direct.mean() - float(schedule.alpha(0.6)) * 0.7) < 5 * float(schedule.sigma(0.6)) / math.sqrt(n)
 
 
-CHOICES = ([0, 3, -1], [-1], [2, 2, 0], slice(None, None, 4), slice(-3, None), slice(2, -2, 3), -2, [1, -3])
+CHOICES = ([0, 3, -1], [-1], [2, 2, 0], slice(None, None, 4), slice(-3, None), slice(2, -2, 3), [-4, -2], [1, -3], -2)
 
 
-@pytest.mark.parametrize("solver", ["heun", "dopri5"])
+@pytest.mark.parametrize("solver", ["heun", pytest.param("dopri5", marks=pytest.mark.slow)])
 def test_chosen_states_are_those_of_the_whole_path(solver):
     """State by state; an adaptive path has each sample's own numbers, which a loop over samples looks up."""
     s = sampler(solver)
@@ -238,7 +238,7 @@ def test_a_choice_that_is_none_is_refused():
             s.trajectory(range(2), steps=steps)
 
 
-@pytest.mark.parametrize("solver", ["em", "bs32"])
+@pytest.mark.parametrize("solver", ["em", pytest.param("bs32", marks=pytest.mark.slow)])
 def test_memory_is_that_of_the_chosen_states(solver, monkeypatch):
     """No tensor on the way holds more states than are kept, but for the micro-batch under way."""
     n, d, batch, largest = 200, 3, 10, 0

@@ -115,6 +115,10 @@ def test_points_on_their_way():
     assert [axis.get_title() for axis in axes] == [*names[:3], "t = 3\n1 of 30 not finite", *names[4:]]
     assert np.array_equal(axes[9].collections[0].get_offsets()[7], x[3, 7])  # the last state that it had
     assert len(axes[3].collections[0].get_offsets()) == 29
+    for shape, n in (((4, 3), 4), ((4, 5, 2), 20), ((4, 5, 1), 4), ((4, 1), 4)):
+        points_of = np.arange(np.prod(shape)).reshape(shape)
+        plane = figures.as_plane(points_of)
+        assert plane.shape == (n, 2) and plane[0].tolist() == [0.0, 0.0 if shape == (4, 1) else 1.0]
     one = plots.point_panels(x[:1, :1], names[:1])  # one sample, at one time
     assert len(data_axes(one)) == 1
     own = plots.point_panels(np.stack([100 * x[0], x[1]]), names[:2])
@@ -247,7 +251,7 @@ def test_bytes_depend_on_the_input_alone(suffix):
     """Not on the day, the version, the user's matplotlibrc, nor on what names hold; and nothing is printed."""
 
     def make():
-        return plots.loss_curve(np.arange(3.0), np.arange(1.0, 4.0), "50$ and 20$ of 日本_x^2")
+        return plots.loss_curve(np.arange(3.0), np.arange(1.0, 4.0), r"50$\nothing$ 日本_x^2")
 
     first = saved(make(), suffix)
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.transparent": True}):

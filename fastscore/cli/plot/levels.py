@@ -20,7 +20,7 @@ from fastscore.process.names import SCHEDULES, SETTINGS
 @picture_options
 @schedule_options
 def schedule(names: tuple[str, ...], out: Path, overwrite: bool, **options: Any) -> None:
-    """Draw schedules side by side: alpha, sigma, log-SNR, g^2, f and the spread of the marginal, over time.
+    """Draw schedules side by side. Over time: alpha, sigma, log-SNR, g^2, f and the spread of the marginal.
 
     \b
         fastscore plot schedule vp subvp ve flow --out schedules.png
@@ -51,7 +51,7 @@ def schedule(names: tuple[str, ...], out: Path, overwrite: bool, **options: Any)
 @rule_option
 @solver_options
 def plan(out: Path, overwrite: bool, **options: Any) -> None:
-    """Draw a plan, as `fastscore plan` prints it: its knots on the log-SNR, and each row's a, b, w and c.
+    """Draw the plan of a solver. As `fastscore plan` prints it: its knots on the log-SNR, and each row's a, b, w and c.
 
     \b
         fastscore plot plan --solver dpmpp-2m-sde --schedule vp --steps 20 --out plan.png

@@ -20,7 +20,7 @@ LARGEST = 1 << 28  # bytes of records that are read
 @click.option("--chains", type=Count(1, 6), default=4, show_default=True, help="Chains to draw as paths.")
 @picture_options
 def langevin(folder: Path, chains: int, out: Path, overwrite: bool) -> None:
-    """Draw the paths of Langevin chains in FOLDER, as `fastscore langevin` wrote them."""
+    """Draw Langevin chains. FOLDER is what `fastscore langevin` wrote."""
 
     def make() -> Any:
         from fastscore.data.limits import numpy_arrays
@@ -48,7 +48,7 @@ def langevin(folder: Path, chains: int, out: Path, overwrite: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @picture_options
 def loss(folder: Path, out: Path, overwrite: bool) -> None:
-    """Draw the loss of a training over its images: FOLDER is a model, or its loss.csv."""
+    """Draw the loss of a training. FOLDER is a model, or its loss.csv."""
 
     def make() -> Any:
         from fastscore.report.plots.curves import loss_curve, read_loss
@@ -64,7 +64,7 @@ def loss(folder: Path, out: Path, overwrite: bool) -> None:
 @click.option("--target", help="Only this study of the file.")
 @picture_options
 def work_precision(records: Path, solvers: tuple[str, ...], target: str | None, out: Path, overwrite: bool) -> None:
-    """Draw error against network evaluations, from RECORDS.jsonl: lines with target, solver, nfe and error.
+    """Draw error against evaluations. RECORDS.jsonl has lines with target, solver, nfe and error.
 
     \b
         fastscore plot work-precision bench/results/work_precision.jsonl --target images --out work.png
@@ -126,7 +126,7 @@ def _studies(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
 @click.argument("run", type=click.Path(path_type=Path))
 @picture_options
 def quality(run: Path, out: Path, overwrite: bool) -> None:
-    """Draw the figures in RUN/quality.json over their floors, as bars; `fastscore evaluate` measures them."""
+    """Draw quality over its floor. As bars, from RUN/quality.json, which `fastscore evaluate` writes."""
 
     def make() -> Any:
         from fastscore.report.plots.curves import quality

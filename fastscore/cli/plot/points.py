@@ -51,7 +51,7 @@ class Numbers(click.ParamType):
 def forward(
     data: str, times: list[float] | None, num: int, seed: int, out: Path, overwrite: bool, **options: Any
 ) -> None:
-    """Draw the forward process, data that turn into noise: x_t = alpha x_0 + sigma z at some times.
+    """Draw data that turn into noise. The forward process, x_t = alpha x_0 + sigma z, at some times.
 
     \b
         fastscore plot forward --data analytic:moons --schedule vp --out forward.png
@@ -99,7 +99,7 @@ def even_times(schedule: Schedule, count: int = PANELS) -> list[float]:
 @picture_options
 @solver_options
 def density(target: str, num: int, seed: int, out: Path, overwrite: bool, **options: Any) -> None:
-    """Draw densities in the plane: the forward process exactly, and samples of the reverse process at the same times.
+    """Draw densities on both ways. The forward process exactly, and samples of the reverse one at the same times.
 
     \b
         fastscore plot density --target analytic:mixture --schedule vp --solver em --steps 200 --out density.png
@@ -141,7 +141,14 @@ def density(target: str, num: int, seed: int, out: Path, overwrite: bool, **opti
         else:
             means = law.points.double().numpy()
             weights, stds = np.full(len(means), 1.0 / len(means)), np.zeros(len(means))
-        squares = draw.shared([reach(x, 0.99) for x in states])
+        squares = []
+        for t, x in zip(times, states, strict=True):  # around the samples, and around what they should be
+            mu, s = (
+                schedule.alpha(t) * means,
+                np.sqrt((schedule.alpha(t) * stds) ** 2 + schedule.sigma(t) ** 2)[:, None],
+            )
+            squares.append(draw.around([reach(x, 0.99), reach(np.concatenate([mu - 2 * s, mu + 2 * s]), 1.0)]))
+        squares = draw.shared(squares)
         exact = [
             draw.exact_density(weights, means, stds, float(schedule.alpha(t)), float(schedule.sigma(t)), square)
             for t, square in zip(times, squares, strict=True)
@@ -160,7 +167,7 @@ def density(target: str, num: int, seed: int, out: Path, overwrite: bool, **opti
 @click.option("-n", "--num", type=Count(1, 100_000), default=4000, show_default=True, help="Points; of images 25.")
 @picture_options
 def compare(runs: tuple[Path, ...], data: str | None, num: int, out: Path, overwrite: bool) -> None:
-    """Draw the samples of RUNS side by side, after data: original against SDE against ODE samples, say.
+    """Draw samples of runs side by side. After data, if named: original against SDE against ODE samples, say.
 
     \b
         fastscore plot compare sde ode --data four-gaussians --out compare.png

@@ -37,7 +37,7 @@ def trajectory(
     paths: bool,
     overwrite: bool,
 ) -> None:
-    """Draw the way from noise to samples of RUN, a folder that was drawn with --trajectory, or its trajectory.npz.
+    """Draw samples on their way from noise. RUN is a folder that was drawn with --trajectory, or its trajectory.npz.
 
     \b
         fastscore sample analytic:moons -n 1000 --trajectory --out moons

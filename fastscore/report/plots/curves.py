@@ -115,7 +115,7 @@ def quality(figures: Mapping[str, Mapping[str, float]], title: str = "") -> Figu
 
     Args:
         figures: by name: ``value``, its ``floor``, what data have against data, and ``stderr``, if known. Where there
-            is no floor above 0, or no finite value, the name has no bar, only its value at the right.
+            is no floor above 0, or a ratio that no axis holds, the name has no bar, only its value at the right.
 
     Raises:
         ValueError: none.
@@ -125,7 +125,8 @@ def quality(figures: Mapping[str, Mapping[str, float]], title: str = "") -> Figu
     figure, axes = new_figure(7.5, 0.34 * len(figures) + 1.2)
     axis = axes[0, 0]
     entries = [{k: float(entry.get(k) or 0.0) for k in ("value", "floor", "stderr")} for entry in figures.values()]
-    ratios = [e["value"] / e["floor"] if e["floor"] > 0.0 and e["value"] > 0.0 else math.nan for e in entries]
+    ratios = [e["value"] / e["floor"] if e["floor"] > 0.0 else math.nan for e in entries]
+    ratios = [ratio if 1e-9 < ratio < 1e9 else math.nan for ratio in ratios]
     known = [ratio for ratio in ratios if math.isfinite(ratio)]
     low, high = min([0.5, *(0.7 * v for v in known)]), max([2.5, *(1.6 * v for v in known)])
     for k, (entry, ratio) in enumerate(zip(entries, ratios, strict=True)):

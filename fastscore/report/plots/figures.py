@@ -24,6 +24,7 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 100
+HUGE = 1e150  # beyond which axes have no arithmetic
 # Dates and versions of programs are no part of a picture: the same input gives the same bytes.
 _NO_METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
@@ -44,7 +45,8 @@ def style() -> Iterator[None]:
     """Draw as all pictures here are drawn."""
     import matplotlib.style
 
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+    # Numbers at the ends of float64, which samples that diverged are, overflow in the arithmetic of axes.
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a title, as of a file named in Chinese: a box stands
         yield
 
@@ -63,9 +65,9 @@ def styled(function: Made) -> Made:
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, NDArray[Any]]:
     """Return a figure of so many inches and its axes [rows, columns]; no window, and nothing of pyplot's is touched."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # pyright: ignore[reportOptionalMemberAccess]
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -136,12 +138,27 @@ def reach(points: NDArray[Any], share: float = 0.999) -> tuple[NDArray[Any], flo
     """Return centre [2] and half width of a square around ``share`` of the points [n, 2], with a margin."""
     if not len(points):
         return np.zeros(2), 1.0
-    low, high = np.quantile(points, [(1 - share) / 2, (1 + share) / 2], axis=0)
-    return (low + high) / 2, 0.54 * float((high - low).max()) or 1.0
+    low, high = np.quantile(np.clip(points, -HUGE, HUGE), [(1 - share) / 2, (1 + share) / 2], axis=0)
+    centre = (low + high) / 2
+    return centre, max(0.54 * float((high - low).max()), 1e-6 * float(np.abs(centre).max())) or 1.0
+
+
+def histogram(axis: Axes, values: NDArray[Any], bins: int, colour: str, across: bool = False) -> None:
+    """Draw the density of those values [n] that are finite numbers."""
+    values = values[np.isfinite(values)]
+    if len(values):
+        centre, half = reach(np.stack([values, values], 1), 1.0)
+        way = "horizontal" if across else "vertical"
+        span = (centre[0] - half, centre[0] + half)
+        axis.hist(np.clip(values, *span), bins, range=span, density=True, color=colour, orientation=way)
 
 
 def as_plane(points: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the first two coordinates [n, 2] of points [n, D], point sets [n, L, C] or what has one coordinate."""
+    """Return the first two coordinates [n, 2] of points [n, D] and point sets [n, L, C]; of one coordinate, and 0.
+
+    A sequence of numbers, C = 1, is a point of L coordinates.
+    """
+    points = points[..., 0] if points.ndim == 3 and points.shape[-1] == 1 else points
     flat = np.asarray(points, np.float64).reshape(-1, points.shape[-1])
     return flat[:, :2] if flat.shape[1] > 1 else np.concatenate([flat, np.zeros_like(flat)], 1)
 

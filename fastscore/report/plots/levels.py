@@ -128,9 +128,11 @@ def plan_rows(plan: Plan, title: str = "") -> Figure:
         w = [row.w[k] if len(row.w) > k else 0.0 for row in rows]
         tint = {"color": COLOURS[k % len(COLOURS)], "ls": LINES[k % len(LINES)]}
         axes[2, 0].plot(index, w, label=f"slot {k}", **tint, **look)
-    axes[2, 0].set(title="w, of earlier outputs h")
-    if slots:
-        axes[2, 0].legend(ncols=len(slots), loc="best")
+    axes[2, 0].set_title("w, of earlier outputs h", loc="left" if slots else "center")
+    if slots:  # above the axes, where it hides no line
+        axes[2, 0].legend(
+            ncols=len(slots), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, handlelength=1.6
+        )
     else:
         _say(axes[2, 0], "no earlier outputs are used")
     for axis in axes[1:].flat:

@@ -15,6 +15,7 @@ from fastscore.report.plots.figures import (
     as_plane,
     bare,
     finite,
+    histogram,
     new_figure,
     number,
     plain,
@@ -118,8 +119,7 @@ def paths_over_time(states: NDArray[Any], times: NDArray[Any], title: str = "") 
         left.plot(t, states[:, k, 0], color=COLOURS[k % 6], lw=0.8, alpha=0.6)
     left.invert_xaxis()
     left.set(xlabel="t, noise on the left", ylabel="x_t", title=plain(title))
-    last = finite(held(states)[-1])[:, 0]
-    right.hist(last, min(40, 4 + 2 * math.isqrt(n)), orientation="horizontal", density=True, color=COLOURS[0])
+    histogram(right, held(states)[-1, :, 0], min(40, 4 + 2 * math.isqrt(n)), COLOURS[0], across=True)
     right.set(title=f"last states of {n}", xlabel="density")
     right.sharey(left)
     return figure
@@ -155,7 +155,7 @@ def chains(
         left.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
         left.set(xlabel="x_0", ylabel="x_1", aspect="equal", title=f"{n} chains in grey, {shown} of them as paths")
     else:
-        left.hist(finite(coordinates.reshape(-1, 1))[:, 0], 60, density=True, color=COLOURS[0])
+        histogram(left, coordinates.reshape(-1), 60, COLOURS[0])
         left.set(xlabel="x", ylabel="density", title=f"all kept states of {n} chains")
     steps = first + thin * np.arange(kept)
     for k in range(shown):

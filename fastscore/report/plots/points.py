@@ -15,6 +15,7 @@ from fastscore.report.plots.figures import (
     as_plane,
     finite,
     hide,
+    histogram,
     new_figure,
     number,
     plain,
@@ -88,8 +89,7 @@ def panels(sets: Mapping[int, NDArray[Any]], names: Sequence[str], title: str, c
         centre, half = squares[k]
         axis.set(xlim=(centre[0] - half, centre[0] + half))
         if line:
-            span = (centre[0] - half, centre[0] + half)
-            axis.hist(planes[k][:, 0], BINS, range=span, density=True, color=colour or COLOURS[0])
+            histogram(axis, planes[k][:, 0], BINS, colour or COLOURS[0])
             axis.set(xlabel="x", ylabel="density" if k % columns == 0 else None)
             continue
         tint = colour or (COLOURS[0] if k == 0 else COLOURS[1])
@@ -114,9 +114,14 @@ def shared(squares: list[tuple[NDArray[Any], float]]) -> list[tuple[NDArray[Any]
     halves = [half for _, half in squares]
     if not halves or max(halves) > 4.0 * min(halves):
         return squares
+    return [around(squares)] * len(squares)
+
+
+def around(squares: list[tuple[NDArray[Any], float]]) -> tuple[NDArray[Any], float]:
+    """Return the least square around some."""
     low = np.min([centre - half for centre, half in squares], axis=0)
     high = np.max([centre + half for centre, half in squares], axis=0)
-    return [((low + high) / 2, float((high - low).max()) / 2)] * len(squares)
+    return (low + high) / 2, float((high - low).max()) / 2
 
 
 def mosaic(images: NDArray[Any], most: int = 25) -> NDArray[np.float64]:
