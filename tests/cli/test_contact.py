@@ -363,6 +363,6 @@ def test_what_new_wrote_trains_and_samples(run, tmp_path, kind):
         first = samples
     assert len(samples) == {"images": 64, "points": 1000, "sequences": 200}[kind]
     code, _, error = run(
-        "sample", folder / "model", "-n", "2", "--network", "own", "--quiet", "--out", tmp_path / "more"
+        "sample", folder / "model", "-n", "4", "--batch", "4", "--network", "own", "--quiet", "--out", tmp_path / "more"
     )
     assert (code, error) == (0, "")
