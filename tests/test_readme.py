@@ -22,6 +22,7 @@ FILES = [
     README,
     TUTORIALS,
     *sorted(ROOT.glob("fastscore/**/README.md")),
+    ROOT / "fastscore/solvers/PRESETS.md",
     ROOT / "kernels/README.md",
     ROOT / "bench/README.md",
 ]
