@@ -24,6 +24,7 @@ FILES = [
     TUTORIALS,
     *DOCS,
     *sorted(set(ROOT.glob("fastscore/**/README.md")) - set(DOCS)),
+    ROOT / "fastscore/solvers/PRESETS.md",
     ROOT / "kernels/README.md",
     ROOT / "bench/README.md",
 ]

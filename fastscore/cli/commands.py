@@ -14,7 +14,7 @@ fastscore {__version__} draws samples of score-based generative models, the same
 Three commands to try, offline and without a GPU:
 
   fastscore sample analytic:mixture -n 1k --out points           points of a density known exactly
-  fastscore sample fashion --class 9 --network own --out boots   64 ankle boots, by the bundled network
+  fastscore sample fashion --class 9 --network own --out boots   64 boots by the bundled network
   fastscore plan --preset edm-heun-18                            what a published sampler does
 
 With data of your own:

@@ -74,9 +74,9 @@ def _sequences(folder: Path) -> str:
 
     rng = np.random.default_rng(0)
     phase, turns = rng.uniform(0.0, 2.0 * np.pi, (1000, 1)), rng.uniform(1.0, 2.0, (1000, 1))
-    angle = phase + 2.0 * np.pi * turns * np.linspace(0.0, 1.0, 32)
+    angle = phase + 2.0 * np.pi * turns * np.linspace(0.0, 1.0, 16)
     np.save(folder / "sequences.npy", np.stack([np.sin(angle), np.cos(angle)], 2).astype(np.float32))
-    return "1,000 waves of 32 places and two values"
+    return "1,000 waves of 16 places with two values each"
 
 
 def _images(folder: Path) -> str:

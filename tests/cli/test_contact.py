@@ -134,6 +134,11 @@ def test_every_preset_is_the_same_in_python_and_has_the_evaluations_of_its_sourc
             continue
         if NFE[name] <= 300:
             assert nfe(settings) == NFE[name], name
+    with plan.make_context("plan", ["--preset", "ncsn"]) as context:
+        fine = fs.score_model(mixture(std=0.001))  # whose own grids end at less noise
+        schedule, solver = o.make_schedule(context.params, fs.VP()), o.make_solver(context.params)
+        assert o.make_grid(context.params, solver, schedule, fine) == fs.ncsn()["grid"]
+        assert context.get_parameter_source("solver").name == "COMMANDLINE"  # which inpaint asks
     assert preset_page.PAGE.read_text() == preset_page.page()
 
 
@@ -183,6 +188,8 @@ def test_other_options_take_the_place_of_a_presets_and_say_so(run):
     options, words = merged("edm-heun-18", {"solver": "dpm_adaptive", "steps": None})
     assert "steps" not in options and "grid" not in options and "without its grid, rho, steps" in words
     assert merged("song-ve-cifar10-pc", {"solver": "em", "snr": 0.3})[0]["snr"] == 0.3
+    same = "edm-stochastic-imagenet"  # an option with the value that it has anyway takes nothing away
+    assert merged(same, {"solver": "edm-churn", "grid": "karras"}) == (PRESETS[same].options, [])
     assert fs.preset("song-vp-ode", solver="em")["grid"] == fs.preset("song-vp-ode", solver="EM", steps=20)["grid"]
     with pytest.raises(ValueError, match="preset: got an unexpected keyword argument 'stepz'"):
         fs.preset("edm-heun-18", stepz=3)
@@ -354,15 +361,14 @@ def test_what_new_wrote_trains_and_samples(run, tmp_path, kind):
     script = (folder / "main.py").read_text()
     examples = next(line for line in script.splitlines() if line.startswith("EXAMPLES"))
     (folder / "main.py").write_text(script.replace(examples, "EXAMPLES = 512"))
-    for again in range(2):  # the second time it goes on where it ended, and draws the same
+    drawn = []
+    for _ in range(2):  # the second time it goes on where it ended, and draws the same
         done = subprocess.run([sys.executable, "main.py"], cwd=folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and done.stderr == "", done
         with np.load(folder / "samples" / "samples.npz") as saved:
-            samples = saved["samples"]
-        assert not again or np.array_equal(samples, first)
-        first = samples
-    assert len(samples) == {"images": 64, "points": 1000, "sequences": 200}[kind]
+            drawn.append(saved["samples"])
+    assert np.array_equal(*drawn) and len(drawn[0]) == {"images": 64, "points": 1000, "sequences": 200}[kind]
     code, _, error = run(
-        "sample", folder / "model", "-n", "2", "--network", "own", "--quiet", "--out", tmp_path / "more"
+        "sample", folder / "model", "-n", "4", "--batch", "4", "--network", "own", "--quiet", "--out", tmp_path / "more"
     )
     assert (code, error) == (0, "")

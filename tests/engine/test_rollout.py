@@ -348,7 +348,7 @@ def test_progress_and_release():
         ({"solver": "ddpm", "parallel": fs.Picard(2)}, {}, "sweeps over many steps"),
         ({"solver": "ddpm", "guide": fs.StaticThreshold(1.0)}, {}, "passes no gradient"),
         ({"solver": "ddpm", "network": "fp32"}, {}, "has no gradient; use network='own'"),
-        ({"solver": "ddpm"}, {"reduction": "max"}, "reduction = 'max' must be one of sum, mean"),
+        ({"solver": "ddpm"}, {"reduction": "max"}, "reduction = 'max' .*must be one of sum, mean"),
         ({"solver": "ddpm"}, {"form": "no_const"}, "form = 'no_const' must be one of gaussian"),
         ({"solver": "ddpm"}, {"known": fs.Known(torch.zeros(2, 3), torch.ones(2, 3) > 0)}, "known data replace"),
         ({"solver": "ddpm"}, {"prior_ids": [1]}, "prior_ids: 1 for 10 ids"),

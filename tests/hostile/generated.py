@@ -69,6 +69,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastscore.flow import ProbabilityFlow
     from fastscore.model import folder
     from fastscore.network import timing
+    from fastscore.output import folder as folders
     from fastscore.report import metrics, page
     from fastscore.sampler import Sampler
     from fastscore.training import classifier
@@ -76,9 +77,16 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     def reach(*_: object, **__: object) -> None:
         raise Reached
 
+    whole = folders.new_folder
+
+    def checked_folder(path: Path) -> None:
+        with whole(path):
+            reach()
+
     class Choice:
         batch, threads = 4, torch.get_num_threads()
 
+    monkeypatch.setattr(folders, "new_folder", checked_folder)  # of fastscore new, which would leave what it is to
     monkeypatch.setattr(Sampler, "_prepare", reach)
     monkeypatch.setattr("fastscore.joint.micro_batches", reach)
     monkeypatch.setattr("fastscore.chains.micro_batches", reach)

@@ -84,7 +84,7 @@ def test_every_name_gives_a_model(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: analytic.by_name("spiral"), "'spiral' must be one of"),
+        (lambda: analytic.by_name("spiral"), r"'spiral' \(nearest: .*spirals.*\) must be one of"),
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 1), torch.ones(2)), "sum to 1"),
         (lambda: GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.zeros(1)), "stds must be positive"),
         (lambda: GaussianMixture(torch.ones(1), torch.zeros(2, 1), torch.ones(2)), "must agree"),

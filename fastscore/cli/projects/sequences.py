@@ -1,4 +1,4 @@
-"""Learns sequences, of one value or many at each place, and draws new ones: python main.py. Run again, it goes on."""
+"""Learns sequences, and draws new ones: python main.py. Stopped and run again, it goes on."""
 
 import numpy as np
 
@@ -16,8 +16,8 @@ def show(seen: int, total: int, figures: dict[str, float]) -> None:
 
 sequences = np.load(DATA)
 _, places, values = sequences.shape
-net = {"name": "Transformer", "tokens": places, "dim": values, "width": 64, "ordered": True}
-config = fs.TrainConfig(images=EXAMPLES, batch=128, lr=2e-3, dtype="fp32", compile=False)
+net = {"name": "Transformer", "tokens": places, "dim": values, "width": 48, "depth": 3}
+config = fs.TrainConfig(images=EXAMPLES, batch=32, lr=3e-3, dtype="fp32", compile=False)
 model = fs.train(net, sequences, config=config, out="model", progress=show)
 
 # A sequence is a function of the model, these settings, the seed and its number: the same whatever else is drawn.

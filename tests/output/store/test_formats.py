@@ -179,9 +179,9 @@ def test_what_a_format_cannot_hold_is_refused():
         encode(images(arr_0=np.arange(3)), "adm-npz")
     with pytest.raises(ValueError, match="an id comes twice"):
         encode(Shard(0, RUN, {"samples": np.zeros((2, 1), np.float32), "ids": np.array([5, 5])}), "tar")
-    with pytest.raises(ValueError, match="format 'zip' must be one of npz, adm-npz"):
+    with pytest.raises(ValueError, match=r"format = 'zip' .*must be one of npz, adm-npz"):
         encode(images(), "zip")
-    with pytest.raises(ValueError, match="format 'zip' must be one of"):
+    with pytest.raises(ValueError, match=r"format = 'zip' .*must be one of"):
         decode(b"", "zip")
     many = {f"a{k:031d}": np.arange(3) for k in range(1500)}
     with pytest.raises(ValueError, match="take fewer arrays"):
