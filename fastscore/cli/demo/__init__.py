@@ -22,8 +22,8 @@ REPORT, FIGURES, WORK, LOCK = "report.html", "demo.json", ".demo-work", ".demo-l
 TITLE = "fastscore, a demonstration"
 ABOUT = """
 Score-based sampling makes new images, or points, or whatever a model was trained on, out of noise: step by step, each
-step asking a network in which direction the noise becomes more like data. This page was made by one command, on a CPU
-without a network, and everything on it was computed while that ran.
+step asking a network in which direction the noise becomes more like data. This page was made by one command on one
+CPU, offline, and everything on it was computed while that ran.
 
 What this engine does differently: a sample is a function of the model, the settings, the seed and the sample's number.
 It does not matter with which others it is drawn, in which order, on how many machines, or how often the run was ended
