@@ -133,8 +133,8 @@ def act(quick: bool, say: Say) -> Act:
             "width of the clusters, relative error",
             log_x=True,
             log_y=True,
-            text="How wrong the clusters are in width, over what the samples cost. Each line ends at the first that are "
-            f"right within {WIDE:.0%} and whose distance is within {NEAR} of the floor.",
+            text="How wrong the clusters are in width, over what the samples cost. Each line ends at the first that "
+            f"are right within {WIDE:.0%} and whose distance is within {NEAR} of the floor.",
         ),
         Chart(
             far,
