@@ -60,9 +60,8 @@ class Sampler:
         x = Sampler(model, solver="heun", steps=20, batch=16).run(ids=range(64), seed=0)
 
     Args:
-        model: the score model.
-        schedule: the forward SDE to reverse; the model's own if left out. With another one, a grid
-            without a start begins where the model's noise ends, if that is earlier.
+        model: the score model. schedule: the forward SDE to reverse; the model's own if left out. With another one, a
+            grid without a start begins where the model's noise ends, if that is earlier.
         solver: see fastscore.solvers, or a name from solvers/names.py; DPM-Solver++(2M) if left out.
         grid: knots, see process/grid.py, or the name of a rule for ``steps`` of them, see process/README.md; "tuned",
             with a solver left out or that one, is what ``fit_grid`` fitted; a Span for an adaptive solver, to x0.

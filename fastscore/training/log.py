@@ -33,7 +33,7 @@ class TrainLog:
         now, decay = time.perf_counter(), state.decay
         entry = {
             "train/loss": float(self.total / self.steps),
-            "train/lr": config.lr_at(max(0, seen - config.batch)),
+            "train/lr": state.optimizer.param_groups[0]["lr"],
             "train/examples": seen,
             "train/examples_per_s": (seen - self.seen) / max(now - self.since, 1e-9),
             "train/elapsed_s": now - self.begun,

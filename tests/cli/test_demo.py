@@ -54,7 +54,7 @@ def test_the_first_act_tells_what_it_measures(monkeypatch):
         assert any(f"{figures['sliced_wasserstein']:.3f}" in line for line in said if line.startswith(name))
     assert "the same to the last bit" in said[-1]
     kinds = [type(part).__name__ for part in act.section.parts]
-    assert kinds == ["Picture", "Chart", "Table", "Picture"]
+    assert kinds == ["Picture", "Chart", "Chart", "Table", "Picture"]
     one = points.Sampler.run
     monkeypatch.setattr(points.Sampler, "run", lambda self, ids, seed: one(self, ids, seed) + (len(ids) == 1))
     with pytest.raises(SelfCheckError, match="drawn alone has other bits"):

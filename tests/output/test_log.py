@@ -16,6 +16,8 @@ import torch
 import fastscore as fs
 from fastscore.data.affine import Affine
 from fastscore.data.toys import toy
+from fastscore.engine import batches
+from fastscore.engine.loop import Step
 from fastscore.model.analytic import by_name
 
 MODEL = by_name("mixture")
@@ -73,6 +75,7 @@ def test_samples_are_the_same_and_the_keys_are_those_of_the_table(settings):
         assert last["sample/rejected_share"] == sampler.cost.rejected_share
     else:
         assert last["sample/evaluations"] == sampler.plan.nfe and shown == 5
+        assert len(heard.of("sample/samples")) > 7  # not at the end alone
 
 
 def test_estimates_are_those_of_the_chosen_rows_in_the_units_of_the_data():
@@ -93,8 +96,9 @@ def test_estimates_are_those_of_the_chosen_rows_in_the_units_of_the_data():
 
 
 def test_rows_that_are_not_chosen_cost_no_copy(monkeypatch):
-    sampler, asked = fs.Sampler(MODEL, steps=6, batch=8), []
+    sampler, asked, seen = fs.Sampler(MODEL, steps=6, batch=8), [], []
     loop = sampler.engine.loop
+    monkeypatch.setattr(batches, "Step", lambda row, *rest: seen.append(row) or Step(row, *rest))
     run = type(loop).run
 
     def watched(self, noise=None, observer=None, estimate=()):
@@ -103,7 +107,12 @@ def test_rows_that_are_not_chosen_cost_no_copy(monkeypatch):
 
     monkeypatch.setattr(type(loop), "run", watched)
     sampler.run(range(20), log=fs.Log(Heard(), rows=(2, 4)))
-    assert asked == [[2, 4], [], []]
+    assert asked == [[2, 4], [], []] and seen == [2, 4]
+    graph = SimpleNamespace(run=lambda: asked.append("graph") or loop.result())
+    vars(sampler.engine)["captured"] = (graph, {})
+    asked.clear()
+    sampler.run(range(20), log=fs.Log(Heard(), rows=(2, 4)))
+    assert asked == [[2, 4], "graph", "graph"]  # after the first micro-batch it runs as without a callback
 
 
 @pytest.mark.parametrize("solver", [fs.Dopri5(0.1, 0.1), fs.DPMAdaptive(), fs.GottaGoFast(rtol=0.9, atol=0.9)])
@@ -120,6 +129,27 @@ def test_estimates_of_adaptive_solvers_are_those_of_the_model(solver):
 
     sampler.run(range(8), progress=look)
     assert errors and max(errors) < 1e-3
+
+
+def test_what_a_log_shows_of_an_adaptive_run_are_the_first_samples():
+    sampler, exact = fs.Sampler(MODEL, solver=fs.DPMAdaptive(), batch=8), []
+    lanes = sampler.engine.lanes
+
+    def look(done):
+        held = lanes.live & (lanes.stage > 0)
+        at = (held[:8] & (lanes.id[:8] == torch.arange(8))).nonzero()[:, 0]
+        phi = torch.atan2(torch.ones(len(at)).double(), sampler.engine.method.lam(lanes.tau)[at].exp())
+        exact.append(MODEL.net(lanes.buffer[0][at], phi.float()).numpy())
+
+    class Shown(Heard):
+        def log(self, data, *, step):
+            super().log(data, step=step)
+            if "sample/x0_values" in data:
+                assert np.allclose(data["sample/x0_values"], exact[-1], atol=1e-3)
+
+    shown = Shown()
+    sampler.run(range(20), progress=look, log=fs.Log(shown, rows=200, values=True))
+    assert len(shown.of("sample/x0")) > 3 and shown.entries[-1][1]["sample/samples"] == 20
 
 
 def test_a_logger_that_raises_loses_no_sample(tmp_path):
@@ -180,7 +210,8 @@ def test_training_is_the_same_and_tells_loss_rate_and_speed():
     assert all(x.equal(y) for x, y in zip(a.net.parameters(), b.net.parameters(), strict=True))
     assert [step for step, _ in heard.entries] == heard.of("train/examples") == [64, 128, 192, 256, 300]
     assert heard.of("train/loss") == pytest.approx(told[:5])
-    assert heard.of("train/lr")[1] == config.lr_at(64) and heard.of("train/ema_decay")[1] == 0.5**17.97
+    assert heard.of("train/lr") == [config.lr_at(k) for k in (0, 64, 128, 192, 256)]
+    assert heard.of("train/ema_decay")[1] == 0.5**17.97
     quiet = Heard()
     fs.train({"name": "MLP", "dim": 2, "width": 8}, toy("moons", 100), config=config, log=fs.Log(quiet, every=1e9))
     weights = [64, 64, 64, 64, 44]

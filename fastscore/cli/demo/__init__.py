@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from fastscore.cli.demo.act import Act
 
 REPORT, FIGURES, WORK, LOCK = "report.html", "demo.json", ".demo-work", ".demo-lock"
+ROOM = 8_000_000  # bytes of disk that it takes at most, while it runs
 TITLE = "fastscore, a demonstration"
 ABOUT = """
 Score-based sampling makes new images, or points, or whatever a model was trained on, out of noise: step by step, each
-step asking a network in which direction the noise becomes more like data. This page was made by one command, on a CPU
-without a network, and everything on it was computed while that ran.
+step asking a network in which direction the noise becomes more like data. This page was made by one command on one
+CPU, offline, and everything on it was computed while that ran.
 
 What this engine does differently: a sample is a function of the model, the settings, the seed and the sample's number.
 It does not matter with which others it is drawn, in which order, on how many machines, or how often the run was ended
@@ -57,6 +58,8 @@ def demo(out: Path, quick: bool) -> None:
         _remove(work)
         work.mkdir()
         try:
+            if (free := shutil.disk_usage(out).free) < ROOM:
+                raise OSError(f"{out} has {free / 1e6:.1f} MB of disk free, and a demo needs {ROOM / 1e6:.0f}")
             _play(out, work, quick)
         finally:
             _remove(work)

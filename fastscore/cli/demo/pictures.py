@@ -25,7 +25,7 @@ from fastscore.training.classifier import load_classifier
 
 STEPS, WEIGHT, BATCH, TOLERANCE = 10, 2.0, 10, 1e-2
 DRAWN = """
-The same with images: a network of 1.7 million weights, which comes with this package and has learned the score of
+The same with images: a network of 2.5 million weights, which comes with this package and has learned the score of
 28 x 28 pictures of clothes. Every column asks for one class. Guidance exaggerates what the class changes in the score:
 each image costs two evaluations a step in place of one, and looks more like its class.
 """
@@ -65,7 +65,7 @@ def drawn(quick: bool, say: Say, show: bool) -> tuple[Act, Tensor, list[int]]:
         Table(
             ["images", "evaluations each", "share whose class a classifier sees"],
             [["not guided", STEPS, shares["not guided"]], [f"guided, weight {WEIGHT:g}", 2 * STEPS, shares["guided"]]],
-            f"{len(labels)} images each, from the same noise, by DPM-Solver++ 2M.",
+            "From the same noise, by DPM-Solver++ 2M.",
         ),
     ]
     figures = {"images": len(labels), "class_seen": shares}
