@@ -15,10 +15,19 @@ import fastscore as fs
 from fastscore.model.analytic import GaussianMixture, mixture, score_model
 from fastscore.ops.noise import NoiseKey
 from fastscore.report.metrics import frechet_distance
-from fastscore.report.quality import Figure, Quality, compare, energy_distance, holm, sliced_wasserstein
-from fastscore.report.quality import images, known, points
+from fastscore.report.quality import (
+    Figure,
+    Quality,
+    compare,
+    energy_distance,
+    holm,
+    images,
+    known,
+    points,
+    sliced_wasserstein,
+)
 from fastscore.report.quality.fid import fid
-from fastscore.report.quality.resample import gamma_tail, judge, normal_tail, split, upper_tail
+from fastscore.report.quality.resample import gamma_tail, normal_tail, split, upper_tail
 
 RNG = np.random.default_rng(1)
 X, Y = RNG.normal(0.1, 1.1, (40, 2)), RNG.normal(0.0, 1.0, (56, 2))
@@ -112,11 +121,19 @@ def test_a_weight_is_a_row_so_often(name):
     assert np.allclose(got, again(*split(30, 45)), rtol=1e-9)
 
 
-def test_neighbour_likelihood_is_that_of_the_fifth_neighbour():
-    (found,) = points.neighbour_likelihood(Y, X, k=5)
-    r = cKDTree(Y).query(X, k=5)[0][:, 4]
-    assert np.allclose(found, np.log(5 / len(Y) / (math.pi * r**2)), rtol=1e-10)
-    assert np.isfinite(points.neighbour_likelihood(Y, Y[:3], k=1)[0]).all()  # at distance 0
+def test_likelihoods_by_neighbours_and_in_local_units():
+    ((found, local),) = points.neighbour_likelihoods(Y, X, k=5)
+    r, index = cKDTree(Y).query(X, k=5)
+    assert np.allclose(found, np.log(5 / len(Y) / (math.pi * r[:, 4] ** 2)), rtol=1e-10)
+    own = cKDTree(Y).query(Y, k=6)[0][:, 5]
+    assert np.allclose(local, 2.0 * (np.log(own[index]).mean(1) - np.log(r[:, 4])), atol=1e-10)
+    assert np.isfinite(points.neighbour_likelihoods(Y, Y[:3], k=1)).all()  # at distance 0
+    # In local units the scale of x does not matter.
+    for scale in (1.0, 7.0):
+        target = fs.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), scale * torch.ones(1).double())
+        logs, scores = (known.numbers(f, scale * X) for f in (target.log_density, target.score))
+        u = np.square(X).sum(1)
+        assert np.allclose(known.local(logs, scores), -math.log(2.0 * math.pi) - u / 2.0 - np.log(u))
 
 
 def test_stein_discrepancy_of_the_definition():
@@ -136,7 +153,7 @@ def test_stein_discrepancy_of_the_definition():
             du, dv = torch.autograd.grad(k, (u, v), create_graph=True)
             trace = sum(torch.autograd.grad(dv[d], u, retain_graph=True)[0][d] for d in range(2))
             s, t = torch.from_numpy(score[i]), torch.from_numpy(score[j])
-            total += float((s @ t) * k + s @ dv + t @ du + trace)
+            total += ((s @ t) * k + s @ dv + t @ du + trace).item()
     assert known.Stein(X[:12], score).value() == pytest.approx(math.sqrt(total) / 12, rel=1e-9)
 
 
