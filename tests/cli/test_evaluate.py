@@ -83,7 +83,7 @@ def test_a_run_of_points_against_its_own_target(run, points):
         assert record["log-likelihood"]["verdict"].startswith("differs: ")  # five steps are too few
         outputs.append(record)
     assert outputs[0] == outputs[1]
-    assert run("evaluate", points / "run", "--figures", "mean", "--quiet") == (0, "", "")  # and again: it is its own file
+    assert run("evaluate", points / "run", "--figures", "mean", "--quiet") == (0, "", "")
 
 
 def test_files_of_points(run, points, tmp_path):

@@ -268,19 +268,17 @@ def eight() -> GaussianMixture:
 
 @dataclass(frozen=True)
 class OffByOne:
-    """A solver that takes the weight of the network's value from the row behind, at one row in the middle."""
+    """A solver whose last row but one has the weight of the network's value of the row behind."""
 
-    solver: fs.Solver
+    solver: fs.SEEDS
 
     def steps(self, schedule, t):
         groups = [list(group) for group in self.solver.steps(schedule, t)]
-        k = 2 * len(groups) // 3
-        groups[k][-1] = replace(groups[k][-1], b=groups[k + 1][-1].b)
+        groups[-2][-1] = replace(groups[-2][-1], b=groups[-1][-1].b)
         return groups
 
 
-RIGHT = fs.EulerMaruyama()
-SAMPLERS = {"right": fs.DPMpp2M(), "scaled": fs.ScaledNoise(fs.Ancestral(), 1.05), "off by one": OffByOne(fs.DPMpp2M())}
+SAMPLERS = {"right": fs.SEEDS(), "scaled": fs.ScaledNoise(fs.SEEDS(), 1.05), "off by one": OffByOne(fs.SEEDS())}
 
 
 def exact(target, n, seed):
@@ -289,18 +287,75 @@ def exact(target, n, seed):
 
 
 def judged(target, solver, n, seed, **options):
-    sampler = fs.Sampler(score_model(target), schedule=fs.VP(), solver=solver, steps=200, batch=5000)
+    sampler = fs.Sampler(score_model(target), schedule=fs.VP(), solver=solver, steps=60, batch=5000)
     return compare(
         sampler.run(ids=range(n), seed=seed), exact(target, 4 * n, 900 + seed), real=exact(target, n, 950 + seed),
-        seed=seed, **options,
+        score=target.score, log_density=target.log_density, seed=seed, **options,
     )  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_wrong_samplers_are_flagged_and_a_right_one_is_not(name):
+    figures = ["log-likelihood", "local-likelihood", "neighbour", "mean"]
+    quality = judged(mixture(), SAMPLERS[name], 6000, 0, figures=figures)
+    assert bool(quality.different) == (name != "right"), quality.table()
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("target", [mixture(), eight()], ids=["2-D", "8-D"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_wrong_samplers_are_flagged_and_a_right_one_is_not(target, name):
-    quality = judged(
-        target, SAMPLERS[name], 8000, 0, log_density=target.log_density, figures=["log-likelihood", "neighbour", "mean"]
-    )
+def test_wrong_samplers_by_all_figures(target, name, seed):
+    quality = judged(target, SAMPLERS[name], 8000, seed)
     assert bool(quality.different) == (name != "right"), quality.table()
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_false_alarms():
+    """Of exact samples at most one report in a hundred says that something differs: 120 seeds, level 0.01."""
+    target, alarms, small = mixture(), 0, 0
+    for seed in range(120):
+        x, y, real = (exact(target, n, 3 * seed + k) for k, n in enumerate((200, 400, 200)))
+        quality = compare(x, y, real=real, score=target.score, log_density=target.log_density, seed=seed)
+        alarms += bool(quality.different)
+        small += sum(f.p <= 0.05 for f in quality.figures.values() if f.p is not None)
+    tests = 120 * len(quality.adjusted)
+    assert alarms <= scipy.stats.binom.isf(1e-3, 120, 0.01)
+    assert 0.02 < small / tests < 0.08  # each p-value by itself is uniform; figures of one run go together
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_distances_are_pots():
+    ot = pytest.importorskip("ot")
+    along = points.directions(points.DIRECTIONS, 2).T
+    expected = ot.sliced_wasserstein_distance(X, Y, projections=along, p=2)
+    assert sliced_wasserstein(X, Y) == pytest.approx(expected, rel=1e-10)
+    assert sliced_wasserstein(X[:, :1], Y[:, :1]) ** 2 == pytest.approx(
+        float(np.ravel(ot.wasserstein_1d(X[:, 0], Y[:, 0], p=2))[0]), rel=1e-10
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_fid_by_torch_fidelity(monkeypatch):
+    """Its network with random weights, as its own are a download: features are those of its forward pass."""
+    try:
+        module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    except RuntimeError as error:
+        pytest.skip(f"torchvision is of another build than torch: {error}")
+    from fastscore.report.quality.fid import inception
+
+    net = module.FeatureExtractorInceptionV3
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(net, "load_state_dict", lambda self, state: None)
+        random = net("random", ["2048"])
+    images_ = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8))
+    assert torch.equal(inception(random.state_dict())(images_), random(images_)[0])
+    with pytest.raises(ValueError, match="no weights of torch-fidelity"):
+        inception({"fc.weight": torch.zeros(1)})
