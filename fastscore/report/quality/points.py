@@ -41,7 +41,8 @@ class Moments:
 
         def powers(rows: slice) -> Floats:
             x = (self._x[rows] - self._shift) / self._scale
-            return np.concatenate([x, x**2, x**3, x**4], axis=1)
+            square = x * x
+            return np.concatenate([x, square, square * x, square * square], axis=1)
 
         sets = []
         for w in (a, c):
