@@ -162,7 +162,12 @@ def test_tails_are_scipys():
     assert gamma_tail(2.5, 9.0) == pytest.approx(scipy.stats.chi2.sf(18.0, 5), rel=1e-10)
     null = np.random.default_rng(3).chisquare(3, 3000)
     assert upper_tail(2.0, null) == (1 + (null >= 2.0).sum()) / 3001
-    assert upper_tail(30.0, null) == pytest.approx(scipy.stats.chi2.sf(30.0, 3), rel=2.0)  # a tail from 3000 draws
+    tail = math.log(upper_tail(30.0, null) / scipy.stats.chi2.sf(30.0, 3))
+    assert abs(tail) < 1.5  # of 3000 draws, none of them so large
+    here, there = np.arange(50) < 20, np.arange(70) < 41
+    table = [[20, 30], [41, 29]]
+    expected = scipy.stats.chi2_contingency(table, correction=True).pvalue
+    assert images.agreement(here, there)[0].p == pytest.approx(expected, rel=1e-10)
     assert upper_tail(1.0, np.zeros(300)) == 1 / 301 and upper_tail(0.0, np.zeros(300)) == 1.0
     # r-th smallest of m unseen: as many of n samples below it as a beta-binomial has.
     unseen, near = np.arange(1.0, 301.0), np.array([0.5] * 6 + [2.5] * 4 + [500.0] * 190)
@@ -223,9 +228,7 @@ def test_images():
     assert images.nearest(rows[:2], lambda at: rows[at], 300, own=np.arange(2)).min() > 0.5
     # Balls out to the third nearest other row.
     radius = np.sort(np.linalg.norm(X[:, None] - X[None], axis=2), axis=1)[:, 3]
-    assert np.array_equal(
-        images.inside(Y, X), (np.linalg.norm(Y[:, None] - X[None], axis=2) <= radius).any(1)
-    )
+    assert np.array_equal(images.inside(Y, X), (np.linalg.norm(Y[:, None] - X[None], axis=2) <= radius).any(1))
     copies = compare(train[:50], test, real=train, train=train, figures=["memorised"])
     fresh = compare(rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8), test, train=train, figures=["memorised"])
     assert copies.different == ("memorised",) and not fresh.different
@@ -278,7 +281,8 @@ class OffByOne:
         return groups
 
 
-SAMPLERS = {"right": fs.SEEDS(), "scaled": fs.ScaledNoise(fs.SEEDS(), 1.05), "off by one": OffByOne(fs.SEEDS())}
+# SEEDS alone is right to the eye, and in 8-D not to local-likelihood: 60 steps leave an error that 8000 samples show.
+SAMPLERS = {"right": fs.DPMpp2M(), "scaled": fs.ScaledNoise(fs.SEEDS(), 1.05), "off by one": OffByOne(fs.SEEDS())}
 
 
 def exact(target, n, seed):
@@ -287,7 +291,9 @@ def exact(target, n, seed):
 
 
 def judged(target, solver, n, seed, **options):
-    sampler = fs.Sampler(score_model(target), schedule=fs.VP(), solver=solver, steps=60, batch=5000)
+    sampler = fs.Sampler(
+        score_model(target), schedule=fs.VP(), solver=solver, steps=200 if solver == fs.DPMpp2M() else 60, batch=5000
+    )
     return compare(
         sampler.run(ids=range(n), seed=seed), exact(target, 4 * n, 900 + seed), real=exact(target, n, 950 + seed),
         score=target.score, log_density=target.log_density, seed=seed, **options,
