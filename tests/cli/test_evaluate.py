@@ -51,3 +51,75 @@ def test_two_images_have_no_floor_and_samples_are_not_their_own_data(run, sets):
     for limit in ([], ["--limit", "7"]):
         code, _, error = run("evaluate", str(sets / "data.npz"), "--data", str(sets / "png"), *limit)
         assert code == 2 and "hold the same images" in error
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    """A run of points, the same in shards, and files of points."""
+    from fastscore.cli import group
+
+    folder = tmp_path_factory.mktemp("points")
+    words = ["sample", "analytic:mixture", "-n", "64", "--steps", "5", "--quiet", "--network", "own"]
+    for more in (["--out", str(folder / "run")], ["--shards", "--shard-size", "30", "--out", str(folder / "shards")]):
+        group.main([*words, *more], standalone_mode=False, obj=[*words, *more])
+    rng = np.random.default_rng(0)
+    for name, n in (("a", 50), ("b", 80)):
+        np.save(folder / f"{name}.npy", rng.normal(size=(n, 3)).astype(np.float32))
+    return folder
+
+
+def test_a_run_of_points_against_its_own_target(run, points):
+    outputs = []
+    for name in ("run", "shards"):
+        code, out, error = run("evaluate", points / name, "--figures", "mean,log-likelihood")
+        assert (code, error) == (0, "")
+        head, _, titles, *lines = out.splitlines()
+        assert head == f"{points / name}, 64 samples against analytic:mixture, 10000 exact samples"
+        assert titles.split() == ["figure", "value", "floor", "standard", "error", "p", "verdict"]
+        assert [line.split()[0] for line in lines[:3]] == ["mean-worst", "mean-rms", "log-likelihood"] and not lines[3]
+        record = json.loads((points / name / "quality.json").read_text())
+        assert list(record) == ["mean-worst", "mean-rms", "log-likelihood", "overall"]
+        assert all(list(f) == ["value", "floor", "stderr", "p", "verdict"] for f in record.values())
+        assert record["log-likelihood"]["verdict"].startswith("differs: ")  # five steps are too few
+        outputs.append(record)
+    assert outputs[0] == outputs[1]
+    assert run("evaluate", points / "run", "--figures", "mean", "--quiet") == (0, "", "")
+
+
+def test_files_of_points(run, points, tmp_path):
+    out = tmp_path / "q.json"
+    words = ["evaluate", points / "a.npy", "--against", points / "b.npy", "--figures", "energy,mean", "--out", out]
+    code, said, error = run(*words, "--json", "--limit", "30")
+    report = json.loads(said)
+    assert (code, error) == (0, "") and report["figures"] == json.loads(out.read_text())
+    assert report["reference"].endswith("b.npy, 80 rows") and report["samples"] == 30
+    assert any("one half of the reference against the other (40 and 40 rows)" in c for c in report["caveats"])
+    assert report["figures"]["energy"]["floor"] > 0.0
+    assert run(*words)[0] == 2 and "already there" in run(*words)[2]
+    code, said, _ = run(*words, "--overwrite", "--no-floor")
+    assert code == 0 and json.loads(out.read_text())["energy"]["floor"] is None
+    assert not (points / "quality.json").exists()
+
+
+def test_what_cannot_be_compared(run, points, sets, tmp_path):
+    a, b = str(points / "a.npy"), str(points / "b.npy")
+    np.save(tmp_path / "one.npy", np.zeros((1, 3), np.float32))
+    np.savez(tmp_path / "grey.npz", samples=np.load(sets / "data.npz")["samples"][:, :20])
+    for words, word in (
+        ([a], "say what they should be like"),
+        ([a, "--against", "moons"], "examples of shape (3,), moons of (2,)"),
+        ([a, "--against", str(sets / "data.npz")], "of their own kind"),
+        ([a, "--against", "analytic:nothing"], "must be one of gaussian"),
+        ([a, "--against", b, "--data", b], "two words for one option"),
+        ([a, "--against", b, "--figures", "mode"], "'mode' must be one of"),
+        ([a, "--against", b, "--figures", ""], "--figures"),
+        ([a, "--against", b, "--bits-dim", "4"], "needs a run's folder"),
+        ([a, "--against", b, "--fid-weights", a], "images of 8 bits"),
+        ([a, "--against", b, "--level", "0.7"], "at most 0.5"),
+        ([str(tmp_path / "one.npy"), "--against", b], "at least two"),
+        ([a, "--against", str(tmp_path / "one.npy")], "at least two"),
+        ([str(sets / "samples.npz"), "--against", str(tmp_path / "grey.npz")], "images of shape (28, 28, 1)"),
+        ([str(sets / "samples.npz"), "--against", str(sets / "data.npz"), "--fid-weights", a], "not what torch.save"),
+    ):
+        code, _, error = run("evaluate", *words)
+        assert code == 2 and word in error, (words, error)

@@ -26,8 +26,8 @@ FAMILIES = {
     "grid": ("kl-forward", "kl-reverse"),
     "sliced": ("sliced-w2",),
     "energy": ("energy",),
-    "neighbours": ("neighbour-likelihood",),
-    "likelihood": ("log-likelihood",),
+    "neighbours": ("neighbour-likelihood", "neighbour-local"),
+    "likelihood": ("log-likelihood", "local-likelihood"),
     "stein": ("stein",),
     "distance": ("classifier-fid",),
     "precision": ("precision",),
@@ -200,12 +200,20 @@ class _Comparison:
 
     def _neighbours(self) -> dict[str, Figure]:
         fit, real, x = (flat(self._some(v, NEAREST)) for v in (self.fit, self.real, self.x))
-        return {"neighbour-likelihood": _figure(*known.log_likelihood(*points.neighbour_likelihood(fit, x, real)))}
+        here, there = points.neighbour_likelihoods(fit, x, real)
+        pairs = zip(FAMILIES["neighbours"], here, there, strict=True)
+        return {name: _figure(*known.log_likelihood(u, v)) for name, u, v in pairs}
 
     def _likelihood(self) -> dict[str, Figure]:
         assert self.log_density is not None
-        here, there = (known.numbers(self.log_density, v) for v in (self.x, np.concatenate([self.y, self.real])))
-        return {"log-likelihood": _figure(*known.log_likelihood(here, there))}
+        sets = self.x, np.concatenate([self.y, self.real])
+        here, there = (known.numbers(self.log_density, v) for v in sets)
+        found = {"log-likelihood": _figure(*known.log_likelihood(here, there))}
+        if self.score is not None:
+            scores = [known.numbers(self.score, v).reshape(len(v), -1) for v in sets]
+            here, there = (known.local(*pair) for pair in zip((here, there), scores, strict=True))
+            found["local-likelihood"] = _figure(*known.log_likelihood(here, there))
+        return found
 
     def _stein(self) -> dict[str, Figure]:
         assert self.score is not None

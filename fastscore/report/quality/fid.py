@@ -110,7 +110,7 @@ def inception(state: Mapping[str, Any]) -> Extractor:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
             FeatureExtractorInceptionV3,
         )
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter: torchvision is of another build than torch
         raise ImportError(f"the FID needs torch-fidelity, extra fid ({error})", name="torch-fidelity") from None
     try:
         with tempfile.TemporaryDirectory() as folder:  # it reads a file, and unpickles it: one that was just written

@@ -169,7 +169,7 @@ def _shares(here: NDArray[np.bool_], there: NDArray[np.bool_]) -> Judged:
 
 
 def _binomial(there: NDArray[np.bool_]) -> float:
-    """Return the standard error of a share; of none and of all by one more of each kind, as it is not 0 there either."""
+    """Return the standard error of a share; of none or all as if there were one more of each kind: it is not 0."""
     n = len(there)
     share = (int(there.sum()) + 1.0) / (n + 2.0) if there.all() or not there.any() else float(there.mean())
     return math.sqrt(share * (1.0 - share) / n)

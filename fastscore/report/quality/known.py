@@ -32,6 +32,16 @@ def log_likelihood(here: Floats, there: Floats) -> tuple[Judged, float]:
     return Judged(value, stderr, p), floor
 
 
+def local(log_p: Floats, score: Floats) -> Floats:
+    r"""Return ln p - (D/2) ln |s|^2 of densities [n] and scores [n, D]: log-likelihoods in units of the local width.
+
+    Where x is scaled by c, ln p falls by D ln c and |s|^2 by 2 ln c in the logarithm, so this stays as it is: parts of
+    all widths count alike, where a mean of ln p is all about the widest spread of densities.
+    """
+    square = np.square(score).sum(1)
+    return log_p - 0.5 * score.shape[1] * np.log(np.maximum(square, 1e-300))
+
+
 class Stein:
     r"""The kernel Stein discrepancy of samples from a target of known score s, (E u(x, x'))^{1/2} over all pairs.
 

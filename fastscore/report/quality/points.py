@@ -6,6 +6,7 @@ Each is a function of two weightings of the pooled rows; see resample.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class Moments:
 
         def powers(rows: slice) -> Floats:
             x = (self._x[rows] - self._shift) / self._scale
-            return np.concatenate([x, x**2, x**3, x**4], axis=1)
+            square = x * x
+            return np.concatenate([x, square, square * x, square * square], axis=1)
 
         sets = []
         for w in (a, c):
@@ -193,23 +195,38 @@ class Energy:
         return np.sqrt(np.maximum(-((change @ self._distances) * change).sum(1), 0.0))[:, None]
 
 
-def neighbour_likelihood(fit: Floats, *sets: Floats, k: int = 5) -> list[Floats]:
-    r"""Return ln p of the rows of each set by the density of their k-th nearest neighbour among ``fit`` [M, D].
+def neighbour_likelihoods(fit: Floats, *sets: Floats, k: int = 5) -> list[tuple[Floats, Floats]]:
+    r"""Return for the rows x of each set two densities by nearest neighbours among ``fit`` [M, D], in nats.
 
-        p(x) = k / (M V_D r_k(x)^D),    V_D = pi^{D/2} / Gamma(D/2 + 1)
+        ln p(x) = ln k - ln M - ln V_D - D ln r_k(x),    V_D = pi^{D/2} / Gamma(D/2 + 1)
+        local(x) = D (mean_j ln r_k(y_j) - ln r_k(x)),    j over the k nearest of x
 
-    Source: Loftsgaarden and Quesenberry 1965. Smoothed over r_k, so below the true ln p; rows of one law alike.
+    with r_k the distance to the k-th nearest other row of ``fit``. The first is smoothed over r_k, so below the true
+    ln p, for rows of one law alike. The second compares x with the density where its neighbours lie: parts of all
+    widths count alike, where a sum of ln p is all about the widest spread of densities.
+
+    Source: Loftsgaarden and Quesenberry 1965; Breunig et al. 2000 (the local outlier factor).
     """
     m, d = fit.shape
-    k = min(k, m)
+    k = min(k, m - 1)
     volume = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1.0)
-    found = []
-    for x in sets:
-        parts = (distances(x[j : j + 1024], fit) for j in range(0, len(x), 1024))
-        found.append(np.concatenate([np.partition(r, k - 1, axis=1)[:, k - 1] for r in parts]))
-    least = min(float(r[r > 0.0].min(initial=np.inf)) for r in found)
+    own = np.concatenate([near[0][:, k] for near in _neighbours(fit, fit, k + 1)])  # the nearest is the row itself
+    least = float(own[own > 0.0].min(initial=np.inf))
     least = least if math.isfinite(least) else 1.0  # distances of 0 are those of rows that are the same
-    return [math.log(k / m) - volume - d * np.log(np.maximum(r, least)) for r in found]
+    log_own, found = np.log(np.maximum(own, least)), []
+    for x in sets:
+        parts = list(_neighbours(x, fit, k))
+        log_r = np.log(np.maximum(np.concatenate([r[:, k - 1] for r, _ in parts]), least))
+        around = log_own[np.concatenate([index for _, index in parts])].mean(1)
+        found.append((math.log(k / m) - volume - d * log_r, d * (around - log_r)))
+    return found
+
+
+def _neighbours(x: Floats, fit: Floats, k: int) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+    """Yield distances and numbers of the k nearest rows of ``fit``, [n, k] each, of a few rows x at a time."""
+    for first in range(0, len(x), 1024):
+        r, index = torch.from_numpy(distances(x[first : first + 1024], fit)).topk(k, dim=1, largest=False)
+        yield r.numpy(), index.numpy()
 
 
 def sliced_wasserstein(x: Any, y: Any, projections: int = DIRECTIONS) -> float:
