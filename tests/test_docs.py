@@ -41,7 +41,7 @@ def test_the_commands_are_what_help_prints():
 
 def test_pages_are_short_and_in_the_index():
     index = (DOCS / "README.md").read_text()
-    for page in set(DOCS.glob("*.md")) - {commands.PAGE}:
+    for page in set(DOCS.glob("*.md")) - {commands.PAGE, DOCS / "GALLERY.md"}:  # which scripts write
         text = page.read_text()
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
         assert text.count("\n") <= 200, page.name

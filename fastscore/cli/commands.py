@@ -11,8 +11,9 @@ SYNONYMS = {"mcmc": "langevin"}
 GREETING = f"""\
 fastscore {__version__} draws samples of score-based generative models, the same to the bit each time.
 
-Three commands to try, offline and without a GPU:
+Commands to try, offline and without a GPU:
 
+  fastscore demo                                                 what this is about, on one page
   fastscore sample analytic:mixture -n 1k --out points           points of a density known exactly
   fastscore sample fashion --class 9 --network own --out boots   64 boots by the bundled network
   fastscore plan --preset edm-heun-18                            what a published sampler does

@@ -13,6 +13,7 @@ import pytest
 
 from fastscore.cli import group
 from fastscore.cli.groups import EVERYDAY, GROUPS, Grouped
+from fastscore.cli.plot import plot
 from fastscore.cli.sample import sample
 from fastscore.cli.types import Count
 from fastscore.solvers.names import ADAPTIVE, SOLVERS
@@ -129,7 +130,8 @@ def flags_of(lines):
 
 def test_help_shows_every_option_under_some_topic_and_each_fits_a_screen(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    grouped = [command for command in group.commands.values() if isinstance(command, Grouped)]
+    commands = {**group.commands, **plot.commands}.values()  # plot has a plan of its own, with the same options
+    grouped = [command for command in (*commands, group.commands["plan"]) if isinstance(command, Grouped)]
     assert {"sample", "inpaint", "plan", "tune", "likelihood"} <= {command.name for command in grouped}
     for command in grouped:
         options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]

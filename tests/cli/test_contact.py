@@ -36,7 +36,7 @@ def test_alone_it_greets_with_commands_that_exist(run):
     lines = said.splitlines()
     assert len(lines) < 20 and max(map(len, lines)) <= 102
     commands = [line.split("  ")[1].split()[1:] for line in lines if line.startswith("  fastscore ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for name, *words in commands:
         group.commands[name].make_context(name, words)
 

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from fastscore.cli.demo import killed, points
 from fastscore.cli.demo.act import cloud
@@ -27,16 +26,9 @@ def demo(*argv, **rest):
     return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=ENVIRONMENT, **rest)
 
 
-def test_distances_are_those_of_their_definitions():
+def test_the_width_of_clusters_is_relative_to_their_own():
     target = mixture()
-    x, y = points.exact(target, 500, 1), points.exact(target, 500, 2)
-    assert points.sliced(x, x) == 0.0
-    shift = torch.tensor([0.3, 0.0])  # along a direction it is 0.3 |cos|, of mean square 0.3^2 / 2
-    assert points.sliced(x, x + shift) == pytest.approx(0.3 / np.sqrt(2.0), rel=1e-6)
-    pair = lambda a, b: float((a[:, None] - b).norm(dim=2).sum())  # noqa: E731
-    n = len(x)
-    expected = 2.0 * pair(x, y) / n**2 - (pair(x, x) + pair(y, y)) / (n * (n - 1))
-    assert points.energy(x, y) == pytest.approx(expected, abs=1e-6)
+    x = points.exact(target, 500, 1)
     assert points.width(x, target) == pytest.approx(1.0, abs=0.06)
     assert points.width(0.5 * (x - x) + target.means.float().repeat(63, 1)[:500], target) < 1e-6
     assert cloud(x.numpy(), 1.6).shape == (240, 240, 3) and cloud(x.numpy(), 1.6).min() < 100

@@ -27,12 +27,6 @@ def shell(words: str, folder, **env: str | None) -> subprocess.CompletedProcess[
     return subprocess.run(line, cwd=folder, env=values, capture_output=True, text=True, errors="replace", timeout=120)
 
 
-def test_alone_it_prints_its_help_as_click_does(run):
-    code, out, error = run()
-    assert (code, out) == (2, "")
-    assert error.startswith("Usage: fastscore [OPTIONS]") and "\n  sample " in error and "error" not in error
-
-
 def test_the_last_except_says_where_and_how_to_see_more(run, monkeypatch):
     monkeypatch.setattr("fastscore.plan.make_plan", lambda *_: {}["x"])
     code, _, error = run("plan")

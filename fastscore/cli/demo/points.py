@@ -16,10 +16,11 @@ from fastscore.model.analytic import GaussianMixture, mixture, score_model
 from fastscore.ops.noise import NoiseKey
 from fastscore.process.continuous import VP
 from fastscore.report.page import Chart, Frames, Picture, Section, Table
+from fastscore.report.quality import energy_distance, sliced_wasserstein
 from fastscore.sampler import Sampler
 from fastscore.solvers import AnnealedLangevin, Dopri5, EulerMaruyama, PredictorCorrector, ReverseDiffusion
 
-REACH, DIRECTIONS = 3.0, 64
+REACH = 3.0
 FLOOR = "exact samples, the floor"
 EM, PC, ODE, DPM = "Euler-Maruyama", "predictor-corrector", "probability-flow ODE (dopri5)", "DPM-Solver++ 2M"
 STEPS, TOLERANCES = (8, 16, 32, 64, 128, 256), (1e-1, 1e-2, 1e-3, 1e-4)
@@ -41,27 +42,6 @@ def exact(target: GaussianMixture, n: int, seed: int) -> Tensor:
     """Draw from the mixture itself, [n, 2]."""
     key = NoiseKey.of(seed, range(n))
     return target.sample(key.normal(0, 2), key.uniform(1, 1)[:, 0])
-
-
-def sliced(x: Tensor, y: Tensor) -> float:
-    """Return the sliced Wasserstein-2 distance of as many points [N, 2], over evenly spaced directions.
-
-    Source: Bonneel et al. 2015, eq. 4.
-    """
-    angle = torch.arange(DIRECTIONS, dtype=torch.float64) * (torch.pi / DIRECTIONS)
-    directions = torch.stack([angle.cos(), angle.sin()])
-    a, b = ((v.double() @ directions).sort(0).values for v in (x, y))
-    return float((a - b).square().mean().sqrt())
-
-
-def energy(x: Tensor, y: Tensor) -> float:
-    """Return the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, of the first 2,000 points; below 0 by chance.
-
-    Source: Szekely & Rizzo 2013, eq. 6, its unbiased estimate.
-    """
-    x, y = x[:MOST].double(), y[:MOST].double()
-    own = sum(float(torch.cdist(v, v).sum()) / (len(v) * (len(v) - 1)) for v in (x, y))
-    return 2.0 * float(torch.cdist(x, y).mean()) - own
 
 
 def width(x: Tensor, target: GaussianMixture) -> float:
@@ -88,8 +68,8 @@ def act(quick: bool, say: Say) -> Act:
     truth = exact(target, n, 1)
     others = [exact(target, n, seed) for seed in range(2, 10)]
     floors = {
-        "sliced_wasserstein": float(np.mean([sliced(truth, other) for other in others])),
-        "energy": energy(truth, others[0]),
+        "sliced_wasserstein": float(np.mean([sliced_wasserstein(truth, other) for other in others])),
+        "energy": energy_distance(truth[:MOST], others[0][:MOST]),
         "off_width": float(np.mean([abs(width(other, target) - 1.0) for other in others])),
     }
     rows, far, off, panels, figures = [], {}, {}, [cloud(truth.numpy(), 1.6)], {}
@@ -101,13 +81,13 @@ def act(quick: bool, say: Say) -> Act:
                 sampler = sampler_of(name, setting)
             x = sampler.run(range(n), SEED)
             cost = float(sampler.plan.nfe) if sampler.plan else float(sampler.cost.nfe.double().mean())
-            distance, wide = sliced(x, truth), width(x, target)
+            distance, wide = sliced_wasserstein(x, truth), width(x, target)
             curve.append((cost, distance, abs(wide - 1.0)))
             if distance < NEAR * floors["sliced_wasserstein"] and abs(wide - 1.0) < WIDE:
                 break
         costs, distances, widths = np.array(curve).T.tolist()
         far[name], off[name] = (costs, distances), (costs, widths)
-        near = energy(x, truth)
+        near = energy_distance(x[:MOST], truth[:MOST])
         rows.append([name, round(cost, 1), distance, near, wide])
         panels.append(cloud(x.numpy(), 1.6))
         measured = {"sliced_wasserstein": distance, "energy": near, "width": wide}

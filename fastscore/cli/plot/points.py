@@ -102,7 +102,7 @@ def density(target: str, num: int, seed: int, out: Path, overwrite: bool, **opti
     """Draw densities on both ways. The forward process exactly, and samples of the reverse one at the same times.
 
     \b
-        fastscore plot density --target analytic:mixture --schedule vp --solver em --steps 200 --out density.png
+        fastscore plot density --target analytic:mixture --solver em --steps 200 --out density.png
 
     Above, the marginals of x_t in closed form; below, the states of a solver as histograms, in the same cells and
     colours. Where the rows differ by more than grain, the solver has an error.
