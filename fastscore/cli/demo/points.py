@@ -127,7 +127,7 @@ def act(quick: bool, say: Say) -> Act:
         Table(
             ["solver", "evaluations", "sliced Wasserstein", "energy distance", "width of clusters, relative"],
             rows,
-            f"{n} points each, where the lines of the chart end. Energy distances around zero are chance.",
+            f"{n} points each, where the lines of the chart end. An energy distance as of exact samples is chance.",
         ),
         Picture(png(beside(panels)), f"Where the points end, {names}."),
     ]
