@@ -162,12 +162,14 @@ def image_judge(num: int) -> tuple[Callable[[fs.Sampler, int], float], float]:
 def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], dict]]]:
     """Yield the cells on the bundled network; longer budgets with fewer solvers, the best ones so far.
 
-    What the study of few evaluations has measured, with its first seed, is taken from there.
+    What the study of few evaluations has measured is taken from there.
     """
     judge, _ = image_judge(num)
     model = fs.load_model("fashion")
     first = (
-        r for r in load(RESULTS / "few_evaluations.jsonl") if (r["target"], r["seed"], r["num"]) == ("images", 0, num)
+        r
+        for r in load(RESULTS / "few_evaluations.jsonl")
+        if (r["target"], r["seed"], r["num"]) == ("images", settings.IMAGE_SEED, num)
     )
     known = {(r["solver"], r["budget"]): {"nfe": r["nfe"], "error": r["error"]} for r in first}
     for budget in settings.BUDGETS:
@@ -179,7 +181,7 @@ def image_cells(num: int, batch: int = 64) -> Iterator[tuple[Cell, Callable[[], 
                     return known[cell.solver, cell.budget]
                 sampler = cell.sampler(model, batch, "auto")
                 assert sampler is not None
-                return {"nfe": sampler.plan.nfe, "error": judge(sampler, 0)}
+                return {"nfe": sampler.plan.nfe, "error": judge(sampler, settings.IMAGE_SEED)}
 
             yield cell, measure
 
