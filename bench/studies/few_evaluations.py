@@ -240,7 +240,8 @@ def report() -> None:
             f"Classifier-FID of {counts['images']} images of the bundled network, EDM, by evaluations: the mean of up "
             f"to {seeds} seeds and their standard deviation, and in brackets how many times that of the best, with the "
             "same seeds, of our own deterministic multistep solvers, the first of the table. ! is one of those, or of "
-            "published ones without a Runge-Kutta start (plms to er-sde), above 1.5 times it at 5 evaluations or 1.25 times at 10 and 20. Useful from: the evaluations with which Gaussian data come out "
+            "published ones without a Runge-Kutta start (plms to er-sde), above 1.5 times it at 5 "
+            "evaluations or 1.25 times at 10 and 20. Useful from: the evaluations with which Gaussian data come out "
             "within a fifth of their spread (solvers/useful.py); a sampler with fewer says so, if DPM++ 2M would do "
             "better.\n\n" + image_table(kept["images"], counts["images"]) + "\n\n"
         )

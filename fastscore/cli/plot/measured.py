@@ -133,6 +133,7 @@ def quality(run: Path, out: Path, overwrite: bool) -> None:
 
         file = run / "quality.json" if run.is_dir() else run
         found = read_json(file, "`fastscore evaluate RUN --against DATA` writes it")
+        overall = found.pop("overall", None)  # how many differ: a count, and no figure
         figures = {shorten(name, 40): entry for name, entry in found.items() if isinstance(entry, dict)}
         for name, entry in figures.items():
             kinds = [isinstance(entry.get(k), int | float) or entry.get(k) is None for k in ("floor", "stderr")]
@@ -140,6 +141,8 @@ def quality(run: Path, out: Path, overwrite: bool) -> None:
                 raise ValueError(f"{file}: {name} has no numbers as value, floor and stderr")
         if not figures:
             raise ValueError(f'{file} holds no figures {{name: {{"value":, "floor":, "stderr":}}}}')
-        return quality(figures, described(run) if run.is_dir() else "")
+        titles = [described(run)] if run.is_dir() else []
+        titles += [shorten(overall["verdict"], 80)] if isinstance(overall, dict) and "verdict" in overall else []
+        return quality(figures, "\n".join(titles))
 
     put(out, overwrite, make)
