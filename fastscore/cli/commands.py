@@ -30,6 +30,12 @@ fastscore completion bash lets the Tab key finish their names.
 class Commands(click.Group):
     """All commands by their names."""
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command; its -h is --help however it is called, since click keeps what it was first called with."""
+        for command in (cmd, *getattr(cmd, "commands", {}).values()):
+            command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        super().add_command(cmd, name)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of a name, or of a second one."""
         return super().get_command(ctx, SYNONYMS.get(cmd_name, cmd_name))
