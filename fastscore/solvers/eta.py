@@ -6,6 +6,7 @@ constant within the step. The marginals are the same for every eta >= 0, so also
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastscore.errors import checked, typed
+from fastscore.errors import checked, short, typed
 from fastscore.process.schedule import Array, Schedule
 
 Eta = float | Callable[[float, float], float]
@@ -91,7 +92,14 @@ def etas_of(
 
 
 def checked_eta(name: str, eta: Eta, symbol: str = "eta", most: float = math.inf) -> None:
-    """Raise ValueError unless eta, or what a solver calls it, is a finite number in 0 .. most; functions pass."""
-    if not callable(eta) and not (0.0 <= eta <= most and eta < math.inf):
+    """Raise ValueError unless eta, or what a solver calls it, is a finite number in 0 .. most, or a function (t, s)."""
+    if callable(eta):
+        try:
+            inspect.signature(eta).bind(0.0, 0.0)
+        except TypeError:
+            raise ValueError(f"{name}: {symbol} = {short(eta)} must take two numbers, the times of a step") from None
+        except ValueError:  # a builtin, which does not say
+            pass
+    elif not (0.0 <= eta <= most and eta < math.inf):
         bounds = "be at least 0" if math.isinf(most) else f"lie in 0 .. {most:g}"
         raise ValueError(f"{name}: {symbol} = {eta} must {bounds}")

@@ -86,6 +86,9 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     class Choice:
         batch, threads = 4, torch.get_num_threads()
 
+    demo = import_module("fastscore.cli.demo")  # the name is a command's too
+    others = demo._refuse_others
+    monkeypatch.setattr(demo, "_refuse_others", lambda out: reach(others(out)))  # it writes before it computes
     monkeypatch.setattr(folders, "new_folder", checked_folder)  # of fastscore new, which would leave what it is to
     monkeypatch.setattr(Sampler, "_prepare", reach)
     monkeypatch.setattr("fastscore.joint.micro_batches", reach)

@@ -105,6 +105,8 @@ def test_by_name():
     ("make", "message"),
     [
         (lambda: fs.EtaWindow(1.0, 2.0, of="sigma"), "of = 'sigma' must be time or ratio"),
+        (lambda: fs.DDIM(lambda t: 1.0), "DDIM: eta = <function .* must take two numbers, the times of a step"),
+        (lambda: fs.SASolver(tau=lambda: 1.0), "SASolver: tau = <function .* must take two numbers"),
         (lambda: steps(fs.DDIM(lambda t, s: 1.5)), r"DDIM: eta\(t, s\) = 1.5 must lie in 0 .. 1"),
         (lambda: steps(fs.EulerMaruyama(lambda t, s: -0.5)), r"EulerMaruyama: eta\(t, s\) = -0.5 must be at least 0"),
         (lambda: steps(fs.StochasticHeun(lambda t, s: math.inf)), r"StochasticHeun: eta\(t, s\) = inf"),
