@@ -120,7 +120,7 @@ def text(records: list[dict], counts: dict[str, int], floor: float) -> str:
         f"dimensions, by network evaluations; exact samples are at {floor:.3g}, "
         "below which figures differ by chance. "
         "Each cell takes the best of the solver's default grid, marked (k) Karras levels, both of EDM, and (t) even "
-        "times of VP.",
+        "times of VP. Blank cells are not measured.",
         table(records, "mixture"),
         "Adaptive solvers on the same mixture, EDM, rtol = atol; evaluations are the mean of all samples:",
         adaptive_table(records),
