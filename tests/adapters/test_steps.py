@@ -190,7 +190,7 @@ def test_solvers_survive_json(solver: Any) -> None:
         ("ScaledNoise", {"solver": {"name": "Fast"}}, "name = 'Fast'"),
         ("fastest", {}, "solver = 'fastest'"),
         (solvers.UniPC(), {"p": 3}, "leave solver_options out"),
-        (solvers.SASolver(tau=lambda t: 1.0), {}, "cannot be written"),
+        (solvers.SASolver(tau=lambda t, s: 1.0), {}, "cannot be written"),
         (3, {}, "solver = 3 must be"),
     ],
 )
