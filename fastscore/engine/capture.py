@@ -146,7 +146,7 @@ class Graphed:
 
     def _work(self, segment: Segment) -> tuple[Work, Work]:
         def reset() -> None:
-            self.loop.row.fill_(segment.start)
+            self.loop.point(segment.start)
 
         def work() -> None:
             outputs: Outputs = (None, None)

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fastscore.kernels import abi
-from fastscore.ops.norms import langevin_ref
-
 from fastscore.ops.noise import NoiseKey
+from fastscore.ops.norms import langevin_ref
 
 from .cases import ROWS, SEED, Case, differing, inputs, normal, table
 
