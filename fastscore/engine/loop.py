@@ -100,7 +100,9 @@ class Loop:
         # What the row that the counter points at tells the networks: views of one line, which moves on with it.
         labels = (self.labels, self.labels2)
         *lines, self.scale2 = self.now.split([*(v[0].numel() for v in labels), 1], 1)
-        self.label, self.label2 = (line.view_as(v[:1]) for line, v in zip(lines, labels, strict=True))
+        self.label: Tensor
+        self.label2: Tensor
+        self.label, self.label2 = [line.view_as(v[:1]) for line, v in zip(lines, labels, strict=True)]
         # Each sample's own row, for steps that depend on its norms.
         self.scratch, self.scratch_row = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
         self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
