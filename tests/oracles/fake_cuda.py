@@ -234,24 +234,29 @@ class CudaTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        first = args[0] if args else None
-        if isinstance(first, CudaTensor):
-            if func in (Tensor.data_ptr, Tensor.untyped_storage):
-                return getattr(first.inner, func.__name__)()
-            if func is Tensor.data.__set__ and isinstance(args[1], CudaTensor):  # pyright: ignore
-                torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
-                first.inner, first.memory = args[1].inner, args[1].memory
-                return None
-            if func is Tensor.record_stream:
-                return None
-            if func is Tensor.tolist:
-                return first.cpu().tolist()
-            if func is Tensor.new_tensor:
-                kwargs = {"dtype": first.dtype, "device": first.device, **(kwargs or {})}
-                return torch.tensor(args[1], **kwargs)
-            if func is Tensor.numpy:
-                raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        if func is Tensor.data.__set__ and all(isinstance(t, CudaTensor) for t in args):  # pyright: ignore
+            torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
+            args[0].inner, args[0].memory = args[1].inner, args[1].memory
+            return None
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
+
+    def record_stream(self, stream: Any) -> None:
+        pass
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        raise TypeError(f"can't convert {self.device} tensor to numpy. Use Tensor.cpu() first")
+
+    def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
@@ -446,8 +451,6 @@ class FakeCuda(TorchDispatchMode):
         target = place if packet is aten._to_copy else args[0].device
         blocking = not (kwargs.get("non_blocking") or (packet is aten.copy_ and len(args) > 2 and args[2]))
         if source.device.type == "cpu" and target.type == "cuda":
-            if source.ndim == 0 and packet is aten.copy_:
-                return NotImplemented  # torch fills with a number of the host's
             if blocking or source.untyped_storage().data_ptr() not in self.pinned:
                 self.sync(f"copy from cpu to {target}", stream)
             return NotImplemented
