@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from fastscore import __version__
-from fastscore.engine.capture import CudaGraphs, Graphed, Tape
+from fastscore.engine.capture import CudaGraphs, Graphed, Recorder, Tape
 from fastscore.engine.loop import Loop
 from fastscore.engine.request import Request
 from fastscore.errors import SelfCheckError
@@ -64,7 +64,6 @@ def checks(device: torch.device, ops: Ops, replay: bool = True) -> Iterator[str]
     digest = hashlib.sha256(z.cpu().numpy().tobytes()).hexdigest()
     _require(digest == NOISE_SHA256, "noise v1 differs from its known values")
     yield f"noise v{VERSION} equals its known values"
-    recorder = CudaGraphs(device) if device.type == "cuda" else Tape()
     images = (torch.arange(2 * 3 * 5 * 7, device=device).reshape(2, 3, 5, 7) - 90.0) / 77.0
     for rounding in ROUNDINGS:
         _require(torch.equal(ops.quantize(images, rounding), quantize_ref(images, rounding)), f"quantize to {rounding}")
@@ -83,7 +82,7 @@ def checks(device: torch.device, ops: Ops, replay: bool = True) -> Iterator[str]
         _require(torch.equal(fast.run(), expected), f"{name}: backend {ops.name} differs from the reference")
         yield f"{name}: {ops.name} equals the reference"
         for mode in GRAPHS if replay else ():
-            replayed = Graphed(taped, recorder, mode).run()
+            replayed = Graphed(taped, _recorder(taped), mode).run()
             _require(torch.equal(replayed, expected), f"{name}: the replayed {mode} differs from the plain loop")
         if replay:
             yield f"{name}: replayed step and loop equal the plain loop"
@@ -140,6 +139,11 @@ def _loop(solver: Solver, shape: tuple[int, ...], device: torch.device, ops: Ops
     loop = Loop(bound, model, execution, ops)
     loop.load(Request(NoiseKey.of(11, [0, 1, 2**33, 5], device)).padded(execution.batch))
     return loop
+
+
+def _recorder(loop: Loop) -> Recorder:
+    """Return a recorder of its own for each recording: a pool whose graphs have died is not used again."""
+    return CudaGraphs(loop.x.device, loop.networks) if loop.x.device.type == "cuda" else Tape()
 
 
 def _require(equal: bool, message: str) -> None:
