@@ -86,13 +86,14 @@ class Batches:
         return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.mode}
 
     def stream(
-        self, request: Request, callback: Callback | None = None, progress: Told = False
+        self, request: Request, callback: Callback | None = None, progress: Told = False, at_once: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in the request, samples) a micro-batch at a time.
 
         Args:
             callback: called with a Step after each row.
             progress: show a progress bar; or what is called with how many samples are done, parts of one included.
+            at_once: see micro_batches.
 
         Raises:
             RuntimeError: this is in the middle of a micro-batch already.
@@ -106,7 +107,7 @@ class Batches:
                 told = within(reach, at.start, part.valid)
                 return self._run(part, callback, told)
 
-            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report)
+            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report, at_once)
 
     def _run(self, part: Request, callback: Callback | None, told: Callable[[float], None] | None) -> Tensor:
         loop, count, rows = self.loop, part.valid, len(self.loop.plan.rows)
@@ -147,5 +148,6 @@ class Batches:
                 )
 
         observer: Observer = check
+        loop.load(part)  # the next one may have been loaded since
         loop.run(recorded(part), observer)
         raise NonFiniteError("samples are NaN or Inf, and were finite when run again: the network is not deterministic")
