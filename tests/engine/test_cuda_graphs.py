@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import warnings
@@ -320,6 +321,12 @@ def test_every_exact_model_is_captured(fake):
         s.engine.loop.run()
         assert fake.syncs[before:] == [], name
         assert torch.equal(s.run(range(6)).cpu(), expected), name
+        held = getattr(m.net, "means" if name != "empirical" else "points")
+        held.mul_(2.0)  # on the host, of what was captured on the device
+        expected = fs.Sampler(m, steps=3, batch=4).run(range(6))
+        assert torch.equal(s.run(range(6)).cpu(), expected), name
+        assert torch.equal(copy.deepcopy(m.net)(expected, torch.full((6,), 0.5)), m.net(expected, torch.full((6,), 0.5)))
+        held.div_(2.0)
 
 
 def test_the_devices_that_are_not_there_have_their_rules(fake):
