@@ -186,9 +186,7 @@ def capture(loop: Loop, mode: str) -> Graphed | None:
             raise
         reason = first_reason(error)
         if mode != "auto":
-            raise ValueError(
-                f"graph = {mode!r}: the network cannot be captured ({reason}); use graph='off'"
-            ) from error
+            raise ValueError(f"graph = {mode!r}: the network cannot be captured ({reason}); use graph='off'") from error
     warnings.warn(f"no CUDA graph: the network cannot be captured ({reason})", stacklevel=3)
     return None
 

@@ -325,7 +325,9 @@ def test_every_exact_model_is_captured(fake):
         held.mul_(2.0)  # on the host, of what was captured on the device
         expected = fs.Sampler(m, steps=3, batch=4).run(range(6))
         assert torch.equal(s.run(range(6)).cpu(), expected), name
-        assert torch.equal(copy.deepcopy(m.net)(expected, torch.full((6,), 0.5)), m.net(expected, torch.full((6,), 0.5)))
+        assert torch.equal(
+            copy.deepcopy(m.net)(expected, torch.full((6,), 0.5)), m.net(expected, torch.full((6,), 0.5))
+        )
         held.div_(2.0)
 
 
@@ -353,8 +355,9 @@ def test_the_devices_that_are_not_there_have_their_rules(fake):
         with pytest.raises(IllegalAccess, match="freed"):
             graph.replay()
         stream.wait_stream(torch.cuda.current_stream())
-        with pytest.raises(RuntimeError, match="previous error during capture"), torch.cuda.graph(
-            torch.cuda.CUDAGraph(), stream=stream
+        with (
+            pytest.raises(RuntimeError, match="previous error during capture"),
+            torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream),
         ):
             x.sum().item()
         assert torch.cuda.current_stream() == stream  # torch's own code does not go back
