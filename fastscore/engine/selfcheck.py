@@ -210,42 +210,17 @@ def _loop(solver: Solver, shape: tuple[int, ...], device: torch.device, ops: Ops
 
 def _whole_row(d: int, device: torch.device, ops: Ops) -> bool:
     """Return whether a row with all that a row can have is the reference's: two outputs, history, mask, noise, clip."""
-    key = NoiseKey.of(5, range(5), device)
-
-    def z(draw: int, scale: float = 1.0) -> Tensor:
-        return key.normal(draw, d) * scale
-
-    values = [
-        0.9,
-        -0.4,
-        0.7,
-        1.1,
-        1.3,
-        -0.3,
-        0.6,
-        0.2,
-        -0.1,
-        0.05,
-        0.3,
-        1.0,
-        3.0,
-        1.5,
-        0.0,
-        0.0,
-    ]  # the columns of abi.py
-    table = torch.tensor([values, values[::-1][4:] + [0.5] * 4], device=device)
-    table[1, abi.DRAW], table[1, abi.PUSH] = 4.0, 3.0
-    # int32, another row for each sample.
-    idx = torch.tensor([0, 1, 1, 0, 1], dtype=torch.int32, device=device)
+    key = NoiseKey.of(5, range(3), device)
+    z = key.normal(0, 9 * d).view(3, 9, d)
+    values = [0.9, -0.4, 0.7, 1.1, 1.3, -0.3, 0.6, 0.2, -0.1, 0.05, 0.3, 1.0, 3.0, 1.5, 0.0, 0.0]  # columns of abi.py
+    table = torch.tensor([values, [*values[::-1][:11], 3.0, 4.0, 0.0, 0.0, 0.0]], device=device)
+    idx = torch.tensor([0, 1, 1], dtype=torch.int32, device=device)  # a row of its own for each sample
     found = []
     for each in (REFERENCE, ops):
-        x, hist, u = (
-            z(0),
-            torch.stack([z(k) for k in range(5, 9)]),
-            torch.zeros(5, d, dtype=torch.bfloat16, device=device),
-        )
-        known = KnownRow(z(1), z(2) > 0.0, table, idx, key)
-        each.update(x, z(9).bfloat16(), hist, table, idx, key, F2=z(10).bfloat16(), known=known, out_u=u)
+        x, hist, u = z[:, 0].clone(), z[:, 1:5].transpose(0, 1).clone(), z[:, 0].bfloat16()
+        F, F2 = z[:, 5].bfloat16(), z[:, 6].bfloat16()
+        known = KnownRow(z[:, 7].clone(), z[:, 8] > 0.0, table, idx, key)
+        each.update(x, F, hist, table, idx, key, F2=F2, known=known, out_u=u)
         found.append((x, hist, u))
     return all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
