@@ -62,7 +62,11 @@ class Batches:
         """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
         networks, conditions = self.loop.networks, self.loop.conditions
         code = [id(net.call) for net in networks if isinstance(net, Prepared)]
-        loose = [(t.data_ptr(), t.shape, t.stride()) for t in loose_tensors(*networks)]
+        loose = [
+            # Of a tensor of the host's a copy was captured: there what it holds counts too.
+            (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == self.loop.x.device or t._version)
+            for t in loose_tensors(*networks)
+        ]
         return [*code, conditions.made, *frozen(behind(*networks)), loose]
 
     @property

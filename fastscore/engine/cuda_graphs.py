@@ -98,6 +98,7 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device, networks: tuple[object, ...] = ()) -> None:
+        gc.collect()  # memory of graphs that are gone, and their streams
         self.device, self.networks, self.pool = device, networks, torch.cuda.graph_pool_handle()
         with _lock:
             self.lease = _leases.setdefault(device.index or 0, _Leases(device)).take()
@@ -208,7 +209,6 @@ class CudaGraphs:
 @contextmanager
 def _uncollected() -> Generator[None]:
     """Collect no garbage: a dead kernel's end unloads its module, which breaks a capture."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

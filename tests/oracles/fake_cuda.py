@@ -234,7 +234,7 @@ class CudaTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.data.__set__ and all(isinstance(t, CudaTensor) for t in args):  # pyright: ignore
+        if func == Tensor.data.__set__ and all(isinstance(t, CudaTensor) for t in args):  # pyright: ignore
             torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
             args[0].inner, args[0].memory = args[1].inner, args[1].memory
             return None
@@ -423,6 +423,12 @@ class FakeCuda(TorchDispatchMode):
             moved = self._copy(packet, func, args, kwargs, place, stream, tensors)
             if moved is not NotImplemented:
                 return moved
+            out = self._launch(packet, func, args, kwargs, place, stream, name)
+            for other in {t.device for t in tensors if isinstance(t, CudaTensor)} - {stream.device}:
+                _merge(self.current_stream(other).seen, stream.seen)  # which waits for a copy from its device
+            if self.calls[-2:-1] and self.calls[-2].kind == "sync":
+                self.arrive(stream.seen)
+            return out
         return self._launch(packet, func, args, kwargs, place, stream, name)
 
     def _fail(self, name: str, stream: Stream) -> None:
@@ -468,11 +474,9 @@ class FakeCuda(TorchDispatchMode):
             out = func(*inner[0], **inner[1])
             out = out.clone() if packet is aten._to_copy and out is source.inner else out
             return args[0] if packet is aten.copy_ else out
-        if source.device != target:  # both streams wait for each other
-            other = self.current_stream(source.device if stream.device == target else target)
-            _merge(stream.seen, other.seen)
-            self._run(stream, [source.memory], [], "copy between devices")
-            _merge(other.seen, stream.seen)
+        if source.device != target:
+            _merge(stream.seen, self.current_stream(source.device).seen)
+            _merge(stream.seen, self.current_stream(target).seen)
         return NotImplemented
 
     def _run(self, stream: Stream, reads: list[Memory], writes: list[Memory], name: str) -> None:
@@ -669,6 +673,10 @@ class _InThread(TorchDispatchMode):
     def __init__(self, fake: FakeCuda) -> None:
         super().__init__()
         self.fake = fake
+
+    def __enter__(self) -> _InThread:
+        torch._C._set_only_lift_cpu_tensors(True)  # of this thread
+        return super().__enter__()  # pyright: ignore[reportReturnType]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.fake.dispatch(func, args, kwargs or {})
