@@ -5,23 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from bench import telemetry
+from bench.clocks import Clock, CudaClock, HostClock, Work, paired, recorded, spread
 from fastscore.execution import Execution
 from fastscore.network.jit import has_compiler
 from fastscore.ops.backend import Ops, resolve
 
 OURS, EAGER, COMPILED, COPY = "fastscore", "eager", "torch.compile", "copy"
-
-Work = Callable[[], object]
 
 
 class RedGate(RuntimeError):
@@ -143,77 +140,6 @@ def count(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number (examples: 64, 10k, 2M)")
     return int(match[1]) * {"": 1, "k": 1000, "m": 1_000_000}[match[2].lower()]
-
-
-class Clock(Protocol):
-    """Times repeated work."""
-
-    def __call__(self, work: Work, calls: int) -> float:
-        """Return the seconds of one call."""
-        ...
-
-
-@dataclass(frozen=True)
-class HostClock:
-    """Wall time; for devices that work synchronously."""
-
-    now: Callable[[], float] = time.perf_counter
-
-    def __call__(self, work: Work, calls: int) -> float:
-        start = self.now()
-        for _ in range(calls):
-            work()
-        return (self.now() - start) / calls
-
-
-class CudaClock:
-    """Time between CUDA events, with the L2 cache flushed before each call.
-
-    The flush also keeps the device busy while the host queues the work, so that of a short call the
-    device time is measured and not the launches, for baselines as for fastscore.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-        self.cache, self.device = torch.empty(size, dtype=torch.uint8, device=device), device
-
-    def __call__(self, work: Work, calls: int) -> float:
-        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
-        for start, end in marks:
-            self.cache.zero_()
-            start.record()
-            work()
-            end.record()
-        torch.cuda.synchronize(self.device)
-        return sum(start.elapsed_time(end) for start, end in marks) / calls / 1000.0
-
-
-def paired(variants: dict[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
-    """Time every variant once a round, in alternating order, so that a drift of the machine cancels in ratios.
-
-    Args:
-        variants: already warm.
-        clock: what times them.
-        repeats: rounds.
-        least: seconds that a variant takes in a round at least; short work is called often enough.
-
-    Returns: seconds a call of each variant, one a round; 5 rounds where a round takes longer than a second.
-    """
-    single_calls = {
-        name: min(clock(work, 1), clock(work, 1)) for name, work in variants.items()
-    }  # one alone may be a hiccup
-    calls = {name: max(1, min(1000, math.ceil(least / max(seconds, 1e-9)))) for name, seconds in single_calls.items()}
-    repeats = repeats if sum(single_calls.values()) < 1.0 else min(repeats, 5)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for k in range(repeats):
-        for name in variants if k % 2 == 0 else reversed(variants):
-            seconds[name].append(clock(variants[name], calls[name]))
-    return seconds
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the 20th, 50th and 80th percentile."""
-    return dict(zip(("p20", "p50", "p80"), np.quantile(values, (0.2, 0.5, 0.8)).tolist(), strict=True))
 
 
 @torch.no_grad()

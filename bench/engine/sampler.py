@@ -205,15 +205,22 @@ def score_model(device: torch.device) -> tuple[fs.ScoreModel, str]:
         model = fs.load_model(name, device)
         if model.parametrization.prediction == "edm" and len(model.shape) == 3:
             return model, name
+    return random_model(SPEC, device), "random weights"
+
+
+def random_model(spec: dict[str, Any], device: torch.device) -> fs.ScoreModel:
+    """Return a model of a spec with arbitrary weights."""
     torch.manual_seed(0)
-    net = build(SPEC).to(device).eval()
+    net = build(spec).to(device).eval()
     with torch.no_grad():
         for p in net.parameters():  # its last layer starts at zero, which would hide a wrong step
             if not p.any():
                 p.normal_(std=0.02)
-    parametrization = fs.Parametrization("edm", "log_sigma/4")
-    shape = (SPEC["channels"], SPEC["size"], SPEC["size"])
-    return fs.ScoreModel(net, shape, fs.EDM(), parametrization, classes=10, null=10), "random weights"
+    shape = (spec["channels"], spec["size"], spec["size"])
+    classes = spec.get("classes", 0)
+    return fs.ScoreModel(
+        net, shape, fs.EDM(), fs.Parametrization("edm", "log_sigma/4"), classes=classes, null=classes or None
+    )
 
 
 def fingerprint(net: Any) -> str:

@@ -1,0 +1,40 @@
+"""P5: each way to run each network, one evaluation in a graph of ours: its time, its error, its compilation."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.card import nets
+from bench.card.card import Card, Facts
+from bench.clocks import HostClock, tf32
+
+
+def run(card: Card) -> None:
+    """Measure the matrix, smallest first."""
+    for name, batch in nets.sizes(card):
+        problem: list[nets.Problem] = []
+        card.do(f"{name} {batch} float32 over the schedule", lambda: build(problem, card, name, batch))
+        for title, way in nets.WAYS.items() if problem else ():
+            card.do(f"{name} {batch} {title}", lambda way=way: measure(card, problem[0], way))
+
+
+def build(problem: list[nets.Problem], card: Card, name: str, batch: int) -> Facts:
+    """Make the network and what it should give."""
+    problem.append(nets.Problem(card, name, batch))
+    net: torch.nn.Module = problem[0].model.net  # pyright: ignore[reportAssignmentType]
+    return {"parameters": sum(p.numel() for p in net.parameters())}
+
+
+@torch.no_grad()
+def measure(card: Card, problem: nets.Problem, way: nets.Way) -> Facts:
+    """Return the device time of an evaluation, which is one graph, and the error of the score."""
+    with tf32(way.use_tf32):
+        call = way.call(card, problem.model, problem.batch)
+        first = HostClock()(lambda: (call(*problem.inputs), card.wait()), 1)
+        error = float(problem.trial.errors(call)[1].max())
+        eager = card.wall(lambda: call(*problem.inputs), card.pick(10, 1))
+        replay = card.graph(lambda: call(*problem.inputs))
+        seconds = card.timed(replay, 10)
+        del replay
+    return {"ms": 1e3 * seconds, "evaluations_per_s": problem.batch / seconds, "ms_by_the_host": 1e3 * eager,
+            "error": error, "compile_s": first}  # fmt: skip
