@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -15,23 +13,12 @@ import torch
 from torch import Tensor
 
 import fastscore as fs
-from bench.card import summary
+from bench.card import lines, summary
 from bench.clocks import Clock, CudaClock, HostClock, Recorded, recorded, recorder
 from fastscore.engine.capture import Graphed
 from fastscore.network.surroundings import undisturbed
 
 Facts = Mapping[str, Any]
-
-
-def write_record(out: Path, record: Facts) -> None:
-    """Append one line to DIR/records.jsonl, whole and on the disk before anything else happens."""
-    line = (json.dumps(record, default=str) + "\n").encode()
-    file = os.open(out / "records.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, line)
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 @dataclass
@@ -69,7 +56,7 @@ class Card:
     def put(self, item: str, ok: bool | None = None, **facts: Any) -> None:
         """Record one result; ``ok`` is None for a figure, which is neither right nor wrong."""
         record = {"phase": self.phase, "item": item, "ok": ok, "dry": self.dry, **facts}
-        write_record(self.out, record)
+        lines.write(self.out, record)
         print(f"{self.phase} {item}: {'' if ok is None else 'ok' if ok else 'FAILED'} {summary.facts(record)[:400]}", flush=True)
 
     def do(self, item: str, work: Callable[[], Facts | None]) -> Facts | None:

@@ -7,6 +7,7 @@ import torch
 from bench.card import nets
 from bench.card.card import Card, Facts
 from bench.clocks import HostClock, tf32
+from fastscore.network.prepare import numerics
 
 
 def run(card: Card) -> None:
@@ -36,5 +37,6 @@ def measure(card: Card, problem: nets.Problem, way: nets.Way) -> Facts:
         replay = card.graph(lambda: call(*problem.inputs))
         seconds = card.timed(replay, 10)
         del replay
+    ran = {"ran": vars(numerics(call, way.network))} if way.network else {}
     return {"ms": 1e3 * seconds, "evaluations_per_s": problem.batch / seconds, "ms_by_the_host": 1e3 * eager,
-            "error": error, "compile_s": first}  # fmt: skip
+            "error": error, "compile_s": first, **ran}  # fmt: skip

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.card.lines import END, load
 from bench.card.plan import Phase
 
 HIDDEN = ("phase", "item", "ok", "dry", "trace")
 
 
-def load(out: Path) -> list[dict[str, Any]]:
-    """Read the records; a line that a crash cut off is left out."""
-    records = []
-    try:
-        lines = (out / "records.jsonl").read_text(errors="replace").splitlines()
-    except OSError:
-        return records
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
 def write(out: Path, phases: Sequence[Phase]) -> str:
     """Write the summary; return it."""
     records = load(out)
-    ends = {r["phase"]: r for r in records if r["item"] == "end of phase"}
-    failed = [r for r in records if r["ok"] is False and r["item"] != "end of phase"]
+    ends = {r["phase"]: r for r in records if r["item"] == END}
+    failed = [r for r in records if r["ok"] is False and r["item"] != END]
     dry = any(r.get("dry") for r in records)
     lines = ["# First run on a card" + (": a dry run on a CPU, whose figures mean nothing" if dry else ""), ""]
     lines += ["| phase | answers | ended | seconds | results | failed |", "|---|---|---|---|---|---|"]
     for phase in phases:
         end = ends.get(phase.name)
-        count = sum(r["phase"] == phase.name and r["item"] != "end of phase" for r in records)
+        count = sum(r["phase"] == phase.name and r["item"] != END for r in records)
         bad = sum(r["phase"] == phase.name for r in failed)
         took, how = (f"{end['seconds']:.0f}", end["ended"]) if end else ("", "not run, or still running")
         lines.append(f"| {phase.name} | {phase.answers} | {how} | {took} | {count} | {bad} |")
@@ -45,7 +30,7 @@ def write(out: Path, phases: Sequence[Phase]) -> str:
         lines += ["", "## Failed", ""]
         lines += [f"- {r['phase']} {r['item']}: {cell(r.get('error') or facts(r))}" for r in failed]
     for phase in phases:
-        own = [r for r in records if r["phase"] == phase.name and r["item"] != "end of phase"]
+        own = [r for r in records if r["phase"] == phase.name and r["item"] != END]
         if own:
             lines += ["", f"## {phase.name}: {phase.answers}", "", "| item | ok | figures |", "|---|---|---|"]
             words = {True: "yes", False: "**no**", None: ""}

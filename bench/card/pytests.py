@@ -1,0 +1,41 @@
+"""P3: the tests that need a GPU, each recorded as it ends; after a crash or a hang the others go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.card.card import Card
+from bench.card.per_test import BEGUN
+from bench.records import ROOT
+
+LIMIT = 60.0  # seconds of one test
+TESTS = ("tests/test_gpu.py", "tests/kernels", "tests")  # what tells most first; pytest collects the rest for long
+ENDED = range(6)  # exit codes of pytest's own; any other one ended the process in the middle of a test
+
+
+def run(card: Card, tests: Sequence[str] = TESTS, mark: str = "gpu") -> None:
+    """Run them, one folder after another."""
+    for which in card.pick(tests, tests[:1]):
+        while card.left() > 0.0:
+            code = once(card, which, mark)
+            begun = card.out / BEGUN
+            if code in ENDED or not begun.exists():
+                card.put(f"pytest -m {mark} {which}", code in (0, 5) if code in ENDED else False, exit=code)
+                break
+            card.put(begun.read_text(), False, error=f"it ended the process, exit code {code}, or took too long")
+            begun.unlink()
+
+
+def once(card: Card, which: str, mark: str) -> int:
+    """Run pytest in a process of its own; return its exit code."""
+    script = [sys.executable, "-X", "faulthandler", str(Path(__file__).with_name("per_test.py"))]
+    words = [str(card.out), card.phase, str(min(LIMIT, max(1.0, card.left()))), str(card.dry).lower()]
+    options = ["-q", "-m", mark, "-p", "no:cacheprovider", f"--junitxml={card.out / 'junit.xml'}", which]
+    limit = max(1.0, card.left()) + 5.0
+    try:
+        return subprocess.run([*script, *words, *options], cwd=ROOT, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return -9
