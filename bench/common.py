@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from bench import telemetry
-from bench.clocks import Clock, CudaClock, HostClock, Work, paired, recorded, spread
+from bench.clocks import Clock, CudaClock, HostClock, Work, paired, spread
 from fastscore.execution import Execution
 from fastscore.network.jit import has_compiler
 from fastscore.ops.backend import Ops, resolve

@@ -35,8 +35,8 @@ if not __package__:  # run by its path, not as a module
     sys.path[:1] = []  # bench is found after what is installed: fastscore without an install has no kernels
     sys.path.append(str(ROOT))
 
-from bench.card import lines, summary
-from bench.card.plan import PHASES, Phase
+from bench.card import lines, summary  # noqa: E402 - after the path is set
+from bench.card.plan import PHASES, Phase  # noqa: E402
 
 ENTRY = ROOT / "bench" / "card"
 RESERVE = 5.0  # seconds at the end, for the summary
@@ -44,7 +44,7 @@ GRACE = 20.0  # that a timed phase waits for what runs beside the ones before it
 PROBE = """
 import importlib.util, json, sys
 found = {"tqdm": importlib.util.find_spec("tqdm") is not None}
-for name, work in (("kernels", "import fastscore.kernels.abi"), ("cuda", "import torch; assert torch.cuda.is_available()")):
+for name, work in (("kernels", "import fastscore.kernels.abi"), ("cuda", "from torch import cuda as c; c.init()")):
     try:
         exec(work)
         found[name] = True
@@ -64,8 +64,9 @@ class Child:
 
     phase: Phase
     process: subprocess.Popen[bytes]
-    pump: threading.Thread
     begun: float
+    ended: float | None = None
+    pump: threading.Thread | None = None
 
 
 @dataclass
@@ -121,23 +122,25 @@ class Run:
         command = [sys.executable, "-X", "faulthandler", str(ENTRY), phase.module, "--name", phase.name]
         command += ["--out", str(self.out), "--seconds", f"{seconds:.1f}", *(["--dry"] if self.dry else [])]
         print(f"== {phase.name}: {phase.answers}; {seconds:.0f} s", flush=True)
-        process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-        pump = threading.Thread(target=self.copy, args=(process,), daemon=True)
-        pump.start()
-        child = Child(phase, process, pump, self.now())
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True, **pipes)
+        child = Child(phase, process, self.now())
+        child.pump = threading.Thread(target=self.copy, args=(child,), daemon=True)
+        child.pump.start()
         self.children.append(child)
         return child
 
-    def copy(self, process: subprocess.Popen[bytes]) -> None:
-        """Write its output to DIR/log and to here, line by line."""
-        assert process.stdout is not None
+    def copy(self, child: Child) -> None:
+        """Write a phase's output to DIR/log and to here, line by line."""
+        output = child.process.stdout
+        assert output is not None
         with (self.out / "log").open("ab", buffering=0) as log:
-            for line in process.stdout:
+            for line in output:
                 log.write(line)
                 with suppress(OSError, ValueError):  # nobody reads here any more
                     sys.stdout.buffer.write(line)
                     sys.stdout.flush()
+        child.ended = self.now()
 
     def join(self) -> None:
         """Wait a little for what runs beside, then end it."""
@@ -154,7 +157,7 @@ class Run:
         except subprocess.TimeoutExpired:
             ended, code = "ended at its limit", None
         self.kill(child, code is None)
-        self.put(child.phase, ended, self.now() - child.begun, code == 0)
+        self.put(child.phase, ended, (child.ended or self.now()) - child.begun, code == 0)
 
     def kill(self, child: Child, hung: bool) -> None:
         """End a phase's processes; one that hangs first says where, through faulthandler."""
@@ -165,7 +168,8 @@ class Run:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait()
-        child.pump.join(2.0)
+        if child.pump is not None:
+            child.pump.join(2.0)
         self.children.remove(child)
 
     def put(self, phase: Phase, ended: str, seconds: float, ok: bool | None) -> None:

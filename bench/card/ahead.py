@@ -29,4 +29,4 @@ def run(card: Card) -> None:
         for title, way in nets.WAYS.items()
         if way.inductor or (way.network and not card.dry)
     }
-    each(card, items, at_once=card.pick(5, 1), limit=card.pick(150.0, 30.0))
+    each(card, __name__, items, at_once=card.pick(5, 1), limit=card.pick(150.0, 30.0), size=card.pick(1, 9))

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,20 @@ class Elementwise(nn.Module):
         return y + (shift[:, None, None, None] if shift.ndim == 1 else shift)
 
 
+class Mixing(nn.Module):
+    """A network with the libraries' convolution and product, and the workspaces that they keep a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.linear = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(16, 16)
+
+    def forward(self, u: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return a mixture of pixels and channels."""
+        return self.linear(torch.tanh(self.conv(u)))
+
+
 class Refuses(nn.Module):
     """A network that reads a value on the host, which no capture allows."""
 
@@ -58,7 +72,7 @@ def model(device: torch.device, net: nn.Module | None = None, dtype: torch.dtype
 class Case:
     """Settings of a sampler, and what a run of it is given."""
 
-    solver: Any = fs.DPMpp2M()
+    solver: Any = field(default_factory=fs.DPMpp2M)
     model: Callable[[torch.device], fs.ScoreModel] = model
     settings: Callable[[torch.device], dict[str, Any]] = lambda device: {}
     fields: Callable[[], dict[str, Any]] = dict
@@ -116,10 +130,14 @@ def matrix(card: Card, case: Case) -> Facts:
     return {"ok": all(facts.values()), **facts}
 
 
-def hazard(card: Card, disturb: Callable[[Any], object], mode: str = "step", **settings: Any) -> Facts:
+def mixing() -> Case:
+    """Return the case of a network that libraries compute."""
+    return Case(model=lambda device: model(device, Mixing()))
+
+
+def hazard(card: Card, disturb: Callable[[Any], object], mode: str = "step") -> Facts:
     """Record, disturb, replay: the bits must stay."""
-    case = Case(**settings)
-    sampler = make(card, case, mode)
+    sampler = make(card, mixing(), mode)
     expected = sampler.run(range(4)).cpu()
     disturb(sampler)
     after = sampler.run(range(4)).cpu()
@@ -131,7 +149,7 @@ def empty_cache(card: Card) -> Facts:
 
     def disturb(sampler: Any) -> None:
         torch.cuda.empty_cache()
-        poison = [torch.full((2**card.pick(24, 10),), torch.nan, device=card.device) for _ in range(8)]
+        poison = [torch.full((2 ** card.pick(24, 10),), torch.nan, device=card.device) for _ in range(8)]
         card.wait()
         del poison
 
@@ -143,7 +161,7 @@ def another(card: Card) -> Facts:
 
     def disturb(sampler: Any) -> None:
         for k in range(card.pick(34, 2)):
-            make(card, Case(), ("step", "loop")[k % 2]).run(range(4))
+            make(card, mixing(), ("step", "loop")[k % 2]).run(range(4))
             gc.collect()
 
     return hazard(card, disturb)
@@ -238,7 +256,7 @@ def memory(card: Card) -> Facts:
 
     def held(count: int) -> float:
         for _ in range(count):
-            make(card, Case(), "step").run(range(4))
+            make(card, mixing(), "step").run(range(4))
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -280,4 +298,4 @@ def run(card: Card) -> None:
         "weights moved after a recording": partial(moved, card),
         "a network that cannot be captured": partial(uncapturable, card),
     }
-    each(card, items, at_once=card.pick(4, 1), limit=card.pick(40.0, 30.0))
+    each(card, __name__, items, at_once=card.pick(6, 1), limit=card.pick(40.0, 30.0), size=card.pick(1, 9))

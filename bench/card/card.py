@@ -1,4 +1,4 @@
-"""Where a phase runs: its device, its seconds, its records; on a CPU tapes stand for graphs and wall time for events."""
+"""Where a phase runs: device, seconds and records; in a dry run tapes stand for graphs and wall time for events."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class Card:
         """Record one result; ``ok`` is None for a figure, which is neither right nor wrong."""
         record = {"phase": self.phase, "item": item, "ok": ok, "dry": self.dry, **facts}
         lines.write(self.out, record)
-        print(f"{self.phase} {item}: {'' if ok is None else 'ok' if ok else 'FAILED'} {summary.facts(record)[:400]}", flush=True)
+        print(
+            f"{self.phase} {item}: {'' if ok is None else 'ok' if ok else 'FAILED'} {summary.facts(record)[:400]}",
+            flush=True,
+        )
 
     def do(self, item: str, work: Callable[[], Facts | None]) -> Facts | None:
         """Do one item and record what it returns; what it raises is its record."""
@@ -116,13 +119,16 @@ class Card:
     def sampler(self, model: fs.ScoreModel, graph: str = "off", **settings: Any) -> fs.Sampler | Taped:
         """Return a sampler on the card with rows replayed; in a dry run a tape of its loop stands for graphs."""
         if not self.dry:
-            return fs.Sampler(model, graph=graph, **settings)
-        sampler = fs.Sampler(model, **settings)
+            return fs.Sampler(model, graph=graph, device=self.device, **settings)
+        sampler = fs.Sampler(model, device=self.device, backend="reference", **settings)  # a tape lists torch's own calls
         return sampler if graph == "off" else Taped(sampler, "step" if graph == "auto" else graph)
 
     def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Return a function under torch.compile; in a dry run, which has no minutes for it, as it is."""
-        return function if self.dry else torch.compile(function, fullgraph=True, dynamic=False, **options)
+        if self.dry:
+            return function
+        torch.compiler.reset()  # else what was compiled before counts against the recompilation limit
+        return torch.compile(function, fullgraph=True, dynamic=False, **options)
 
 
 class Taped:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 
 from bench.card import nets
@@ -13,16 +16,17 @@ from fastscore.network.prepare import numerics
 def run(card: Card) -> None:
     """Measure the matrix, smallest first."""
     for name, batch in nets.sizes(card):
-        problem: list[nets.Problem] = []
-        card.do(f"{name} {batch} float32 over the schedule", lambda: build(problem, card, name, batch))
-        for title, way in nets.WAYS.items() if problem else ():
-            card.do(f"{name} {batch} {title}", lambda way=way: measure(card, problem[0], way))
+        made: list[nets.Problem] = []
+        card.do(f"{name} {batch} float32 over the schedule", partial(build, card, name, batch, made))
+        for problem in made:
+            card.do_all({f"{name} {batch} {title}": partial(measure, card, problem, way)
+                         for title, way in nets.WAYS.items()})  # fmt: skip
 
 
-def build(problem: list[nets.Problem], card: Card, name: str, batch: int) -> Facts:
+def build(card: Card, name: str, batch: int, made: list[nets.Problem]) -> Facts:
     """Make the network and what it should give."""
-    problem.append(nets.Problem(card, name, batch))
-    net: torch.nn.Module = problem[0].model.net  # pyright: ignore[reportAssignmentType]
+    made.append(nets.Problem(card, name, batch))
+    net: Any = made[0].model.net
     return {"parameters": sum(p.numel() for p in net.parameters())}
 
 

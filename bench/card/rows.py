@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class Bed:
     n: int
     d: int
     copies: dict[int, float] = field(default_factory=dict)
+
+    @cached_property
+    def sde(self) -> Callable[..., Any]:
+        """The SDE row as one writes it in PyTorch."""
+        return self.card.compile(update.sde)
 
     @property
     def setting(self) -> Setting:
@@ -61,7 +67,9 @@ class Bed:
         return {"us": 1e6 * seconds, "gb_per_s": moved / seconds / 1e9, "percent_of_copy": 100.0 * copied / seconds,
                 "copy_gb_per_s": moved / copied / 1e9, "host_us": 1e6 * host, "bytes": moved}  # fmt: skip
 
-    def row(self, noisy: bool, dtype: torch.dtype = F32, mixed: bool = False, known: bool = False) -> Callable[[], Work]:
+    def row(
+        self, noisy: bool, dtype: torch.dtype = F32, mixed: bool = False, known: bool = False
+    ) -> Callable[[], Work]:
         """Return what makes launches of the fused row, each on buffers of its own."""
 
         def make() -> Work:
@@ -117,7 +125,7 @@ class Bed:
 
     def compiled(self) -> Work:
         """Return a launch of the SDE row as one writes it in PyTorch, compiled."""
-        inputs, sde = Inputs.of(self.setting, self.n, self.d, F32, 0), self.card.compile(update.sde)
+        inputs, sde = Inputs.of(self.setting, self.n, self.d, F32, 0), self.sde
         sde(inputs.x, inputs.F)  # compiles, once for all buffers
         return lambda: sde(inputs.x, inputs.F)
 
@@ -143,6 +151,5 @@ def run(card: Card) -> None:
     shapes = card.pick(SHAPES, {"4x12": (4, 12)})
     for name, (n, d) in shapes.items():
         bed = Bed(card, n, d)
-        torch.compiler.reset()  # else the shapes before count against the recompilation limit
-        for title, (make, each) in bed.items().items():
-            card.do(f"{title} {name}", lambda make=make, each=each: bed.measure(make, each))
+        card.do_all({f"{title} {name}": partial(bed.measure, make, each)
+                     for title, (make, each) in bed.items().items()})  # fmt: skip

@@ -118,6 +118,11 @@ class Bench:
         return found
 
 
+def prepared(card: Card, name: str, batch: int, made: list[Bench]) -> None:
+    """Make the network."""
+    made.append(Bench(card, name, batch))
+
+
 def command(card: Card) -> Facts:
     """Return images a second of the command line, with everything that it starts and writes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -156,9 +161,8 @@ def run(card: Card) -> None:
     """Measure the small network first, then the command line, then the large one."""
     sizes = list(nets.sizes(card))
     for k, (name, batch) in enumerate(sorted(sizes, key=lambda size: size[0] != "fashion")):
-        torch.compiler.reset()
         made: list[Bench] = []
-        card.do(f"{name} {batch}", lambda name=name, batch=batch: made.append(Bench(card, name, batch)))
+        card.do(f"{name} {batch}", partial(prepared, card, name, batch, made))
         card.do_all(made[0].items() if made else {})
         if k == 0:
             card.do("fastscore sample", lambda: command(card))

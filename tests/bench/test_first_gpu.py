@@ -1,0 +1,228 @@
+"""The first run on a card, on a CPU: its phases leave their records, whatever one of them does to itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import first_gpu
+from bench.card import bits, lines, profiles, spare, summary
+from bench.card.card import Card
+from bench.card.isolated import each
+from bench.card.plan import PHASES, Phase
+from fastscore.ops.backend import REFERENCE
+
+ROOT = Path(__file__).parents[2]
+
+
+def card(out: Path, phase: str = "P1", seconds: float = 60.0, **fields) -> Card:
+    return Card(out, phase, seconds, dry=True, **fields)
+
+
+def by_item(out: Path) -> dict[str, dict]:
+    return {r["item"]: r for r in lines.load(out)}
+
+
+def test_a_phase_leaves_its_records(tmp_path):
+    items = ("noise v1", "update known, CFG, own rows 7x3072", "langevin sample float32 7x3072")
+    bits.run(card(tmp_path, only=items))
+    found = by_item(tmp_path)
+    assert tuple(found) == items and all(r["ok"] and r["dry"] and r["phase"] == "P1" for r in found.values())
+    text = summary.write(tmp_path, PHASES)
+    assert (tmp_path / "summary.md").read_text() == text and "dry run" in text.splitlines()[0]
+    assert "| P1 | whether every kernel variant gives the CPU's bits | not run, or still running |  | 3 | 0 |" in text
+
+
+def test_a_wrong_bit_of_any_output_is_red():
+    def update(x, F, hist, table, idx, noise, *, F2=None, known=None, out_u=None):
+        REFERENCE.update(x, F, hist, table, idx, noise, F2=F2, known=known, out_u=out_u)
+        out_u[-1, -1] = -out_u[-1, -1]
+
+    def langevin(x, F, table, idx, noise, scratch, norm, valid, F2=None):
+        REFERENCE.langevin(x, F, table, idx, noise, scratch, norm, valid, F2=F2)
+        scratch.view(torch.int32)[0, 0] ^= 1
+
+    wrong = replace(
+        REFERENCE, update=update, langevin=langevin, quantize=lambda x, r: REFERENCE.quantize(x, r).add_(1)
+    )
+    cpu, seen = torch.device("cpu"), set()
+    for variant in bits.variants():
+        if variant.op not in seen:
+            seen.add(variant.op)
+            assert bits.compare(variant, REFERENCE, cpu)["ok"]
+            assert not bits.compare(variant, wrong, cpu)["ok"], variant.name
+    assert seen == {"update", "langevin", "quantize"}
+
+
+def test_machine_code_is_looked_through(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(bits, "compile_one", lambda: None)
+    for folder, text in (("a", "fma.rn.f32 %f1"), ("b", "sqrt.rn.ftz.f32"), ("c", "mul.rn.f32; mad.lo.s32")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "_update_kernel.ptx").write_text(text)
+    (tmp_path / "c" / "triton_poi_fused_0.ptx").write_text("fma.rn.f32")  # not ours
+    found = bits.machine_code(card(tmp_path))
+    assert found["compilations"] == 3 and not found["ok"]
+    assert found["fma"] == ["_update_kernel: fma.rn.f32"] and found["ftz"] == ["_update_kernel: .ftz"]
+    for folder in "ab":
+        (tmp_path / folder / "_update_kernel.ptx").unlink()
+    assert bits.machine_code(card(tmp_path))["ok"]
+
+
+def test_what_an_item_raises_is_its_record(tmp_path):
+    done = card(tmp_path)
+
+    def fails():
+        raise RuntimeError("no kernel image is available")
+
+    done.do_all({"first": fails, "second": lambda: {"ok": True, "figure": 1.5}, "silent": lambda: None})
+    late = card(tmp_path, seconds=-1.0)
+    late.do("third", fails)
+    with (tmp_path / lines.NAME).open("a") as file:
+        file.write('{"phase": "P1", "item": "cut o')  # the line of a process that was killed
+    found = by_item(tmp_path)
+    assert list(found) == ["first", "second", "third"]
+    assert found["first"]["error"] == "RuntimeError: no kernel image is available" and "fails" in found["first"]["trace"]
+    assert found["third"]["skipped"] == "no time left" and found["third"]["ok"] is None
+    text = summary.write(tmp_path, PHASES)
+    assert "- P1 first: RuntimeError: no kernel image is available" in text and "| second | yes | figure 1.5," in text
+
+
+class Planned(first_gpu.Run):
+    """A run whose phases take what a table says, by a clock that only they move."""
+
+    def __init__(self, out: Path, budget: float, takes: dict[str, float]) -> None:
+        self.time, self.takes, self.given, self.events = 0.0, takes, {}, []
+        super().__init__(out, budget, True, now=lambda: self.time)
+
+    def start(self, phase, seconds):
+        self.given[phase.name] = seconds
+        self.events.append(f"start {phase.name}")
+        child = first_gpu.Child(phase, None, self.time)
+        if phase.beside:
+            self.children.append(child)
+        return child
+
+    def finish(self, child, limit):
+        self.events.append(f"end {child.phase.name}")
+        self.time += min(limit, self.takes.get(child.phase.name, 0.0))
+        if child in self.children:
+            self.children.remove(child)
+
+
+@pytest.mark.parametrize("each_takes", [0.0, 30.0, 1e9])
+def test_the_budget_is_kept_and_shared_anew(tmp_path, each_takes):
+    run = Planned(tmp_path, 540.0, {p.name: each_takes for p in PHASES})
+    run.all(PHASES)
+    assert run.time <= 540.0
+    begun = [name for name in run.given if name != "AHEAD"]
+    assert begun == [p.name for p in PHASES if not p.beside][: len(begun)]
+    if each_takes == 0.0:  # what the others leave goes to the last
+        assert run.given["P9"] == pytest.approx(535.0) and run.given["P5"] > 200.0
+    else:
+        assert len(begun) == 10 and all(run.given[p.name] > 0.3 * p.seconds for p in PHASES)
+    timed = [p.name for p in PHASES if p.timed][1]
+    assert run.events.index("start AHEAD") < run.events.index("start P1")
+    assert run.events.index("end AHEAD") < run.events.index(f"start {timed}")
+
+
+def test_bad_command_lines_are_refused(tmp_path, capsys):
+    (tmp_path / lines.NAME).touch()
+    for words, message in (
+        (["--out", "x", "--only", "P4,P77"], "no phase P77; there are P0, AHEAD, P1"),
+        (["--out", "x", "--budget", "0"], "--budget 0.0 must be a positive number of seconds"),
+        (["--out", "x", "--budget", "nan"], "--budget nan"),
+        (["--out", str(tmp_path)], "has the records of another run; give another folder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            first_gpu.main(words)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not Path("x").exists()
+
+
+def test_busy_is_a_union_and_gaps_lie_outside_it():
+    found = [(0.0, 4.0, "a"), (1.0, 2.0, "b"), (6.0, 7.0, "a"), (6.5, 10.0, "c")]
+    assert profiles.busy(found) == pytest.approx(0.8) and profiles.gaps(found) == [2.0] and profiles.busy([]) == 0.0
+    figures = profiles.figures(found)
+    assert figures["kernels"] == 4 and figures["count_and_us"]["a"] == [2, 5.0]
+
+
+def planted(folder: Path, monkeypatch: pytest.MonkeyPatch, **bodies: str) -> list[Phase]:
+    """Write modules of phases, each beginning with a record."""
+    folder.mkdir()
+    for name, body in bodies.items():
+        text = f"import os, time\ndef run(card):\n    card.put('begun', pid=os.getpid())\n    {body}\n"
+        (folder / f"planted_{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(first_gpu, "prepared", lambda scratch, dry: (dict(os.environ), {}))
+    return [Phase(name, f"planted_{name}", 1.0 if name == "hang" else 4.0, name) for name in bodies]
+
+
+@pytest.mark.slow
+def test_a_phase_that_crashes_or_hangs_leaves_the_others(tmp_path, monkeypatch, capsys):
+    phases = planted(
+        tmp_path / "modules", monkeypatch, crash="os.abort()", hang="os.fork(); time.sleep(1e6)", fine="pass"
+    )
+    start = time.monotonic()
+    assert first_gpu.main(["--out", str(tmp_path / "out"), "--budget", "20", "--dry"], phases) == 1
+    assert time.monotonic() - start < 40.0  # a bound on hanging, not a time
+    found = lines.load(tmp_path / "out")
+    ends = {r["phase"]: r["ended"] for r in found if r["item"] == lines.END}
+    assert ends == {"crash": "crashed: SIGABRT", "hang": "ended at its limit", "fine": "finished"}
+    assert [r["phase"] for r in found if r["item"] == "begun"] == ["crash", "hang", "fine"]
+    log = (tmp_path / "out" / "log").read_text()
+    assert log.count("planted_hang.py") >= 1 and "Fatal Python error: Aborted" in log  # where it hung
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "| hang | hang | ended at its limit |" in text and "| fine | fine | finished |" in text
+
+
+def gone(pid: int) -> bool:
+    """Wait until a process has ended."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a phase ends with its run through Linux's prctl")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_its_summary(tmp_path, monkeypatch, number):
+    planted(tmp_path / "modules", monkeypatch, fine="pass", hang="time.sleep(1e6)")
+    out = tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from bench import first_gpu; from bench.card.plan import Phase;"
+        "first_gpu.prepared = lambda scratch, dry: (dict(__import__('os').environ), {});"
+        "phases = [Phase('fine', 'planted_fine', 1.0, 'fine'), Phase('hang', 'planted_hang', 1.0, 'hang')];"
+        f"sys.exit(first_gpu.main(['--out', {str(out)!r}, '--dry', '--budget', '60'], phases))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        if [r["phase"] for r in lines.load(out) if r["item"] == "begun"] == ["fine", "hang"]:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    code = process.wait(30.0)
+    text = (out / "summary.md").read_text()
+    assert "| fine | fine | finished |" in text
+    if number == signal.SIGTERM:
+        assert code == 128 + number and "| hang | hang | stopped by a signal |" in text
+    else:
+        pid = next(r["pid"] for r in lines.load(out) if r["phase"] == "hang")
+        assert code == -number and gone(pid)
