@@ -41,14 +41,22 @@ from bench.card.plan import PHASES, Phase  # noqa: E402
 ENTRY = ROOT / "bench" / "card"
 RESERVE = 5.0  # seconds at the end, for the summary
 GRACE = 20.0  # that a timed phase waits for what runs beside the ones before it
-PROBE = """
-import importlib.util, json, sys
-found = {"tqdm": importlib.util.find_spec("tqdm") is not None}
-for name, work in (("kernels", "import fastscore.kernels.abi"), ("cuda", "from torch import cuda as c; c.init()")):
+# What fastscore imports and no phase needs: a machine without them gets modules of empty classes.
+STANDINS = ("tqdm", "safetensors", "safetensors.torch", "PIL")
+STANDIN = '''"""A stand-in: this machine lacks the package."""
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (Exception,), {})
+'''
+PROBE = f"NAMES = {[(name, f'import {name}') for name in STANDINS]}" + """
+import json
+found = {}
+for name, work in (("kernels", "import fastscore.kernels.abi"), ("cuda", "import torch; torch.cuda.init()"), *NAMES):
     try:
         exec(work)
         found[name] = True
-    except BaseException as error:
+    except BaseException:
         found[name] = False
 print(json.dumps(found))
 """
@@ -180,7 +188,7 @@ class Run:
 
 
 def prepared(scratch: Path, dry: bool) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the environment of every phase, with caches of this run's, and what a first look found.
+    """Return the environment of every phase, with caches of this run's own, and what a first look found.
 
     fastscore that is not installed has no kernels: a folder of links that has them then goes before everything.
     """
@@ -193,17 +201,18 @@ def prepared(scratch: Path, dry: bool) -> tuple[dict[str, str], dict[str, Any]]:
         probe = subprocess.run([sys.executable, "-c", PROBE], cwd=scratch, env=env, capture_output=True, timeout=180)
         found = json.loads(probe.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
-        found = {"kernels": True, "tqdm": True, "cuda": True}  # the phases will say what is wrong
+        found = {}  # the phases will say what is wrong
     site = scratch / "site"
-    if not found["kernels"]:
+    if not found.get("kernels", True):
         (site / "fastscore").mkdir(parents=True)
         for path in (ROOT / "fastscore").iterdir():
             (site / "fastscore" / path.name).symlink_to(path)
         with suppress(FileExistsError):
             (site / "fastscore" / "kernels").symlink_to(ROOT / "kernels")
-    if not found["tqdm"]:
-        site.mkdir(parents=True, exist_ok=True)
-        (site / "tqdm.py").write_text("tqdm = None  # nobody watches a progress bar here\n")
+    for name in (name for name in STANDINS if not found.get(name, True)):
+        file = site / (name.replace(".", "/") + ".py" if "." in name else f"{name}/__init__.py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(STANDIN)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site) if site.exists() else "", env.get("PYTHONPATH", "")]))
     return env, found
 
@@ -241,7 +250,7 @@ def watched(run: Run, phases: Sequence[Phase]) -> int:
     scratch, code = Path(tempfile.mkdtemp()), 0
     try:
         run.environment, found = prepared(scratch, run.dry)
-        if not run.dry and not found["cuda"]:
+        if not run.dry and not found.get("cuda", True):
             print("no CUDA device on this machine; --dry runs on a CPU", flush=True)
             return 3
         run.all(phases)

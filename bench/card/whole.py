@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def prepared(card: Card, name: str, batch: int, made: list[Bench]) -> None:
 
 def command(card: Card) -> Facts:
     """Return images a second of the command line, with everything that it starts and writes."""
+    if find_spec("click") is None or not fs.bundled():
+        return {"skipped": "click is not installed, or there is no bundled model"}
     with tempfile.TemporaryDirectory() as folder:
         count, batch, steps = card.pick((4096, 512, 20), (4, 4, 1))
         words = ["sample", "fashion", "-n", count, "--batch", batch, "--steps", steps, "--out", Path(folder) / "images"]
