@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -12,12 +14,14 @@ from typing import Any
 import torch
 
 from bench import telemetry
-from bench.clocks import Clock, CudaClock, HostClock, Work, paired, spread
+from bench.clocks import Clock, CudaClock, HostClock, Work, paired, recorded, spread
 from fastscore.execution import Execution
 from fastscore.network.jit import has_compiler
 from fastscore.ops.backend import Ops, resolve
 
 OURS, EAGER, COMPILED, COPY = "fastscore", "eager", "torch.compile", "copy"
+REDUCED, NETWORKS = "reduce-overhead", ("own", "compile")
+TF32_TOLERANCE = 0.02  # of the largest |x|
 
 
 class RedGate(RuntimeError):
@@ -47,12 +51,23 @@ class Setting:
         quick: smallest sizes, fewest repeats, no torch.compile: to see that it works, not how fast.
         points: number of two-dimensional samples, where a bench draws some.
         match: only the peers' cases whose name, "bench: library, solver", contains it.
+        batch: micro-batch around networks; each bench's own if None.
+        networks: how networks run, as in Execution.network; the first is what the others are compared with.
+        deadline, now: when to end, by a clock: what is measured in rounds then takes fewer.
     """
 
     device: torch.device
     quick: bool = False
     points: int = 1_000_000
     match: str = ""
+    batch: int | None = None
+    networks: tuple[str, ...] = NETWORKS
+    deadline: float = math.inf
+    now: Callable[[], float] = time.monotonic
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return self.deadline - self.now()
 
     def execution(self, batch: int, **fields: Any) -> Execution:
         """Return how a sampler runs here: on this device, with this micro-batch, float32."""
@@ -69,6 +84,16 @@ class Setting:
         if self.quick:
             return "--quick"
         return None if has_compiler(self.device) else "no C++ compiler (g++ or clang++)"
+
+    @property
+    def graphs(self) -> bool:
+        """Whether work is replayed from graphs where it can be, so that launches do not show."""
+        return self.device.type == "cuda"
+
+    def tolerance(self, exact: float) -> float:
+        """Return what two loops around one network may differ by: TF32 has ten bits, and a network amplifies them."""
+        tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        return max(exact, TF32_TOLERANCE) if self.device.type == "cuda" and tf32 else exact
 
 
 @dataclass
@@ -87,6 +112,7 @@ class Case:
         skipped: what is not timed, with the reason.
         derive: further figures, from the median seconds of each variant.
         costed: variants whose power, energy and memory are read, each in a run of its own.
+        recorded: variants that touch nothing but the device, so that a GPU replays them as one graph.
     """
 
     bench: str
@@ -100,6 +126,7 @@ class Case:
     skipped: dict[str, str] = field(default_factory=dict)
     derive: Callable[[dict[str, float]], dict[str, Any]] = field(default=lambda seconds: {})
     costed: Sequence[str] = (OURS,)
+    recorded: Sequence[str] = ()
 
 
 def op_case(
@@ -125,8 +152,9 @@ def op_case(
     pairs = [(OURS, base) for base in (EAGER, COMPILED) if base in variants]
     facts = {"backend": setting.ops.name, "bytes_per_element": bytes_each}
     return Case(
-        bench, name, variants, pairs, check, (elements, "element"), elements * bytes_each, facts=facts, skipped=skipped
-    )
+        bench, name, variants, pairs, check, (elements, "element"), elements * bytes_each, facts=facts,
+        skipped=skipped, recorded=(*variants, COPY),
+    )  # fmt: skip
 
 
 def count(text: str) -> int:
@@ -156,10 +184,11 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
     if case.moved:
         variants[COPY] = copy_of(case.moved, setting.device)
     first = {name: HostClock()(lambda work=work: _finish(work, setting.device), 1) for name, work in variants.items()}
+    replay(case, variants, setting)
     if clock is None:
         clock = CudaClock(setting.device) if setting.device.type == "cuda" else HostClock()
     repeats, least = (5, 0.002) if setting.quick else (15, 0.05)
-    rounds = paired(variants, clock, repeats, least)
+    rounds = paired(variants, clock, repeats, least, setting.left)
     timed = {name: spread(values) for name, values in rounds.items()}
     medians = {name: value["p50"] for name, value in timed.items()}
     record: dict[str, Any] = {
@@ -186,10 +215,21 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
             "copy_gb_per_s": case.moved / medians[COPY] / 1e9,
             "percent_of_copy": 100.0 * medians[COPY] / medians[OURS],
         }
-    long = 0.1 if setting.quick else 2.0
+    long = 0.1 if setting.quick else min(2.0, max(0.1, setting.left() / 8))
     costed = (name for name in case.costed if name in variants)
     record["cost"] = {name: telemetry.cost(variants[name], case.items[0], setting.device, long) for name in costed}
     return record
+
+
+def replay(case: Case, variants: dict[str, Work], setting: Setting) -> None:
+    """Put the replay of a graph in the place of each variant that can be one; say which cannot."""
+    for name in case.recorded if setting.graphs else ():
+        if name in variants:
+            try:
+                variants[name] = recorded(variants[name], setting.device)
+            except (RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                case.skipped[f"graph of {name}"] = f"it cannot be captured, so its launches are timed too ({reason})"
 
 
 def copy_of(moved: int, device: torch.device) -> Work:

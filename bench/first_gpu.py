@@ -49,7 +49,9 @@ def __getattr__(name):
         raise AttributeError(name)
     return type(name, (Exception,), {})
 '''
-PROBE = f"NAMES = {[(name, f'import {name}') for name in STANDINS]}" + """
+PROBE = (
+    f"NAMES = {[(name, f'import {name}') for name in STANDINS]}"
+    + """
 import json
 found = {}
 for name, work in (("kernels", "import fastscore.kernels.abi"), ("cuda", "import torch; torch.cuda.init()"), *NAMES):
@@ -60,6 +62,7 @@ for name, work in (("kernels", "import fastscore.kernels.abi"), ("cuda", "import
         found[name] = False
 print(json.dumps(found))
 """
+)
 
 
 class Stopped(Exception):

@@ -28,6 +28,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     from bench.card.card import Card
 
+    args.out.mkdir(parents=True, exist_ok=True)
     only = tuple(filter(None, args.only.split(";")))
     import_module(args.module).run(Card(args.out, args.name, args.seconds, args.dry, only))
 

@@ -120,7 +120,9 @@ class Card:
         """Return a sampler on the card with rows replayed; in a dry run a tape of its loop stands for graphs."""
         if not self.dry:
             return fs.Sampler(model, graph=graph, device=self.device, **settings)
-        sampler = fs.Sampler(model, device=self.device, backend="reference", **settings)  # a tape lists torch's own calls
+        sampler = fs.Sampler(
+            model, device=self.device, backend="reference", **settings
+        )  # a tape lists torch's own calls
         return sampler if graph == "off" else Taped(sampler, "step" if graph == "auto" else graph)
 
     def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -51,7 +51,13 @@ def modules() -> Facts:
     distributions = packages_distributions()
     for name in MODULES:
         distribution = (distributions.get(name) or [None])[0]
-        versions[name] = None if find_spec(name) is None else version(distribution) if distribution else "a stand-in, or no distribution"
+        versions[name] = (
+            None
+            if find_spec(name) is None
+            else version(distribution)
+            if distribution
+            else "a stand-in, or no distribution"
+        )
     return {name: value or "missing" for name, value in versions.items()}
 
 

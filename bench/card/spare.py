@@ -41,7 +41,7 @@ def tool(card: Card, words: Sequence[str], module: str, items: Sequence[str]) ->
 def run(card: Card) -> None:
     """Run them."""
     sanitizer = ["compute-sanitizer", "--error-exitcode", str(ERROR), "--tool"]
-    ncu = ["ncu", "--csv", "--launch-count", "40", "--metrics", ",".join(METRICS)]
+    ncu = ["ncu", "--csv", "--clock-control", "none", "--launch-count", "40", "--metrics", ",".join(METRICS)]
     card.do_all({
         "memcheck": partial(tool, card, [*sanitizer, "memcheck"], "bench.card.bits", MEMORY),
         "racecheck": partial(tool, card, [*sanitizer, "racecheck"], "bench.card.bits", RACES),

@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from bench import first_gpu
-from bench.card import bits, lines, profiles, spare, summary
+from bench.card import bits, lines, profiles, pytests, rows, spare, summary
 from bench.card.card import Card
-from bench.card.isolated import each
 from bench.card.plan import PHASES, Phase
 from fastscore.ops.backend import REFERENCE
 
@@ -52,9 +51,7 @@ def test_a_wrong_bit_of_any_output_is_red():
         REFERENCE.langevin(x, F, table, idx, noise, scratch, norm, valid, F2=F2)
         scratch.view(torch.int32)[0, 0] ^= 1
 
-    wrong = replace(
-        REFERENCE, update=update, langevin=langevin, quantize=lambda x, r: REFERENCE.quantize(x, r).add_(1)
-    )
+    wrong = replace(REFERENCE, update=update, langevin=langevin, quantize=lambda x, r: REFERENCE.quantize(x, r).add_(1))
     cpu, seen = torch.device("cpu"), set()
     for variant in bits.variants():
         if variant.op not in seen:
@@ -92,7 +89,9 @@ def test_what_an_item_raises_is_its_record(tmp_path):
         file.write('{"phase": "P1", "item": "cut o')  # the line of a process that was killed
     found = by_item(tmp_path)
     assert list(found) == ["first", "second", "third"]
-    assert found["first"]["error"] == "RuntimeError: no kernel image is available" and "fails" in found["first"]["trace"]
+    assert (
+        found["first"]["error"] == "RuntimeError: no kernel image is available" and "fails" in found["first"]["trace"]
+    )
     assert found["third"]["skipped"] == "no time left" and found["third"]["ok"] is None
     text = summary.write(tmp_path, PHASES)
     assert "- P1 first: RuntimeError: no kernel image is available" in text and "| second | yes | figure 1.5," in text
@@ -201,7 +200,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a phase ends with its run through Linux's prctl")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)])
 def test_a_killed_run_leaves_its_summary(tmp_path, monkeypatch, number):
     planted(tmp_path / "modules", monkeypatch, fine="pass", hang="time.sleep(1e6)")
     out = tmp_path / "out"
@@ -226,3 +225,128 @@ def test_a_killed_run_leaves_its_summary(tmp_path, monkeypatch, number):
     else:
         pid = next(r["pid"] for r in lines.load(out) if r["phase"] == "hang")
         assert code == -number and gone(pid)
+
+
+@pytest.mark.slow
+def test_every_phase_yields_its_records(tmp_path):
+    """The phases of a dry run, one after another in this process."""
+    for phase in PHASES:
+        done = card(tmp_path, phase.name, 300.0)
+        if phase.name in ("AHEAD", "P2"):  # what they do in processes of their own, here
+            done.only = ALL
+        import_module(phase.module).run(done)
+    found = lines.load(tmp_path)
+    assert [r for r in found if r["ok"] is False] == []
+    count = {p.name: sum(r["phase"] == p.name for r in found) for p in PHASES}
+    assert count == {"P0": 8, "AHEAD": 3, "P1": 20, "P2": 18, "P3": 33, "P4": 10, "P5": 11, "P6": 9, "P7": 3, "P8": 2,
+                     "P9": 3}  # fmt: skip
+    for words in ("percent_of_copy", "launches_a_row", "images_per_s", "first_sample_s", "capture_s", "host_us"):
+        assert any(words in r for r in found), words
+    assert {r["item"] for r in found if r["phase"] == "P2" and r["ok"]} >= {"2M", "known", "a second thread"}
+
+
+class Everything(tuple):
+    """The names of all items."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+ALL = Everything(("all",))
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_dry_run(tmp_path):
+    command = [sys.executable, ROOT / "bench" / "first_gpu.py", "--out", tmp_path / "out", "--budget", "400", "--dry"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    ends = {r["phase"]: r["ended"] for r in lines.load(tmp_path / "out") if r["item"] == lines.END}
+    assert ends == {p.name: "finished" for p in PHASES}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "junit-test_gpu.xml", "log", "records.jsonl", "summary.md",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_an_item_that_crashes_or_hangs_leaves_the_others(tmp_path, monkeypatch):
+    (tmp_path / "planted_items.py").write_text(
+        "import os, time\n"
+        "from bench.card.isolated import each\n"
+        "def run(card):\n"
+        "    items = {'crash': os.abort, 'hang': lambda: time.sleep(1e6), 'fine': lambda: {'ok': True},\n"
+        "             'raises': lambda: 1 / 0}\n"
+        "    each(card, 'planted_items', items, at_once=4, limit=20.0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import_module("planted_items").run(card(tmp_path))
+    found = by_item(tmp_path)
+    assert {name: r["ok"] for name, r in found.items()} == {
+        "crash": False, "hang": False, "fine": True, "raises": False,
+    }  # fmt: skip
+    assert "SIGABRT" in found["crash"]["error"] and "hung" in found["hang"]["error"]
+    assert "ZeroDivisionError" in found["raises"]["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_test_that_hangs_or_crashes_leaves_the_others(tmp_path, monkeypatch):
+    file = tmp_path / "test_planted.py"
+    file.write_text(
+        "import os, time\n"
+        "def test_a(): pass\n"
+        "def test_crashes(): os.abort()\n"
+        "def test_fails(): assert 1 == 2\n"
+        "def test_hangs(): time.sleep(1e6)\n"
+        "def test_z(): pass\n"
+    )
+    monkeypatch.setattr(pytests, "LIMIT", 2.0)
+    monkeypatch.setattr(
+        pytests, "OPTIONS", ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "--import-mode=importlib"]
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    pytests.run(card(out, "P3"), [str(file)])
+    found = {r["item"].split("::")[-1]: r for r in lines.load(out)}
+    oks = {name: r["ok"] for name, r in found.items() if name.startswith("test_")}
+    assert oks == {"test_a": True, "test_crashes": False, "test_fails": False, "test_hangs": False, "test_z": True}
+    assert "1 == 2" in found["test_fails"]["error"] and "too long" in found["test_hangs"]["error"]
+
+
+def test_tools_that_are_there_are_run_on_chosen_items(tmp_path, monkeypatch):
+    for name, code in (("compute-sanitizer", spare.ERROR), ("ncu", 0)):
+        file = tmp_path / name
+        file.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    spare.run(card(tmp_path, "P9"))
+    found = by_item(tmp_path)
+    assert found["memcheck"]["ok"] is False and found["memcheck"]["found"] == "errors" and found["ncu"]["ok"]
+    names = {variant.name for variant in bits.variants()}
+    assert set(spare.MEMORY) | set(spare.RACES) <= names and len(spare.MEMORY) == 10
+    assert all(item in found["memcheck"]["output"] for item in spare.MEMORY)
+    rows_items = {f"{title} {shape}" for shape in rows.SHAPES for title in rows.Bed(card(tmp_path), 4, 12).items()}
+    assert "row SDE 512x3072" in rows_items and "row SDE 512x3072" in found["ncu"]["output"]
+
+
+def test_a_machine_without_an_install_gets_links_and_stand_ins(tmp_path, monkeypatch):
+    found = {"kernels": False, "cuda": False, "tqdm": False, "safetensors": False, "safetensors.torch": False,
+             "PIL": True}  # fmt: skip
+    answer = subprocess.CompletedProcess([], 0, json.dumps(found).encode() + b"\n")
+    monkeypatch.setattr(first_gpu.subprocess, "run", lambda *a, **k: answer)
+    env, told = first_gpu.prepared(tmp_path, dry=True)
+    site = Path(env["PYTHONPATH"].split(os.pathsep)[0])
+    assert told == found and site == tmp_path / "site" and not (site / "PIL").exists()
+    assert (site / "fastscore" / "kernels" / "abi.py").exists() and (site / "fastscore" / "sampler.py").exists()
+    assert env["FASTSCORE_BACKEND"] == "reference" and env["CUDA_VISIBLE_DEVICES"] == ""
+    code = (
+        "from tqdm import tqdm; from safetensors import SafetensorError; from safetensors.torch import load_file\n"
+        "try: raise SafetensorError\nexcept SafetensorError: print(tqdm)"
+    )
+    monkeypatch.undo()
+    path = os.pathsep.join([str(site)])
+    done = subprocess.run([sys.executable, "-S", "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    assert "tqdm" in done.stdout
