@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,11 +77,19 @@ class Card:
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error)[:500]}"
             self.put(item, False, error=reason, trace=traceback.format_exc(limit=-3)[-1500:])
+            self.tidy()
             return None
         if facts is not None:
             took = {} if "seconds" in facts else {"seconds": round(time.monotonic() - start, 3)}
             self.put(item, **{**facts, **took})
         return facts
+
+    def tidy(self) -> None:
+        """Give back what a failed item held, so that the next one has memory."""
+        gc.collect()
+        if not self.dry:
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def do_all(self, items: Mapping[str, Callable[[], Facts | None]]) -> None:
         """Do items in turn while there is time."""

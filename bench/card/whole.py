@@ -40,7 +40,7 @@ class Bench:
         self.steps = card.pick(STEPS, 2)
         self.grid = fs.karras(self.steps)
         self.labels = {"labels": 1} if self.model.classes else {}
-        self.images = card.pick({"fashion": 4096, "DDPM++": 1024}[name], batch)
+        self.images = card.pick({"fashion": 4096, "DDPM++": 256}[name], batch)
 
     def sampler(self, graph: str, model: fs.ScoreModel | None = None, **settings: Any) -> Any:
         """Return fastscore's."""

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import first_gpu
-from bench.card import bits, lines, profiles, pytests, rows, spare, summary
+from bench.card import bits, captures, env, lines, nets, networks, profiles, pytests, rows, spare, summary
 from bench.card.card import Card
 from bench.card.plan import PHASES, Phase
 from fastscore.ops.backend import REFERENCE
@@ -350,3 +352,71 @@ def test_a_machine_without_an_install_gets_links_and_stand_ins(tmp_path, monkeyp
     done = subprocess.run([sys.executable, "-S", "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True,
                           capture_output=True, text=True)  # fmt: skip
     assert "tqdm" in done.stdout
+
+
+class Pretended(Card):
+    """A card that is a CPU: sizes and samplers of a dry run, and every branch that only a GPU takes."""
+
+    device = torch.device("cpu")
+
+    def pick(self, full, dry):
+        return dry
+
+    def sampler(self, model, graph="off", **settings):
+        return Card(self.out, self.phase, self.seconds, dry=True).sampler(model, graph, **settings)
+
+
+class Event:
+    def record(self) -> None: ...
+
+    def elapsed_time(self, end: Event) -> float:
+        return 0.5
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """A pretended card over a driver that answers."""
+    properties = SimpleNamespace(multi_processor_count=132, L2_cache_size=2**25, total_memory=2**36, warp_size=32)
+    answers = {
+        "synchronize": lambda *device: None, "empty_cache": lambda: None, "current_stream": lambda *device: "stream",
+        "memory_reserved": lambda device: 2**20, "memory_allocated": lambda device: 2**20,
+        "mem_get_info": lambda device: (2**30, 2**36), "get_device_properties": lambda device: properties,
+        "set_sync_debug_mode": lambda mode: None, "Event": lambda **options: Event(),
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch, "compile", lambda net, **options: net)
+    return Pretended(tmp_path, "P", 600.0, dry=False)
+
+
+def test_what_only_a_card_does_runs(pretended, monkeypatch):
+    assert captures.uncapturable(pretended)["ok"] and captures.empty_cache(pretended)["ok"]
+    assert captures.memory(pretended)["mib"] == (2**16 - 2**10,) * 2
+    assert env.device(pretended)["sms"] == 132 and env.copy(pretended)["gb_per_s"] == pytest.approx(
+        2**20 / 0.5e-3 / 1e9
+    )
+    bed = rows.Bed(pretended, 4, 12)
+    make, each_moves = bed.items()["SDE row of PyTorch, compiled"]
+    assert bed.measure(make, each_moves)["us"] == pytest.approx(250.0)  # half a millisecond for two launches
+    monkeypatch.setattr(nets, "SIZES", ())
+    problem = nets.Problem.__new__(nets.Problem)
+    made = nets.random_model({**nets.SPEC, **nets.TINY}, pretended.device)
+    problem.card, problem.batch, problem.model = pretended, 2, made
+    problem.trial = nets.Trial(made, made.net, 2, pretended.device)
+    problem.inputs = nets.three(problem.trial.example)
+    monkeypatch.setattr(nets.fs, "prepare", lambda model, batch, device, network: model)
+    for way in nets.WAYS.values():
+        facts = networks.measure(pretended, problem, way)
+        assert facts["ms"] == pytest.approx(0.5) and facts["error"] < 0.05
+    pretended.do("fails", lambda: 1 / 0)
+    assert by_item(pretended.out)["fails"]["dry"] is False
+
+
+def test_waits_of_the_host_are_counted(pretended, monkeypatch):
+    def waits(*arguments, **fields):
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+        return torch.zeros(4)
+
+    monkeypatch.setattr(captures, "make", lambda *a: SimpleNamespace(run=waits))
+    assert captures.syncs(pretended)["waits"] == 3
