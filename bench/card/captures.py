@@ -226,8 +226,7 @@ def moved(card: Card) -> Facts:
     home = net.factor.device
     net.to("cpu")
     net.to(home)
-    with torch.no_grad():
-        net.factor.data = torch.full_like(net.factor, 0.5)  # elsewhere, and another value
+    net.load_state_dict({"factor": torch.tensor(0.5, device=home)}, assign=True)  # elsewhere, and another value
     poison = [torch.full((1,), torch.nan, device=home) for _ in range(1000)]
     expected = make(card, case, "off").run(range(4)).cpu()
     if card.dry:

@@ -14,6 +14,7 @@ import fastscore as fs
 from bench.card.card import Card
 from bench.clocks import tf32
 from bench.engine.sampler import SPEC, random_model
+from fastscore.execution import NETWORKS
 from fastscore.network.trial import Trial, three
 
 # Of the size of DDPM++ (Song et al. 2021, appendix H) for images of 32 x 32 pixels.
@@ -67,6 +68,7 @@ class Way:
         return call
 
 
+PATHS = ("bf16", "auto", "tf32", "fp32")  # of fastscore's own, those that this version has
 WAYS = {
     "eager TF32": Way(True),
     "eager fp32": Way(False),
@@ -74,11 +76,10 @@ WAYS = {
     "bf16": Way(dtype=torch.bfloat16),
     "bf16, channels_last": Way(dtype=torch.bfloat16, channels_last=True),
     "bf16, channels_last, inductor": Way(dtype=torch.bfloat16, channels_last=True, inductor=True),
-    'network="bf16"': Way(network="bf16"),
     "inductor TF32": Way(True, inductor=True),
     "inductor fp32": Way(False, inductor=True),
-    'network="auto"': Way(network="auto"),
 }
+WAYS |= {f'network="{name}"': Way(network=name) for name in PATHS if name in NETWORKS}
 
 
 class Problem:

@@ -33,8 +33,8 @@ def build(card: Card, name: str, batch: int, made: list[nets.Problem]) -> Facts:
 @torch.no_grad()
 def measure(card: Card, problem: nets.Problem, way: nets.Way) -> Facts:
     """Return the device time of an evaluation, which is one graph, and the error of the score."""
-    with tf32(way.use_tf32):
-        call = way.call(card, problem.model, problem.batch)
+    call = way.call(card, problem.model, problem.batch)
+    with tf32(getattr(call, "tf32", way.use_tf32)):  # a prepared network may say how it multiplies in a run
         first = HostClock()(lambda: (call(*problem.inputs), card.wait()), 1)
         error = float(problem.trial.errors(call)[1].max())
         eager = card.wall(lambda: call(*problem.inputs), card.pick(10, 1))
