@@ -76,7 +76,7 @@ def device(card: Card) -> Facts:
     """Return what CUDA says of the device."""
     p = torch.cuda.get_device_properties(card.device)
     return {"sms": p.multi_processor_count, "l2_mib": p.L2_cache_size / 2**20, "memory_gib": p.total_memory / 2**30,
-            "warp": p.warp_size, "free_gib": torch.cuda.mem_get_info(card.device)[0] / 2**30}  # fmt: skip
+            "free_gib": torch.cuda.mem_get_info(card.device)[0] / 2**30}  # fmt: skip
 
 
 def copy(card: Card) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from bench import first_gpu
-from bench.card import bits, captures, env, lines, nets, networks, profiles, pytests, rows, spare, summary
+from bench.card import bits, captures, env, lines, nets, networks, profiles, pytests, rows, spare, summary, whole
 from bench.card.card import Card
 from bench.card.plan import PHASES, Phase
 from fastscore.ops.backend import REFERENCE
@@ -389,6 +390,7 @@ def pretended(tmp_path, monkeypatch):
     return Pretended(tmp_path, "P", 600.0, dry=False)
 
 
+@pytest.mark.slow
 def test_what_only_a_card_does_runs(pretended, monkeypatch):
     assert captures.uncapturable(pretended)["ok"] and captures.empty_cache(pretended)["ok"]
     assert captures.memory(pretended)["mib"] == (2**16 - 2**10,) * 2
@@ -405,7 +407,7 @@ def test_what_only_a_card_does_runs(pretended, monkeypatch):
     problem.trial = nets.Trial(made, made.net, 2, pretended.device)
     problem.inputs = nets.three(problem.trial.example)
     monkeypatch.setattr(nets.fs, "prepare", lambda model, batch, device, network: model)
-    for way in nets.WAYS.values():
+    for way in (nets.Way(True), nets.Way(dtype=torch.bfloat16, inductor=True), nets.Way(network="auto")):
         facts = networks.measure(pretended, problem, way)
         assert facts["ms"] == pytest.approx(0.5) and facts["error"] < 0.05
     pretended.do("fails", lambda: 1 / 0)
@@ -420,3 +422,63 @@ def test_waits_of_the_host_are_counted(pretended, monkeypatch):
 
     monkeypatch.setattr(captures, "make", lambda *a: SimpleNamespace(run=waits))
     assert captures.syncs(pretended)["waits"] == 3
+
+
+def test_figures_are_what_they_say(tmp_path, monkeypatch):
+    done = card(tmp_path, "P6")
+    bed = rows.Bed(done, 10, 100)
+    times = {True: 4e-6, False: 3e-6}  # an operation, a copy of as many bytes
+    monkeypatch.setattr(rows.Bed, "rotated", lambda self, make, moved: (times[make is work], lambda: None))
+
+    def work() -> None: ...
+
+    facts = bed.measure(work, 16)
+    assert (facts["us"], facts["percent_of_copy"], facts["bytes"]) == pytest.approx((4.0, 75.0, 16000))
+    assert facts["gb_per_s"] == pytest.approx(4.0) and facts["copy_gb_per_s"] == pytest.approx(16 / 3)
+
+    lengths = []
+
+    def spans(done, run):
+        lengths.append(len(run.__self__.plan.rows))
+        return [(float(k), k + 0.5, "kernel") for k in range(5 + 3 * lengths[-1])]
+
+    monkeypatch.setattr(profiles, "spans", spans)
+    facts = profiles.rows(done, profiles.fs.DPMpp2M())
+    assert facts["launches_a_row"] == 3.0 and lengths[1] > lengths[0]
+
+    monkeypatch.setattr(Card, "wall", lambda self, work, calls=1: (work(), 0.5)[1])
+    bench = whole.Bench(done, "fashion", 2)
+    facts = bench.fastscore("step")
+    assert (facts["images"], facts["images_per_s"], facts["first_sample_s"]) == (2, 4.0, 0.5)
+    facts = bench.by_hand("CUDA graph")
+    assert facts["ok"] and facts["images_per_s"] == 4.0 and facts["difference"] < 1e-5
+    ddim = whole.baselines.ddim
+    monkeypatch.setattr(whole.baselines, "ddim", lambda *a: 1.1 * ddim(*a))
+    assert not bench.by_hand("eager")["ok"]
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_phases_run_on_a_device_that_is_pretended_whole(tmp_path, monkeypatch):
+    """Samplers, graphs and events on a fake of CUDA: no branch of a dry run."""
+    fake = pytest.importorskip("fake_cuda")
+    monkeypatch.setenv("FASTSCORE_BACKEND", "reference")
+    monkeypatch.setattr(torch, "compile", lambda net, **options: net)
+
+    class Small(Card):
+        def pick(self, full, dry):
+            return dry
+
+    gc.disable()
+    try:
+        with fake.FakeCuda(devices=1):
+            done = Small(tmp_path, "P", 600.0, dry=False)
+            for name in ("2M", "CFG", "known"):
+                done.do(name, lambda name=name: captures.matrix(done, captures.cases()[name]))
+            rows.run(replace(done, only=("row ODE 4x12", "row SDE, known 4x12", "quantize 4x12")))
+            done.do_all(whole.Bench(done, "fashion", 2).items())
+    finally:
+        gc.enable()
+    found = by_item(tmp_path)
+    assert len(found) == 15 and [r for r in found.values() if r["ok"] is False] == []
+    assert found["fashion 2 fastscore, graph loop"]["graph"] == "loop"
