@@ -227,7 +227,7 @@ def replay(case: Case, variants: dict[str, Work], setting: Setting) -> None:
         if name in variants:
             try:
                 variants[name] = recorded(variants[name], setting.device)
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:  # of the work, of a compiler, of torch
                 reason = " ".join(str(error).split())[:200]
                 case.skipped[f"graph of {name}"] = f"it cannot be captured, so its launches are timed too ({reason})"
 
