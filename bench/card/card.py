@@ -21,6 +21,7 @@ from fastscore.engine.capture import Graphed
 from fastscore.network.surroundings import undisturbed
 
 Facts = Mapping[str, Any]
+ROUND = 0.3  # seconds of one round of timing, at most
 
 
 @dataclass
@@ -110,7 +111,9 @@ class Card:
         """Return the least device time of three rounds, in seconds a call, once the work is warm."""
         work()
         self.wait()
-        return min(self.clock(work, self.pick(calls, 1)) for _ in range(self.pick(3, 1)))
+        one = self.clock(work, 1)
+        calls = max(1, min(calls, int(ROUND / max(one, 1e-9))))
+        return min([one, *(self.clock(work, calls) for _ in range(self.pick(3, 0)))])
 
     def graph(self, work: Callable[[], object]) -> Recorded:
         """Return work recorded in one graph."""

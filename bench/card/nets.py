@@ -76,10 +76,10 @@ WAYS = {
     "bf16": Way(dtype=torch.bfloat16),
     "bf16, channels_last": Way(dtype=torch.bfloat16, channels_last=True),
     "bf16, channels_last, inductor": Way(dtype=torch.bfloat16, channels_last=True, inductor=True),
+    **{f'network="{name}"': Way(network=name) for name in PATHS if name in NETWORKS},
     "inductor TF32": Way(True, inductor=True),
     "inductor fp32": Way(False, inductor=True),
 }
-WAYS |= {f'network="{name}"': Way(network=name) for name in PATHS if name in NETWORKS}
 
 
 class Problem:

@@ -37,7 +37,7 @@ def measure(card: Card, problem: nets.Problem, way: nets.Way) -> Facts:
     with tf32(getattr(call, "tf32", way.use_tf32)):  # a prepared network may say how it multiplies in a run
         first = HostClock()(lambda: (call(*problem.inputs), card.wait()), 1)
         error = float(problem.trial.errors(call)[1].max())
-        eager = card.wall(lambda: call(*problem.inputs), card.pick(10, 1))
+        eager = card.wall(lambda: call(*problem.inputs), card.pick(3, 1))
         replay = card.graph(lambda: call(*problem.inputs))
         seconds = card.timed(replay, 10)
         del replay

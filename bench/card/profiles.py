@@ -12,8 +12,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastscore as fs
-from bench.card.captures import SHAPE, model
 from bench.card.card import Card, Facts
+from bench.card.cases import SHAPE, model
 
 Span = tuple[float, float, str]
 
@@ -63,9 +63,14 @@ def figures(found: list[Span]) -> dict[str, Any]:
 
 def rows(card: Card, solver: Any, **settings: Any) -> Facts:
     """Return launches a row beside the network: what more steps add, around a network that launches nothing."""
-    constant = torch.full((4, *SHAPE), 0.1, device=card.device)
+    constant = torch.full((8, *SHAPE), 0.1, device=card.device)  # enough for guidance in one batch, too
     of = fs.ScoreModel(
-        lambda u, t, cond: constant, SHAPE, fs.EDM(), fs.Parametrization("edm", "log_sigma/4"), classes=4, null=4
+        lambda u, t, cond: constant[: len(u)],
+        SHAPE,
+        fs.EDM(),
+        fs.Parametrization("edm", "log_sigma/4"),
+        classes=4,
+        null=4,
     )
     lengths, counts, found = [], [], []
     for steps in card.pick((20, 40), (3, 4)):

@@ -414,6 +414,19 @@ def test_what_only_a_card_does_runs(pretended, monkeypatch):
     assert by_item(pretended.out)["fails"]["dry"] is False
 
 
+def test_a_stream_that_is_not_given_back_and_memory_that_grows_are_red(pretended, monkeypatch):
+    streams, free = iter("ab"), iter(range(2**36, 0, -(2**27)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: next(streams))
+    monkeypatch.setattr(captures, "make", lambda *a, **k: SimpleNamespace(run=lambda *a, **k: None))
+    monkeypatch.setattr(captures, "matrix", lambda done, case: {"ok": True})
+    facts = captures.uncapturable(pretended)
+    assert facts["ok"] is False and facts["stream restored"] is False
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 2**37))
+    assert captures.memory(pretended)["ok"] is False  # 128 MiB more
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
+    assert captures.memory(pretended)["ok"] is True
+
+
 def test_waits_of_the_host_are_counted(pretended, monkeypatch):
     def waits(*arguments, **fields):
         for _ in range(3):
