@@ -65,6 +65,12 @@ print(json.dumps(found))
 )
 
 
+def say(text: str) -> None:
+    """Print it, if anybody still reads."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
 class Stopped(Exception):
     """A signal says to end; its number is the argument."""
 
@@ -132,7 +138,7 @@ class Run:
         """Begin a phase in a process group of its own."""
         command = [sys.executable, "-X", "faulthandler", str(ENTRY), phase.module, "--name", phase.name]
         command += ["--out", str(self.out), "--seconds", f"{seconds:.1f}", *(["--dry"] if self.dry else [])]
-        print(f"== {phase.name}: {phase.answers}; {seconds:.0f} s", flush=True)
+        say(f"== {phase.name}: {phase.answers}; {seconds:.0f} s")
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True, **pipes)
         child = Child(phase, process, self.now())
@@ -185,7 +191,7 @@ class Run:
 
     def put(self, phase: Phase, ended: str, seconds: float, ok: bool | None) -> None:
         """Record how a phase ended."""
-        print(f"== {phase.name}: {ended}, {seconds:.1f} s", flush=True)
+        say(f"== {phase.name}: {ended}, {seconds:.1f} s")
         facts = {"phase": phase.name, "item": lines.END, "ok": ok, "dry": self.dry}
         lines.write(self.out, {**facts, "ended": ended, "seconds": seconds})
 
@@ -254,20 +260,20 @@ def watched(run: Run, phases: Sequence[Phase]) -> int:
     try:
         run.environment, found = prepared(scratch, run.dry)
         if not run.dry and not found.get("cuda", True):
-            print("no CUDA device on this machine; --dry runs on a CPU", flush=True)
+            say("no CUDA device on this machine; --dry runs on a CPU")
             return 3
         run.all(phases)
     except Stopped as stopped:
         code = 128 + int(stopped.args[0])
-        for child in list(run.children):
-            run.kill(child, hung=False)
-            run.put(child.phase, "stopped by a signal", run.now() - child.begun, False)
     finally:
+        for child in list(run.children):  # a signal, or an error of this file
+            run.kill(child, hung=False)
+            run.put(child.phase, "stopped", run.now() - child.begun, False)
         for name, handler in before.items():
             signal.signal(name, handler)
         text = summary.write(run.out, phases)
         shutil.rmtree(scratch, ignore_errors=True)
-    print(text, flush=True)
+    say(text)
     return code or int(any(record["ok"] is False for record in lines.load(run.out)))
 
 

@@ -136,7 +136,7 @@ def command(card: Card) -> Facts:
         done: list[subprocess.CompletedProcess[str]] = []
 
         def run() -> None:
-            limit = max(5.0, card.left())
+            limit = max(5.0, min(60.0, card.left()))
             done.append(subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=limit))
 
         seconds = HostClock()(run, 1)

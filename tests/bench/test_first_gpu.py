@@ -224,7 +224,7 @@ def test_a_killed_run_leaves_its_summary(tmp_path, monkeypatch, number):
     text = (out / "summary.md").read_text()
     assert "| fine | fine | finished |" in text
     if number == signal.SIGTERM:
-        assert code == 128 + number and "| hang | hang | stopped by a signal |" in text
+        assert code == 128 + number and "| hang | hang | stopped |" in text
     else:
         pid = next(r["pid"] for r in lines.load(out) if r["phase"] == "hang")
         assert code == -number and gone(pid)
