@@ -52,7 +52,7 @@ class Setting:
         points: number of two-dimensional samples, where a bench draws some.
         match: only the peers' cases whose name, "bench: library, solver", contains it.
         batch: micro-batch around networks; each bench's own if None.
-        networks: how networks run, as in Execution.network; the first is what the others are compared with.
+        networks: how networks run, as in Execution.network; "own" is always among them.
         deadline, now: when to end, by a clock: what is measured in rounds then takes fewer.
     """
 

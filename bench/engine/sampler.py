@@ -28,8 +28,8 @@ from fastscore.ops.noise import NoiseKey
 SIGMA_MIN, SIGMA_MAX, SNR, SEED = 0.01, 50.0, 0.16, 0
 SPEC = {"name": "UNet", "channels": 1, "size": 28, "width": 64, "mult": [1, 2], "blocks": [2, 1], "patch": 2,
         "classes": 10}  # fmt: skip
-# Of the largest |x|: two loops round differently, and a network amplifies it; so does another way to run it.
-TOLERANCE = {"own": 1e-4, "compile": 1e-4, "regional": 1e-4, "fp32": 1e-3, "auto": 0.05, "bf16": 0.05}
+# Of the largest |x|: two loops round differently, and a network amplifies it; LOOSE where it runs in fewer bits.
+TOLERANCE, LOOSE = {"own": 1e-4, "compile": 1e-4, "regional": 1e-4, "fp32": 1e-3}, 0.05
 TITLES = {"own": "eager", "compile": "compiled"}
 ROWS = "rows alone"
 
@@ -195,7 +195,7 @@ class Bench:
             expected = self.published(net, draw)()
             for mode, sampler in samplers.items():
                 error = (self.ours(sampler)() - expected).abs().max() / expected.abs().max()
-                bound = self.setting.tolerance(TOLERANCE[sampler.execution.network])
+                bound = self.setting.tolerance(TOLERANCE.get(sampler.execution.network, LOOSE))
                 checks.append(Check(f"{note}{mode} equals the published loop", float(error), bound))
         return checks
 
