@@ -148,7 +148,7 @@ def test_the_host_waits_for_nothing_in_a_tick(name):
     s = Sampler(model(), solver=SOLVERS[name], batch=3)
     s.run(range(3))
     with no_host_sync():
-        s.engine.lanes._tick()
+        s.engine.lanes.tick()
 
 
 # --- error against tolerance -------------------------------------------------------------------

@@ -49,6 +49,11 @@ class DivergenceField:
         """What a tolerance's mean squares divide by."""
         return self.score.sizes[0], self.parts[1]
 
+    @property
+    def made(self) -> tuple[int, int]:
+        """How often static inputs were made anew; those of its own never are."""
+        return self.score.made
+
     def onto(self, y: Tensor, lam: Tensor) -> Tensor:
         """Return states brought back to their subspace."""
         return torch.cat([self.score.onto(y[:, : self.d], lam), y[:, self.d :]], 1) if self.projects else y
