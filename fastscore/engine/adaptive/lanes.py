@@ -260,7 +260,7 @@ class Lanes:
 
     def _scale(self, tau: Tensor) -> Tensor:
         """Return the factor from the state to x of the chosen schedule, [padded, width]; 1 for the further columns."""
-        length = self.levels.at(self.method.lam(tau)).length[:, None].to(self.buffer.dtype)
+        length = self.levels.length(self.method.lam(tau))[:, None].to(self.buffer.dtype)
         state, further = self.field.parts
         if not further:
             return length

@@ -114,20 +114,27 @@ class NoiseLevels:
         self.scales = torch.tensor([[-6.0], [2.0], [-2.0], [6.0]], dtype=torch.float64, device=device)
 
     def at(self, lam: Tensor) -> AtLevel:
-        """Return the columns at ``lam``, float64 [padded], by cubic Lagrange interpolation."""
-        u = ((lam - self.low) / self.spacing).clamp_(0.0, self.count - 1.0)
-        k = u.floor().clamp_(1.0, self.count - 3.0)
-        one, two, three = ((u - k) - self.steps)[self.others].unbind(0)
-        weights = (one * two).mul_(three).div_(self.scales)
-        parts = self.table[k.to(torch.int64) + self.steps].mul_(weights[:, :, None])
-        total = parts[0].add_(parts[1]).add_(parts[2]).add_(parts[3])
-        columns = total.unbind(1)
+        """Return the columns at ``lam``, float64 [padded]."""
+        columns = self._between(self.table, lam).unbind(1)
         if self.guidance is None:
             return AtLevel(columns[0], Coefficients(*columns[1:7]), None, None)
         ratio, (lowest, highest) = torch.exp(-lam), self.guidance.interval
         return AtLevel(
             columns[0], Coefficients(*columns[1:7]), Coefficients(*columns[7:]), (lowest < ratio) & (ratio <= highest)
         )
+
+    def length(self, lam: Tensor) -> Tensor:
+        """Return hypot(alpha, sigma) of the chosen schedule at ``lam``, both float64 [padded]."""
+        return self._between(self.table[:, :1], lam)[:, 0]
+
+    def _between(self, table: Tensor, lam: Tensor) -> Tensor:
+        """Return columns of the table at ``lam``, [padded, columns], by cubic Lagrange interpolation."""
+        u = ((lam - self.low) / self.spacing).clamp_(0.0, self.count - 1.0)
+        k = u.floor().clamp_(1.0, self.count - 3.0)
+        one, two, three = ((u - k) - self.steps)[self.others].unbind(0)
+        weights = (one * two).mul_(three).div_(self.scales)
+        parts = table[k.to(torch.int64) + self.steps].mul_(weights[:, :, None])
+        return parts[0].add_(parts[1]).add_(parts[2]).add_(parts[3])
 
 
 def angle(lam: float) -> float:
