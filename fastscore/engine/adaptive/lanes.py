@@ -162,6 +162,8 @@ class Lanes:
     def ready(self) -> Work:
         """Empty the lanes, whose ticks then change nothing that matters, and return what does a tick."""
         self._empty()
+        if self.path is not None:
+            self.path.looks &= self.ticking.recorder is None
         return self.ticking.now(self.tick, self._empty, lambda: self.field.made)
 
     def _empty(self) -> None:
