@@ -43,10 +43,13 @@ class Field(Protocol):
     def sizes(self) -> tuple[int | Tensor, int]: ...
     @property
     def projects(self) -> bool: ...
-
     @property
     def made(self) -> tuple[int, int]:
         """How often its static inputs were made anew."""
+        ...
+
+    def begin(self, request: Request) -> None:
+        """Take the request whose samples are about to enter."""
         ...
 
     def load(self, lanes: Tensor, positions: Tensor) -> None:

@@ -42,7 +42,7 @@ VECTOR, MAX_LANES = 16, 1 << 15
 
 
 class Lanes:
-    """The lanes of one integration, from clock ``start`` to ``end``; buffers are allocated once.
+    """The lanes of one integration, from clock ``start`` to ``end``; buffers are allocated once, y, k_0, .. in one.
 
     Args:
         field: what is integrated.
@@ -88,7 +88,6 @@ class Lanes:
         def scalar(value: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.full((self.padded,), value, dtype=dtype, device=device)
 
-        # y, k_0, k_1, ..; rows are added up with weights.
         self.buffer = torch.zeros(method.width, lanes, width, dtype=dtype, device=device)
         self.sums = WeightedSums(self.buffer, ops)
         self.point, self.result, self.error, self.low = (torch.zeros_like(self.buffer[0]) for _ in range(4))
@@ -176,7 +175,8 @@ class Lanes:
         self.key.ids[at] = self.id[at] = key.ids[positions]
         self.key.seed[at] = key.seed if len(key.seed) == 1 else key.seed[positions]
         self.field.load(at, positions)
-        self.buffer[0][at] = y
+        self.buffer[:, at] = 0.0  # NaN that an earlier sample left would not vanish under a weight of 0
+        self.buffer[0, at] = y
         self.tau[at], self.h[at] = self.start, self.rule.first
         self.low[at] = y.abs() * self._scale(self.tau)[at]
         self.live[at], self.controller.fresh[at] = True, True
