@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastscore.engine.kind import Kind
-from fastscore.engine.loop import Loop, Outputs
+from fastscore.engine.loop import Outputs
 from fastscore.errors import unknown
 from fastscore.execution import GRAPHS
 
@@ -131,10 +131,31 @@ def segments(kinds: Sequence[Kind]) -> list[Segment]:
     return result
 
 
+class Rows(Protocol):
+    """Rows that a graph may be made of: a Loop, or those of several parts side by side."""
+
+    row: Any
+    kinds: Any
+    x: Tensor
+    advance: Callable[..., Any]
+
+    def reset(self) -> None:
+        """Return to the start."""
+        ...
+
+    def run(self) -> Tensor:
+        """Do all rows on what was loaded."""
+        ...
+
+    def result(self) -> Tensor:
+        """Return a copy of the state."""
+        ...
+
+
 class Graphed:
     """A loop whose rows were recorded: all in one graph ("loop"), or one graph a repeated group ("step")."""
 
-    def __init__(self, loop: Loop, recorder: Recorder, mode: str) -> None:
+    def __init__(self, loop: Rows, recorder: Recorder, mode: str) -> None:
         if mode not in GRAPHS:
             raise unknown("graph", mode, GRAPHS)
         self.loop, self.mode = loop, mode
@@ -165,7 +186,7 @@ class Graphed:
         return self.loop.result()
 
 
-def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
+def capture(loop: Rows, mode: str) -> tuple[Graphed | None, dict[str, float]]:
     """Capture a loop on its CUDA device; return the way to run it and what each way took, in seconds.
 
     Args:
