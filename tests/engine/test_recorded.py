@@ -14,6 +14,7 @@ import fastscore as fs
 from fastscore.engine.adaptive.lanes import POLL
 from fastscore.engine.adaptive.sums import WeightedSums
 from fastscore.engine.capture import Tape
+from fastscore.engine.recorded import Repeated
 from fastscore.engine.turn import check_together
 from fastscore.errors import NonFiniteError
 from fastscore.ops.backend import REFERENCE, operators, resolve
@@ -347,3 +348,16 @@ def test_nothing_of_a_sample_that_failed_is_left_for_the_next():
     with pytest.raises(NonFiniteError, match="id 0 "):
         s.run(range(2), init=100.0 * good)
     assert torch.equal(s.run(range(2), init=good), expected)
+
+
+def test_only_cuda_devices_record_and_guides_never_are():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    recorders = [Repeated(graph, device, ()).recorder for graph in ("auto", "step", "off") for device in (cuda, cpu)]
+    assert [recorder is not None for recorder in recorders] == [True, False, True, False, False, False]
+    assert [Repeated(graph, cuda, ()).mode for graph in ("auto", "step", "off")] == ["auto", "step", "off"]
+    for s, ticking in ((sampler(SOLVERS["dopri5"]), "auto"), (sampler(SOLVERS["dopri5"], clip=0.3), "off")):
+        assert s.engine.lanes.ticking.graph == ticking
+    assert (swept().engine.sweeping.graph, swept(guide=fs.StaticThreshold(0.3)).engine.sweeping.graph) == (
+        "auto",
+        "off",
+    )
