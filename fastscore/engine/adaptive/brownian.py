@@ -41,10 +41,11 @@ class Path:
         self.index = torch.arange(lanes, device=device)
         # Whether the host may see how many levels are reached, and leave out the rest: never where it is recorded.
         self.looks = device.type == "cpu"
-        # A row for the first draw and one for each level; elements of a level are ``below`` bits apart.
+        # A row for the first draw and one for each level; intervals of a level are ``length`` units, 2^below.
         self.table = torch.zeros(1 + LEVELS, lanes, abi.WIDTH, dtype=dtype, device=device)
         self.table[:, :, abi.A], self.table[0, :, abi.DRAW], self.table[:, :, abi.PUSH] = 1.0, 1.0, -1.0
         self.below = torch.arange(LEVELS, 0, -1, device=device)[:, None]
+        self.length = 1 << self.below
         self.first = 1 + (1 << torch.arange(LEVELS, device=device)[:, None])
         scales = [(span / UNITS / (1 << below)) ** 0.5 for below in range(LEVELS, 0, -1)]
         self.scales = torch.tensor(scales, dtype=dtype, device=device)[:, None]
@@ -75,7 +76,7 @@ class Path:
         s, active = self.to[: self.lanes], lanes[: self.lanes]
         k = s >> self.below
         offset = (s - (k << self.below)).mul_(active)
-        reach = torch.minimum(offset, (1 << self.below) - offset)
+        reach = torch.minimum(offset, self.length - offset)
         self.table[0, :, abi.C] = s * (self.span**0.5 / UNITS) * active
         self.table[1:, :, abi.DRAW] = k.add_(self.first)
         self.table[1:, :, abi.C] = reach * self.scales
