@@ -122,7 +122,7 @@ class JointSampler:
         self.columns = {name: slice(*ends[k : k + 2]) for k, name in enumerate(model.parts)}
         self.turn = Turn(*self.networks, execution=self.execution)
         self.graph = self.execution.graph if self.execution.place.type == "cuda" else "off"
-        self.captured = Recorded["Graphed | None"](self.networks)
+        self.captured = Recorded[Graphed | None](self.networks, self.execution.place)
 
     def _bind(self, name: str, knots: Array, k: int, clip: float | None) -> BoundPlan:
         """Return the plan of one part, whose draws are every K-th."""
@@ -153,15 +153,15 @@ class JointSampler:
     @property
     def mode(self) -> str:
         """The mode of a run: "off" (the plain loop), or captured as "step" or "loop"; "auto" before it was chosen."""
-        kept = self.captured.kept
-        if self.graph == "off" or kept is None:
+        if self.graph == "off" or not self.captured.kept:
             return self.graph
-        return "off" if kept[0] is None else kept[0].mode
+        graphed = self.captured.kept[0]
+        return "off" if graphed is None else graphed.mode
 
     def release(self) -> None:
         """Free the memory of the loops, and graphs; the next run makes them again."""
         vars(self).pop("loop", None)
-        self.captured = Recorded["Graphed | None"](self.networks)
+        self.captured = Recorded[Graphed | None](self.networks, self.execution.place)
 
     @property
     def networks(self) -> tuple[object, ...]:
@@ -242,15 +242,11 @@ class JointSampler:
         loop, graphed = self.loop, None
         loop.load(part)
         if self.graph != "off" and part.noise is None:
-            graphed = self.captured.now(self.capture, lambda: loop.made)
+            graphed = self.captured.now(lambda: capture(loop, self.graph), lambda: loop.made)
         x = loop.run(told) if graphed is None else graphed.run()
         if told is not None:
             told(1.0)
         return x
-
-    def capture(self) -> Graphed | None:
-        """Record the rows, as they are loaded; None where they run plain."""
-        return capture(self.loop, self.graph)[0]
 
     def _report(self, at: slice, part: Request, x: Tensor) -> None:
         for name, columns in self.columns.items():

@@ -148,4 +148,4 @@ def test_graph_memory_is_released():
 
 def test_selfcheck():
     device = torch.device("cuda")
-    assert len(list(selfcheck.checks(device, resolve("triton", device)))) == 12
+    assert len(list(selfcheck.checks(device, resolve("triton", device)))) == 14

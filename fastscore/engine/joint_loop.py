@@ -58,6 +58,11 @@ class JointLoop:
         self.noise: list[Noise | None] = [None] * len(loops)
 
     @property
+    def networks(self) -> tuple[object, ...]:
+        """Whatever a run evaluates."""
+        return (*self.model.networks, *self.second.networks)
+
+    @property
     def row(self) -> JointLoop:
         """The counters of the rows, one a part."""
         return self

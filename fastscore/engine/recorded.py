@@ -1,8 +1,7 @@
 """Recordings that are kept for as long as what they froze stays as it was, and work that is recorded once.
 
 A CUDA graph knows tensors by their addresses, and code not at all: weights that are replaced, a network that is
-compiled anew and static inputs that are made in another size all leave it with what was. So that is watched, and the
-tensors are held until the recording is gone.
+compiled anew and static inputs that are made in another size all leave it with what was. So that is watched.
 """
 
 from __future__ import annotations
@@ -14,19 +13,25 @@ from functools import partial
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
-from fastscore.engine.capture import CudaGraphs, Recorder, Work
+from fastscore.engine.capture import Recorder, first_reason
+from fastscore.engine.cuda_graphs import CudaGraphs, Work
 from fastscore.network.prepared import Prepared
-from fastscore.network.surroundings import behind
+from fastscore.network.surroundings import behind, loose_tensors
 from fastscore.network.watch import frozen
 
 Made = TypeVar("Made")
 
 
-def frozen_in(networks: tuple[object, ...]) -> list[object]:
-    """Return what a recording freezes of networks: the code that runs, and where weights lie."""
-    return [*(id(net.call) for net in networks if isinstance(net, Prepared)), *frozen(behind(*networks))]
+def frozen_in(networks: tuple[object, ...], device: torch.device) -> list[object]:
+    """Return what a recording on a device has frozen of networks: the code that ran, and where tensors lie."""
+    code = [id(net.call) for net in networks if isinstance(net, Prepared)]
+    loose = [
+        # Of a tensor of the host's a copy was captured: there what it holds counts too.
+        (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == device or t._version)
+        for t in loose_tensors(*networks)
+    ]
+    return [*code, *frozen(behind(*networks)), loose]
 
 
 class Recorded(Generic[Made]):
@@ -34,11 +39,15 @@ class Recorded(Generic[Made]):
 
     Args:
         networks: whatever it evaluates.
+        device: where.
+
+    Attributes:
+        kept: what was made, if it was.
     """
 
-    def __init__(self, networks: tuple[object, ...]) -> None:
-        self.networks = networks
-        self.kept: tuple[Made, list[Tensor]] | None = None
+    def __init__(self, networks: tuple[object, ...], device: torch.device) -> None:
+        self.networks, self.device = networks, device
+        self.kept: tuple[Made, ...] = ()
         self.frozen: list[object] = []
 
     def now(self, make: Callable[[], Made], made: Callable[[], object]) -> Made:
@@ -48,13 +57,12 @@ class Recorded(Generic[Made]):
             make: makes it; what it made before is dropped first.
             made: returns numbers that change when static inputs are made anew.
         """
-        if self.kept is None or self.frozen != [made(), *frozen_in(self.networks)]:
-            self.kept = None
+        if not self.kept or self.frozen != [made(), *frozen_in(self.networks, self.device)]:
+            self.kept = ()
             result = make()
-            # What was compiled on the way counts as it is afterwards; weights stay where the recording reads them.
-            self.frozen = [made(), *frozen_in(self.networks)]
-            groups = [v for m in behind(*self.networks) for v in (m._parameters, m._buffers, vars(m))]
-            self.kept = result, [t.detach() for v in groups for t in v.values() if isinstance(t, Tensor)]
+            self.kept = (result,)
+            # What was compiled on the way counts as it is afterwards.
+            self.frozen = [made(), *frozen_in(self.networks, self.device)]
         return self.kept[0]
 
 
@@ -75,8 +83,8 @@ class Repeated:
         self.graph, self.capture_s = graph, 0.0
         self.recorder: Callable[[], Recorder] | None = None
         if graph != "off" and device.type == "cuda":
-            self.recorder = partial(CudaGraphs, device)
-        self.recorded = Recorded["Work | None"](networks)
+            self.recorder = partial(CudaGraphs, device, networks)
+        self.recorded = Recorded[Work | None](networks, device)
 
     @property
     def mode(self) -> str:
@@ -84,7 +92,7 @@ class Repeated:
         if self.recorder is None:
             return "off"
         kept = self.recorded.kept
-        return self.graph if kept is None else "off" if kept[0] is None else "step"
+        return self.graph if not kept else "off" if kept[0] is None else "step"
 
     def now(self, work: Work, reset: Work, made: Callable[[], object]) -> Work:
         """Return what does the work, recorded now if it must be.
@@ -106,8 +114,8 @@ class Repeated:
         try:
             with torch.no_grad():
                 return recorder.record(reset, work)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # of a network, of a compiler, of torch: whatever it is, nothing was recorded
+            reason = first_reason(error)
             if self.graph != "auto":
                 raise ValueError(
                     f"graph = {self.graph!r}: the network cannot be captured ({reason}); use graph='off'"

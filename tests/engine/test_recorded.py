@@ -157,7 +157,7 @@ def joint(solver, **kw) -> fs.JointSampler:
 
 
 def check_joint(monkeypatch, solver, mode: str = "step", **kw) -> None:
-    monkeypatch.setattr("fastscore.engine.capture.CudaGraphs", lambda device: Tape())
+    monkeypatch.setattr("fastscore.engine.capture.CudaGraphs", lambda device, networks: Tape())
     plain, recorded = joint(solver, **kw), joint(solver, **kw)
     recorded.graph = mode
     for seed in (3, 4):
@@ -220,9 +220,6 @@ def test_a_recording_is_made_again_when_what_it_reads_has_moved():
     check(1)
     net.weight.data.mul_(0.5)
     check(1)
-    old = net.weight.data
-    held = s.engine.lanes.ticking.recorded.kept[1]
-    assert old.data_ptr() in {t.data_ptr() for t in held}  # a graph reads it whatever the module does
     net.weight = torch.nn.Parameter(torch.tensor([1.3]))
     check(2)
     check(3, torch.float64)

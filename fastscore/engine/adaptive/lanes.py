@@ -25,7 +25,7 @@ from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.field import Field
 from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.engine.adaptive.sums import WeightedSums
-from fastscore.engine.capture import Work
+from fastscore.engine.cuda_graphs import Work
 from fastscore.engine.recorded import Repeated
 from fastscore.errors import NonFiniteError, StepSizeError
 from fastscore.ops.backend import REFERENCE, Ops
