@@ -15,7 +15,7 @@ from fastscore.errors import unknown
 from fastscore.execution import GRAPHS, Execution
 from fastscore.network.jit import Regional
 from fastscore.network.prepare import SMALL
-from fastscore.network.prepared import Prepared
+from fastscore.network.prepared import Prepared, tf32_of
 from fastscore.network.surroundings import behind, evaluating, undisturbed
 from fastscore.plan import STARTS
 
@@ -83,7 +83,7 @@ class Turn:
         """Compute as a run does; what was compiled of a network that has changed since is made again first."""
         run, threads = self.execution, self.threads
         with (
-            undisturbed(run.dtype, run.place, threads, self.gradients),
+            undisturbed(run.dtype, run.place, threads, self.gradients, tf32_of(self.networks)),
             evaluating(*self.networks),
             ExitStack() as held,
         ):

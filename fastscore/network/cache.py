@@ -7,6 +7,7 @@ the way from the root it lies. What is kept can be made again, and the whole fol
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastscore.files import TEMPORARY, atomic, cache_folder
 
@@ -92,6 +94,26 @@ def checked_name(name: object) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"{str(name)[:60]!r} is no file of this cache")
     return name
+
+
+def whole(note: Path, entry: Any) -> tuple[Path, bytes]:
+    """Return the file of this cache that a note tells of, and its bytes.
+
+    Args:
+        note: beside it; its stem is the key, with which the file's name begins.
+        entry: what the note holds: "file" and the digest of its bytes, "sha256".
+
+    Raises:
+        ValueError, KeyError, TypeError: another file, or other bytes than were written.
+        OSError: as for ``read``.
+    """
+    name = checked_name(entry["file"])
+    if not name.startswith(note.stem):
+        raise ValueError("it is not of this network")
+    data = read(note.with_name(name))
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ValueError("its bytes are not those that were written")
+    return note.with_name(name), data
 
 
 def used(file: Path) -> None:

@@ -20,7 +20,7 @@ from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network import package, timing
 from fastscore.network import prepare as network
-from fastscore.network.bf16 import HeavyInBf16, Traced
+from fastscore.network.bf16 import RECIPES, HeavyInBf16, Traced
 from fastscore.network.jit import has_compiler
 from fastscore.network.prepare import Inexact, Numerics, Prepared, Trial, Unfit, numerics, prepare
 from fastscore.process.continuous import EDM, VP
@@ -97,7 +97,7 @@ def random_scorenet() -> ScoreModel:
 def test_the_recipe_costs_less_than_one_percent_of_the_score(make):
     model = make()
     trial = Trial(model, model.net, 20, CPU)
-    output, score = trial.errors(Traced(model.net, "bf16")).amax(dim=1).tolist()
+    output, score = trial.errors(Traced(model.net, RECIPES["cpu"]["bf16"][0])).amax(dim=1).tolist()
     assert 1e-4 < score < 0.01  # bfloat16 it is, and accurate
     assert 1e-4 < output < 0.01
 
@@ -215,7 +215,8 @@ def test_auto_takes_the_fastest_numerics_that_hold(monkeypatch, native, errors, 
     said = []
     model = prepare(unet(), 4, network="auto", say=said.append)
     assert (seen, numerics(model.net).dtype) == (asked, dtype)
-    assert len(said) == (dtype == "own")
+    assert len(said) == (len(asked) > 1 or dtype == "own")
+    assert (numerics(model.net).instead == "far") == (dtype == "fp32" and native)
 
 
 def test_small_networks_and_functions_stay_as_they_are():
@@ -491,7 +492,10 @@ def test_lines_of_padding_are_not_computed(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: prepare(m, network="fp16"), "'fp16' .*must be one of own, auto, fp32, bf16, compile, regional"),
+        (
+            lambda m: prepare(m, network="fp16"),
+            "'fp16' .*must be one of own, auto, fp32, tf32, bf16, compile, regional",
+        ),
         (lambda m: Sampler(m, network="fast"), "'fast' .*must be one of own"),
         (lambda m: Sampler(m, network="auto", dtype=torch.float64), "float32 state"),
         (lambda m: prepare(ScoreModel(Prepared(m.net, (), Numerics()), (2,), VP())), "prepared already"),

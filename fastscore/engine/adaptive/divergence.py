@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastscore.engine.adaptive.field import ScoreField
+from fastscore.network.surroundings import repeatable
 from fastscore.ops.noise import PROBE_DRAW, NoiseKey
 from fastscore.ops.norms import dot
 
@@ -71,7 +72,7 @@ class DivergenceField:
         level = self.score.levels.at(lam).first
         p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
         # The fused kernels of attention have no second derivatives.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
+        with torch.enable_grad(), repeatable(y.device), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             x = y[:, : self.d] if graph else y[:, : self.d].detach().requires_grad_()
             on = self.score.onto(x, lam)
             F = self.score.network(on, level)
