@@ -36,6 +36,7 @@ from fastscore.ops.machine import processor
 __all__ = ["LIMIT", "SMALL", "Inexact", "Numerics", "Prepared", "Trial", "Unfit", "numerics", "prepare"]
 
 OLDEST = (8, 0)  # compute capability with bfloat16 and TF32
+PACKAGED = ("cpu",)  # where networks are compiled ahead of time; torch.compile elsewhere
 SMALL = 250_000  # parameters; compiling less costs more than it saves
 LINES = 16  # of a package: fewer cost more a sample, more are computed in vain for a few samples
 
@@ -117,7 +118,7 @@ def _prepared(
     if reason := lack(place):
         return _as_it_is(model, say, reason, once=network == "auto")
     with undisturbed(place=place, tf32=False), evaluating(net):
-        lines = min(batch, LINES) if place.type == "cpu" else batch
+        lines = min(batch, LINES) if place.type in PACKAGED else batch
         prepared = _ahead_of_time(model, Trial(model, net, lines, place, recheck), network, say, stored)
     if isinstance(prepared.net, Prepared):
         prepared.net.follow(Origin(model, batch, place, network, say, _prepared))
@@ -126,10 +127,11 @@ def _prepared(
 
 def _ahead_of_time(model: ScoreModel, trial: Trial, network: str, say: Say, stored: Stored | None) -> ScoreModel:
     """Return the model with the first of the wanted numerics that its network can be compiled in, or as it is."""
-    reason, on_cpu = "", trial.device.type == "cpu"
-    for kind in [network] if network != "auto" else ["bf16", "fp32"] if not on_cpu or native_bf16() else ["fp32"]:
+    reason, packaged = "", trial.device.type in PACKAGED
+    has_bf16 = trial.device.type != "cpu" or native_bf16()
+    for kind in [network] if network != "auto" else ["bf16", "fp32"] if has_bf16 else ["fp32"]:
         try:
-            made = _packaged(trial, kind, say) if on_cpu else _jit(trial, kind, say, stored)
+            made = _packaged(trial, kind, say) if packaged else _jit(trial, kind, say, stored)
         except Inexact as error:
             reason = str(error)
         except Unfit as error:

@@ -92,7 +92,8 @@ class DivergenceField:
     @staticmethod
     def _product(F: Tensor, x: Tensor, e: Tensor, graph: bool, last: bool) -> Tensor:
         """Return e^T dF/dx, [lanes, D], with a graph of its own if wanted; ``last``: that of F is not needed again."""
-        return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
+        with repeatable(x.device):
+            return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
 
     @staticmethod
     def _axis(x: Tensor, j: int) -> Tensor:
