@@ -64,23 +64,30 @@ class Turn:
         self.holder = current_thread().name
 
     def __enter__(self) -> None:
-        self.take()
-        self.exits = ExitStack()
-        try:
-            self.exits.enter_context(self.surroundings())
-        except BaseException:
-            self.lock.release()
-            raise
+        self.entered = self.part()
+        self.entered.__enter__()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self.entered.__exit__(*error)
+
+    @contextmanager
+    def part(self, begins: bool = True) -> Generator[None]:
+        """Take the turn for a run, or for a part of one; ``begins`` as for ``surroundings``."""
+        self.take()
         try:
-            self.exits.close()
+            with self.surroundings(begins):
+                yield
         finally:
             self.lock.release()
 
     @contextmanager
-    def surroundings(self) -> Generator[None]:
-        """Compute as a run does; what was compiled of a network that has changed since is made again first."""
+    def surroundings(self, begins: bool = True) -> Generator[None]:
+        """Compute as a run does.
+
+        Args:
+            begins: whether a run begins: what was compiled of a network that has changed since is made again first,
+                which on a GPU waits for all that it has to do.
+        """
         run, threads = self.execution, self.threads
         with (
             undisturbed(run.dtype, run.place, threads, self.gradients, tf32_of(self.networks)),
@@ -89,18 +96,20 @@ class Turn:
         ):
             for net in self.networks:
                 if isinstance(net, Prepared | Regional):
-                    held.enter_context(net.steady())
+                    held.enter_context(net.steady(begins))
             yield
 
     def steps(self, work: Iterator[Item]) -> Iterator[Item]:
         """Yield what ``work`` yields: each step of it runs in the turn, and the caller gets its own settings back."""
         self.take()
+        begins = True
         try:
             while True:
-                with self.surroundings():
+                with self.surroundings(begins):
                     item = next(work, None)
                 if item is None:
                     return
+                begins = False
                 yield item
         finally:
             self.lock.release()

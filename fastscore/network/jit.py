@@ -93,9 +93,9 @@ class Regional(nn.Module):
         self.copy, self.seen = copy, Snapshot(self.net, "objects")
 
     @contextmanager
-    def steady(self) -> Generator[None]:
-        """Copy the network again if a layer or a tensor of it has been replaced."""
-        if not self.seen.holds():
+    def steady(self, look: bool = True) -> Generator[None]:
+        """Copy the network again if a layer or a tensor of it has been replaced, and one is to ``look``."""
+        if look and not self.seen.holds():
             self.refresh()
         yield
 

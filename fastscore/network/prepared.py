@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastscore.model.score import ScoreModel
 from fastscore.network import arithmetic
 from fastscore.network.jit import Net
 from fastscore.network.stored import Stored
-from fastscore.network.surroundings import multiplying
+from fastscore.network.surroundings import undisturbed
 from fastscore.network.trial import three
 from fastscore.network.watch import Snapshot
 
@@ -100,9 +100,9 @@ class Prepared:
         )
 
     @contextmanager
-    def steady(self) -> Generator[None]:
-        """Stand for the network as it is now, and look no more until the end."""
-        if not self.held:
+    def steady(self, look: bool = True) -> Generator[None]:
+        """Stand for the network as it is now, or if not to ``look`` as it was, and look no more until the end."""
+        if look and not self.held:
             self.refresh()
         held, self.held = self.held, True
         try:
@@ -113,7 +113,7 @@ class Prepared:
     def __call__(self, u: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Evaluate; F [N, *shape] float32."""
         if not self.held:
-            with self.steady(), nullcontext() if self.tf32 is None else multiplying.of(self.tf32):
+            with self.steady(), undisturbed(place=u.device, tf32=self.tf32):
                 return self(u, c_noise, cond)
         inputs = (u, c_noise, *tensors_of(cond))
         n, lines = len(u), self.numerics.lines

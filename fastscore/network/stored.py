@@ -81,6 +81,8 @@ class Stored:
                         graph.erase_node(user)
             graph.erase_node(node)
         self.module.delete_all_unused_submodules()
+        for m in self.module.modules():  # as a run has them, so that compiled code sees no difference
+            m.training = False
         self.module.recompile()
 
 

@@ -26,8 +26,8 @@ CUDA = torch.device("cuda", 0)
 NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 # What users say, in both sets of names and mixed, one after the other.
 SAID = (
-    "pass", "b.cuda.matmul.allow_tf32 = True", "b.cudnn.allow_tf32 = False",
-    "torch.set_float32_matmul_precision('medium')", "torch.set_float32_matmul_precision('highest')", "b.cudnn.allow_tf32 = True",
+    "pass", "b.cuda.matmul.allow_tf32 = True", "b.cudnn.allow_tf32 = False", "b.cudnn.allow_tf32 = True",
+    *[f"torch.set_float32_matmul_precision({word!r})" for word in ("medium", "highest")],
     *["b.cuda.matmul.fp32_precision = 'tf32'", "b.cudnn.conv.fp32_precision = 'ieee'", "b.fp32_precision = 'tf32'",
       "b.fp32_precision = 'ieee'", "b.cudnn.fp32_precision = 'tf32'", "b.cudnn.allow_tf32 = False"] * NEWER,
 )  # fmt: skip

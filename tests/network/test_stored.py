@@ -21,6 +21,7 @@ from fastscore.network import prepare as network
 from fastscore.network.bf16 import RECIPES, HeavyInBf16, Traced
 from fastscore.network.prepare import Inexact, Numerics, Prepared, Trial, numerics, prepare
 from fastscore.network.stored import Stored
+from fastscore.network.watch import Snapshot
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
@@ -422,6 +423,50 @@ def test_new_weights_compile_nothing_and_are_checked(cuda, monkeypatch):
     assert isinstance(fast.net, Prepared)
 
 
+def test_a_run_compares_weights_once(cuda, monkeypatch):
+    """However many micro-batches it has: on a GPU that waits. What changes on the way counts from the next run on."""
+    model = small()
+    sampler = Sampler(model, steps=2, batch=4, network="bf16")
+    expected = sampler.run(range(12))
+    looked, real = [], Snapshot.holds
+    monkeypatch.setattr(Snapshot, "holds", lambda self: looked.append(self) or real(self))
+    assert sampler.run(range(12)).equal(expected)
+    assert len(looked) == 1
+    parts = sampler.stream(range(12))
+    first = next(parts)[1]
+    for p in model.net.parameters():
+        p.data.mul_(1.02)
+    assert torch.cat([first, *[x for _, x in parts]]).equal(expected)
+    assert len(looked) == 2
+    assert not sampler.run(range(12)).equal(expected)
+
+
+@pytest.mark.slow
+def test_a_run_finds_compiled_code_as_it_was_checked(monkeypatch):
+    """One compilation of one micro-batch: no mode or setting of a run, or of its caller, is another one to torch."""
+    from torch._dynamo.utils import counters
+
+    real, model = torch.compile, small()
+    monkeypatch.setattr(jit.torch, "compile", lambda net, fullgraph, dynamic, options: real(
+        net, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
+    monkeypatch.setattr(jit, "has_compiler", lambda device: True)
+    monkeypatch.setattr(network, "PACKAGED", ())
+    counters.clear()
+    model.net.train()
+    sampler = Sampler(model, steps=3, batch=4, network="bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        first = sampler.run(range(5))
+    assert counters["stats"]["unique_graphs"] == 1
+    with torch.inference_mode():
+        assert sampler.run(range(5)).equal(first)
+    sampler.prepared.net(values(4, 3, 4, 4), values(1).expand(4))
+    for p in model.net.parameters():
+        p.data = p.data * 1.01
+    sampler.run(range(5))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert model.net.training
+
+
 @pytest.mark.slow
 def test_new_weights_that_bfloat16_cannot_hold_run_in_float32(cuda, monkeypatch):
     model = small()
@@ -482,16 +527,14 @@ def test_the_ninth_micro_batch_compiles_too(monkeypatch):
 # Compiled
 
 TWO_PROCESSES = """
-import shutil, sys, warnings
-import torch
-from torch._dynamo.utils import counters
+import sys
 sys.path[:0] = {path!r}
 from test_stored import CPU, network, small, Trial
-from pathlib import Path
 model = small()
 for p in model.net.parameters():
     p.data.mul_(1.0 + {change})
 net = network._jit(Trial(model, model.net.eval(), 4, CPU), "bf16", print)
+from torch._dynamo.utils import counters  # which makes torch choose a folder, if none has been
 found = counters["inductor"]
 print("RESULT", found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], net.numerics.error > 1e-4)
 """
@@ -509,21 +552,19 @@ def test_another_process_with_other_weights_compiles_nothing(tmp_path):
     def process(change: float) -> list[str]:
         code = TWO_PROCESSES.format(path=[os.path.dirname(__file__)], change=change)
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
         shutil.rmtree(tmp_path / "cache" / "fastscore" / "inductor")
         return out.stdout.splitlines()
 
     assert process(0.0) == ["RESULT 0 1 True"]
-    home = tmp_path / "cache" / "fastscore" / "networks"
-    (file,) = home.glob("*.compiled")
-    written = file.stat().st_mtime_ns
+    (file,) = (tmp_path / "cache" / "fastscore" / "networks").glob("*.compiled")
+    kept = file.read_bytes()
     assert process(0.02) == ["RESULT 1 0 True"]
-    assert file.read_bytes()[:1]
-    file.write_bytes(file.read_bytes()[:-1] + b"\0")  # whatever is no longer what was written is not run
+    file.write_bytes(kept[:-1] + b"\0")  # whatever is no longer what was written is not run
     said = process(0.0)
     assert "its bytes are not those that were written" in said[0]
     assert said[1:] == ["RESULT 0 1 True"]
-    assert written
 
 
 def test_gpus_are_told_apart(monkeypatch):
