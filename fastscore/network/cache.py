@@ -162,12 +162,16 @@ def sweep(folder: Path) -> None:
 
 
 def inductor(say: Say) -> None:
-    """Give torch's compiler a cache below ours, unless the user or torch has chosen one.
+    """Give torch's compiler a cache below ours, unless the user has chosen one.
 
-    Its own default has a name that can be guessed, in a folder that all users share. Compilers split their command
+    Its own default, which it writes into the environment when it is first used, has a name that can be guessed, in a
+    folder that all users share: whoever makes it first decides what code is read from it. Compilers split their command
     lines at spaces, so a path with one is no place for it; then, and where ours is not safe, it is this process's own.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if chosen and not (
+        Path(chosen).parent == Path(tempfile.gettempdir()) and Path(chosen).name.startswith("torchinductor_")
+    ):
         return
     try:
         folder = private("inductor")
