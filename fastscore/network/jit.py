@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import deepcopy
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -52,7 +52,11 @@ def compiled(
         raise ValueError(f"network = {mode!r} needs a C++ compiler (g++ or clang++) on the CPU; use network='own'")
     inductor(lambda line: warnings.warn(line, stacklevel=4))
     if mode == "compile":
-        return torch.compile(_alone(net), fullgraph=True, dynamic=False, options=options)
+
+        def call(*inputs: Any) -> Tensor:
+            return net(*inputs)
+
+        return torch.compile(_own(call), fullgraph=True, dynamic=False, options=options)
     if not isinstance(net, nn.Module):
         raise ValueError("network = 'regional' needs an nn.Module; use network='compile'")
     blocks = Counter(type(m) for m in net.modules() if type(m).__module__.split(".")[0] != "torch")
@@ -64,16 +68,18 @@ def compiled(
     return Regional(net, repeated)
 
 
-def _alone(net: Net) -> Net:
-    """Return a call of the network that has code of its own.
+def _own(function: Any) -> Any:
+    """Return a function with code of its own.
 
-    torch counts compilations by code, and refuses the ninth: nine micro-batches of one network, or networks of a class.
+    torch counts compilations by code, and refuses the ninth: of nine micro-batches of a network, networks of a class,
+    or shapes of a block.
     """
-
-    def call(*inputs: Any) -> Tensor:
-        return net(*inputs)
-
-    return FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+    if not isinstance(function, FunctionType):  # wrapped in something else
+        return function
+    code, default = function.__code__.replace(), function.__defaults__
+    own = FunctionType(code, function.__globals__, function.__name__, default, function.__closure__)
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
 
 
 class Regional(nn.Module):
@@ -87,8 +93,11 @@ class Regional(nn.Module):
     def refresh(self) -> None:
         """Copy the network as it is."""
         copy = deepcopy(self.net, {id(t): t for _, t in tensors(self.net)})
+        codes: dict[Any, Any] = {}  # of equal blocks, which share their compilation
         for m in copy.modules():
             if type(m) in self.repeated:
+                equal = type(m), *(p.shape for p in m.parameters())
+                m.forward = MethodType(codes.setdefault(equal, _own(type(m).forward)), m)
                 m.compile(fullgraph=True)
         self.copy, self.seen = copy, Snapshot(self.net, "objects")
 

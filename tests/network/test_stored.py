@@ -442,28 +442,22 @@ def test_a_run_compares_weights_once(cuda, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_finds_compiled_code_as_it_was_checked(monkeypatch):
+def test_a_run_finds_compiled_code_as_it_was_checked(traced_only, monkeypatch):
     """One compilation of one micro-batch: no mode or setting of a run, or of its caller, is another one to torch."""
-    from torch._dynamo.utils import counters
-
-    real, model = torch.compile, small()
-    monkeypatch.setattr(jit.torch, "compile", lambda net, fullgraph, dynamic, options: real(
-        net, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
-    monkeypatch.setattr(jit, "has_compiler", lambda device: True)
     monkeypatch.setattr(network, "PACKAGED", ())
-    counters.clear()
+    model = small()
     model.net.train()
     sampler = Sampler(model, steps=3, batch=4, network="bf16")
     with torch.autocast("cpu", torch.bfloat16):
         first = sampler.run(range(5))
-    assert counters["stats"]["unique_graphs"] == 1
+    assert traced_only["unique_graphs"] == 1
     with torch.inference_mode():
         assert sampler.run(range(5)).equal(first)
     sampler.prepared.net(values(4, 3, 4, 4), values(1).expand(4))
     for p in model.net.parameters():
         p.data = p.data * 1.01
     sampler.run(range(5))
-    assert counters["stats"]["unique_graphs"] == 1
+    assert traced_only["unique_graphs"] == 1
     assert model.net.training
 
 
@@ -511,17 +505,53 @@ def test_keys_tell_code_devices_and_shapes_apart_and_not_weights(monkeypatch):
     assert package.key_of(net, (4, 3), "x", ["A"]) != package.key_of(net, (4, 3), "x")
 
 
-@pytest.mark.slow
-def test_the_ninth_micro_batch_compiles_too(monkeypatch):
-    """torch counts by code, and refuses the ninth of one; networks and sizes each have code of their own."""
+@pytest.fixture
+def traced_only(monkeypatch):
+    """torch.compile without its compiler; and what it has counted."""
+    from torch._dynamo.utils import counters
+
     real = torch.compile
-    monkeypatch.setattr(jit.torch, "compile", lambda net, fullgraph, dynamic, options: real(
+    monkeypatch.setattr(torch, "compile", lambda net, fullgraph, dynamic=None, options=None: real(
         net, fullgraph=fullgraph, dynamic=dynamic, backend="eager"))  # fmt: skip
     monkeypatch.setattr(jit, "inductor", lambda say: None)
     monkeypatch.setattr(jit, "has_compiler", lambda device: True)
+    counters.clear()
+    return counters["stats"]
+
+
+@pytest.mark.slow
+def test_the_ninth_micro_batch_compiles_too(traced_only):
+    """torch counts by code, and refuses the ninth of one; networks and sizes each have code of their own."""
     net = Layers(nn.Conv2d(1, 1, 1))
     for n in range(2, 13):
         assert jit.compiled(net, "compile")(values(n, 1, 1, 1), values(n), None).shape == (n, 1, 1, 1)
+    assert traced_only["unique_graphs"] == 11
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x, *, gain=2.0):
+        return gain * self.layer(x).relu()
+
+
+@pytest.mark.slow
+def test_many_sizes_of_a_block_compile_and_equal_ones_share_it(traced_only):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(width) for width in (*range(2, 13), 2, 3))
+
+        def forward(self, u, c_noise, cond=None):
+            return u + sum(block(u[:, : block.layer.in_features]).sum(1, keepdim=True) for block in self.blocks)
+
+    net = Net()
+    for n in (4, 5):
+        u = values(n, 13)
+        assert jit.compiled(net, "regional")(u, None, None).equal(net(u, None))
+        assert traced_only["unique_graphs"] == 11 * (n - 3)
 
 
 # Compiled
