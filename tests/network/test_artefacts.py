@@ -60,7 +60,9 @@ def test_what_was_compiled_is_kept_and_handed_to_the_next_process(home, torch_co
     assert all((home / file).stat().st_mode & 0o777 == 0o600 for file in files(home))
     assert not torch_compiles.handed
     os.utime(home / name, (1, 1))
+    number = (home / name).stat().st_ino
     compile_(torch_compiles, "a", "b")  # torch lists what it has found, too
+    assert (home / name).stat().st_ino == number  # and that is not written again
     assert torch_compiles.handed == [b"a,b"]
     assert files(home) == [name, note]
     assert (home / name).stat().st_mtime > 1e9  # used now

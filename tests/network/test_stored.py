@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -155,6 +156,7 @@ def test_weights_are_stored_once_as_layers_read_them(uncompiled):
         own = dict(it.module.named_buffers())
         assert own.keys() == it.sources.keys()
         assert not list(it.module.parameters())
+        assert not any(m.training for m in it.module.modules())  # as in a run, which then has no mode to change
         theirs = {v.untyped_storage().data_ptr() for v in (*net.parameters(), *net.buffers())}
         assert not theirs & {v.untyped_storage().data_ptr() for v in own.values()}
         reads = [n for n in it.module.graph.nodes if n.op == "get_attr" and n.target in own]
@@ -406,7 +408,9 @@ def test_new_weights_compile_nothing_and_are_checked(cuda, monkeypatch):
         checks.clear()
         for p in model.net.parameters():
             change(p)
-        found = sampler.run(range(4))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing that takes long is to be told of
+            found = sampler.run(range(4))
         assert checks == ["Traced", "Prepared"]  # the same rule for every set of weights
         assert sampler.prepared.net.call is call  # as graphs know it
         assert not found.equal(first)
@@ -459,6 +463,22 @@ def test_a_run_finds_compiled_code_as_it_was_checked(traced_only, monkeypatch):
     sampler.run(range(5))
     assert traced_only["unique_graphs"] == 1
     assert model.net.training
+
+
+@pytest.mark.slow
+def test_a_tensor_that_is_no_weight_is_compiled_anew(cuda):
+    class Table(Layers):
+        def forward(self, u, c_noise, cond=None):
+            return self.layers(u) * self.table
+
+    net = Table(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1)).eval()
+    net.table = torch.ones(1)  # the trace holds its value
+    fast = prepare(replace(small(), net=net), 4, network="fp32", say=lambda line: None).net
+    u, c_noise = values(4, 3, 4, 4), values(4)
+    first = fast(u, c_noise)
+    net.table.mul_(2.0)
+    assert fast(u, c_noise).equal(2.0 * first)
+    assert len(cuda) == 2
 
 
 @pytest.mark.slow
