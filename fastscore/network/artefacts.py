@@ -19,8 +19,10 @@ from fastscore.network import package
 
 
 @contextmanager
-def kept(key: str, say: files.Say) -> Generator[None]:
+def kept(key: str, say: files.Say) -> Generator[bool]:
     """Compile with what an earlier process made for this key, and keep what had to be made anew.
+
+    Yields whether there is any; before torch 2.7 nobody knows.
 
     Args:
         key: code, versions, device and shapes; not weights.
@@ -28,11 +30,11 @@ def kept(key: str, say: files.Say) -> Generator[None]:
     """
     files.inductor(say)
     if not hasattr(torch.compiler, "save_cache_artifacts"):
-        yield
+        yield False
         return
     had = _load(key, say)
     with _alone():
-        yield
+        yield bool(had)
         _save(key, had, say)
 
 

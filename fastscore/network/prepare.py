@@ -205,7 +205,9 @@ def _jit(trial: Trial, kind: str, say: Say, stored: Stored | None = None) -> Pre
     residual = {torch.bfloat16: "bf16", torch.float32: "fp32"}[recipe.residual] if kind == "bf16" else None
     how = Numerics(kind, "full", None, None, key, None, residual, tf32)
     try:
-        with nullcontext() if stored else artefacts.kept(key, say):
+        with nullcontext(True) if stored else artefacts.kept(key, say) as found:
+            if not found:
+                say(f"compiling the network for this machine in {kind}, once for these layers: half a minute or more")
             if stored:
                 stored.load(trial.net)
             else:

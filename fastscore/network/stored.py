@@ -66,7 +66,7 @@ class Stored:
                 continue
             reads: dict[torch.dtype, list[Any]] = {}
             for user in node.users:
-                reads.setdefault(user.args[1] if _is_cast(user) else weight.dtype, []).append(user)
+                reads.setdefault(_cast(user) or weight.dtype, []).append(user)
             for dtype, users in reads.items():
                 own = f"own_{len(self.sources)}"
                 self.module.register_buffer(own, stored(weight.to(dtype), self.recipe))
@@ -90,8 +90,11 @@ def _named(net: nn.Module) -> list[tuple[str, Tensor]]:
     return [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
 
 
-def _is_cast(node: Any) -> bool:
-    return node.op == "call_function" and node.target is torch.ops.aten.to.dtype and len(node.args) == 2
+def _cast(node: Any) -> torch.dtype | None:
+    """Return the dtype to which an operation casts, if that is all it does; torch 2.6 traces ``to`` as ``_to_copy``."""
+    if node.target is torch.ops.aten.to.dtype and len(node.args) == 2:
+        return node.args[1]
+    return node.kwargs["dtype"] if node.target is torch.ops.aten._to_copy.default and len(node.kwargs) == 1 else None
 
 
 def _attribute(module: Any, name: str) -> Any:

@@ -26,7 +26,7 @@ def home(monkeypatch, tmp_path):
 @pytest.fixture
 def torch_compiles(monkeypatch):
     """Stand in for torch: parts compiled so far, and what was handed back."""
-    state = SimpleNamespace(parts=[], handed=[])
+    state = SimpleNamespace(parts=[], handed=[], seen=0)
 
     def info(parts):
         return SimpleNamespace(artifacts={"inductor": list(parts)})
@@ -45,8 +45,9 @@ def torch_compiles(monkeypatch):
 
 
 def compile_(state, *parts, key=KEY, say=pytest.fail):
-    with kept(key, say):
-        state.parts[:] = parts
+    with kept(key, say) as found:
+        assert found == any(data[:1] != b"!" for data in state.handed[state.seen :])
+        state.seen, state.parts[:] = len(state.handed), parts
 
 
 def files(home):
