@@ -161,5 +161,9 @@ def test_tf32_is_off_in_a_run_and_as_it_was_after_it(fake):
         sampler = Sampler(given, steps=2, batch=4, network=kind, graph="off")
         sampler.run(range(4))
         assert set(seen) == inside, kind
+        if kind != "own":  # and where somebody else calls it
+            seen.clear()
+            sampler.prepared.net(torch.zeros(4, 3, 4, 4, device="cuda:0"), torch.zeros(4, device="cuda:0"))
+            assert seen == ["both" if kind == "tf32" else "off"]
         assert sampler.record()["network"]["tf32"] in inside
         assert arithmetic.read() == before

@@ -194,6 +194,7 @@ def test_other_weights_are_read_in_place():
     assert it.complete
 
 
+@pytest.mark.slow
 def test_casts_are_found_as_older_versions_trace_them(uncompiled, monkeypatch):
     """torch 2.6 gives operations that others are made of."""
     real, net = torch.export.export, small().net.eval()
@@ -206,6 +207,7 @@ def test_casts_are_found_as_older_versions_trace_them(uncompiled, monkeypatch):
     assert all(n.args[0].op != "get_attr" for n in casts)
 
 
+@pytest.mark.slow
 def test_tensors_that_the_trace_would_hold_are_no_weights(uncompiled):
     net = small().net.eval()
     pair = values(4, 3, 4, 4), values(4)
@@ -407,6 +409,7 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_is(cuda, monkeypatch):
 # Never compiled again
 
 
+@pytest.mark.slow
 def test_new_weights_compile_nothing_and_are_checked(cuda, monkeypatch):
     said: list[str] = []
     model = small()
