@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastscore.engine import selfcheck
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network import arithmetic, prepared
@@ -167,3 +168,14 @@ def test_tf32_is_off_in_a_run_and_as_it_was_after_it(fake):
             assert seen == ["both" if kind == "tf32" else "off"]
         assert sampler.record()["network"]["tf32"] in inside
         assert arithmetic.read() == before
+
+
+def test_doctor_says_what_auto_is_there(fake, monkeypatch, run):
+    monkeypatch.setattr(selfcheck, "checks", lambda place, ops: iter(()))
+    monkeypatch.setenv("FASTSCORE_BACKEND", "reference")
+    code, out, _ = run("doctor", "--device", "cuda:1")
+    assert code == 0
+    assert "network on cuda:1: --network auto is bf16 where the scores agree within 1 %" in out
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (7, 0))
+    _, out, _ = run("doctor", "--device", "cuda:1")
+    assert "auto is the network as it is: Fake CUDA is sm_70; compiled networks need sm_80 or newer" in out
