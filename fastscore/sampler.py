@@ -149,7 +149,7 @@ class Sampler:
     @property
     def numerics(self) -> Numerics:
         """The arithmetic of the network as it is evaluated; prepares it if it has not yet been."""
-        return numerics(self.prepared.net, self.execution.network)
+        return numerics(self.prepared.net, self.execution.network, self.execution.place)
 
     @cached_property
     def second_prepared(self) -> ScoreModel:

@@ -23,6 +23,7 @@ from fastscore.engine.adaptive.levels import NoiseLevels
 from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.model.score import ScoreModel
+from fastscore.network.surroundings import repeatable
 from fastscore.ops.noise import PROBE_DRAW
 from fastscore.ops.norms import dot
 
@@ -83,7 +84,7 @@ class DivergenceField:
         level = self.score.levels.at(lam).first
         p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
         # The fused kernels of attention have no second derivatives.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
+        with torch.enable_grad(), repeatable(y.device), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             x = y[:, : self.d] if graph else y[:, : self.d].detach().requires_grad_()
             on = self.score.onto(x, lam)
             F = self.score.network(on, level)
@@ -103,7 +104,8 @@ class DivergenceField:
     @staticmethod
     def _product(F: Tensor, x: Tensor, e: Tensor, graph: bool, last: bool) -> Tensor:
         """Return e^T dF/dx, [lanes, D], with a graph of its own if wanted; ``last``: that of F is not needed again."""
-        return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
+        with repeatable(x.device):
+            return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
 
     @staticmethod
     def _axis(x: Tensor, j: int) -> Tensor:
