@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -258,6 +259,55 @@ def test_no_stream_is_shared_by_recordings_that_live_and_each_is_used_again(fake
         leases.take()
     del many[7]
     leases.take()
+
+
+def test_a_recording_ends_with_its_last_user(fake):
+    """Without waiting for a garbage collection, which may come when the card is full."""
+    net = network().to("cuda:1")
+    gc.collect()
+    gc.disable()
+    try:
+        s = sampler(net)
+        s.run(range(4))
+        graphs = [weakref.ref(r.graph) for r in s.engine.captured.replays]
+        buffer = weakref.ref(s.engine.loop.x.memory)
+        s.release()
+        assert [graph() for graph in graphs] == [None] * len(graphs)
+        assert buffer() is None
+    finally:
+        gc.enable()
+
+
+def test_compiled_code_is_looked_at_as_it_is_written(monkeypatch):
+    """It does not run under a mode, and once it was tried there it never does again."""
+    monkeypatch.setattr(cuda_graphs, "_watch_waiting", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    net = network().eval()
+    whole = torch.compile(net, fullgraph=True, dynamic=False, backend="eager")
+    parts = network()
+    for part in parts:
+        part.compile(fullgraph=True, backend="eager")
+    u = torch.ones(1, 1, 4, 4)
+    with torch.no_grad():
+        for compiled in (whole, parts):
+            expected = compiled(u)
+            graphs = object.__new__(cuda_graphs.CudaGraphs)
+            graphs.device, graphs.networks = u.device, (compiled,)
+            with graphs._looking() as looking, looking:
+                compiled(u)
+            assert looking.launches == 3
+            assert torch.equal(compiled(u), expected)
+            other = threading.Timer(60.0, id)
+            other.start()  # whose compiled code would not run as compiled meanwhile
+            try:
+                with graphs._looking() as looking:
+                    assert looking is None
+                graphs.networks = (network(),)
+                with graphs._looking() as looking:
+                    assert looking is not None
+            finally:
+                other.cancel()
+                other.join()
 
 
 def test_no_garbage_is_collected_while_a_graph_is_recorded(fake):
