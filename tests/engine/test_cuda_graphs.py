@@ -278,13 +278,18 @@ def test_a_recording_ends_with_its_last_user(fake):
         gc.enable()
 
 
+class Block(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2.0
+
+
 def test_compiled_code_is_looked_at_as_it_is_written(monkeypatch):
     """It does not run under a mode, and once it was tried there it never does again."""
     monkeypatch.setattr(cuda_graphs, "_watch_waiting", lambda mode: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     net = network().eval()
     whole = torch.compile(net, fullgraph=True, dynamic=False, backend="eager")
-    parts = network()
+    parts = torch.nn.Sequential(Block(), Block())
     for part in parts:
         part.compile(fullgraph=True, backend="eager")
     u = torch.ones(1, 1, 4, 4)
@@ -295,7 +300,7 @@ def test_compiled_code_is_looked_at_as_it_is_written(monkeypatch):
             graphs.device, graphs.networks = u.device, (compiled,)
             with graphs._looking() as looking, looking:
                 compiled(u)
-            assert looking.launches == 3
+            assert looking.launches == 3 if compiled is whole else 4
             assert torch.equal(compiled(u), expected)
             other = threading.Timer(60.0, id)
             other.start()  # whose compiled code would not run as compiled meanwhile
