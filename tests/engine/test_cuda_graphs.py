@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -74,6 +75,8 @@ def test_the_bits_of_the_plain_loop_on_the_devices_of_the_networks(fake):
             assert s.engine.mode == {"auto": "step"}.get(graph, graph)
             replays = {c.device for c in fake.calls[before:] if c.kind == "replay"}
             assert replays == (set() if graph == "off" else {int(place[-1])})
+            waited = {c.device for c in fake.calls[before:] if c.name == "synchronize"}
+            assert waited <= {int(place[-1])}  # no context is made on another device
             if graph != "off":
                 rows, captures = len(s.plan.rows), [c for c in fake.calls[before:] if c.kind == "capture_begin"]
                 assert {c.name for c in captures} == {"thread_local"}
@@ -121,6 +124,7 @@ def undisturbed(fake: FakeCuda) -> None:
     assert torch.cuda.current_device() == 0
     assert all(torch.cuda.current_stream(k).stream_id == 0 for k in range(2))
     assert fake.capturing is None
+    assert not fake.open_pools
     assert gc.isenabled()
     assert fake.sync_debug == 0
     assert threading.active_count() == 1
@@ -261,6 +265,23 @@ def test_no_stream_is_shared_by_recordings_that_live_and_each_is_used_again(fake
     leases.take()
 
 
+def test_one_recorder_records_again_and_again(fake):
+    """What a capture leaves on its stream lies in the pool of a graph, and is not used by what comes after."""
+    x, a, b = (torch.full((2, 2), v, device="cuda:0") for v in (1.0, 0.5, 2.0))
+    recorder = cuda_graphs.CudaGraphs(torch.device("cuda:0"))
+
+    def times(m: torch.Tensor) -> Callable[[], None]:
+        return recorder.record(lambda: x.fill_(1.0), lambda: x.copy_(x @ m))
+
+    half, double = times(a), times(b)
+    x.fill_(1.0)
+    double()
+    assert x.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+    half()
+    assert x.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+    undisturbed(fake)
+
+
 def test_a_recording_ends_with_its_last_user(fake):
     """Without waiting for a garbage collection, which may come when the card is full."""
     net = network().to("cuda:1")
@@ -331,8 +352,11 @@ def test_threads_capture_one_at_a_time_and_others_may_go_on(fake):
     """Two capture at once, a third reads values on the host all the time."""
     expected, found, done = sampler(network(), device="cpu").run(range(4)), [], threading.Event()
 
+    def slow(u: torch.Tensor) -> None:
+        time.sleep(0.02 * (fake.capturing is not None))
+
     def draw(place: str) -> None:
-        s = sampler(network().to(place), device=place, graph="step")
+        s = sampler(network().to(place), slow, device=place, graph="step")
         found.append(s.run(range(4)).cpu())
 
     def read() -> None:
