@@ -351,12 +351,15 @@ def test_no_garbage_is_collected_while_a_graph_is_recorded(fake):
 def test_threads_capture_one_at_a_time_and_others_may_go_on(fake):
     """Two capture at once, a third reads values on the host all the time."""
     expected, found, done = sampler(network(), device="cpu").run(range(4)), [], threading.Event()
+    together, nets = threading.Barrier(2), {f"cuda:{k}": network().to(f"cuda:{k}") for k in range(2)}
 
     def slow(u: torch.Tensor) -> None:
-        time.sleep(0.02 * (fake.capturing is not None))
+        graph = fake.capturing
+        time.sleep(0.05 * (graph is not None and graph.thread == threading.get_ident()))
 
     def draw(place: str) -> None:
-        s = sampler(network().to(place), slow, device=place, graph="step")
+        s = sampler(nets[place], slow, device=place, graph="step")
+        together.wait(60)
         found.append(s.run(range(4)).cpu())
 
     def read() -> None:
