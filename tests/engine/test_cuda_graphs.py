@@ -353,12 +353,8 @@ def test_threads_capture_one_at_a_time_and_others_may_go_on(fake):
     expected, found, done = sampler(network(), device="cpu").run(range(4)), [], threading.Event()
     together, nets = threading.Barrier(2), {f"cuda:{k}": network().to(f"cuda:{k}") for k in range(2)}
 
-    def slow(u: torch.Tensor) -> None:
-        graph = fake.capturing
-        time.sleep(0.05 * (graph is not None and graph.thread == threading.get_ident()))
-
     def draw(place: str) -> None:
-        s = sampler(nets[place], slow, device=place, graph="step")
+        s = sampler(nets[place], device=place, graph="step")
         together.wait(60)
         found.append(s.run(range(4)).cpu())
 
@@ -378,6 +374,29 @@ def test_threads_capture_one_at_a_time_and_others_may_go_on(fake):
     reader.join(60)
     assert len(found) == 2
     assert all(torch.equal(x, expected) for x in found)
+    undisturbed(fake)
+
+
+def test_a_second_capture_waits_for_the_first(fake):
+    xs, together, done = [torch.zeros(1, device=f"cuda:{k}") for k in range(2)], threading.Barrier(2), []
+
+    def record(x: torch.Tensor) -> None:
+        def work() -> None:
+            x.add_(1.0)
+            graph = fake.capturing
+            time.sleep(0.1 * (graph is not None and graph.thread == threading.get_ident()))
+
+        recorder = cuda_graphs.CudaGraphs(x.device)
+        together.wait(60)
+        recorder.record(x.zero_, work)()
+        done.append(x.item())
+
+    threads = [threading.Thread(target=record, args=(x,)) for x in xs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == [1.0, 1.0]
     undisturbed(fake)
 
 
