@@ -177,11 +177,7 @@ class Graphed:
         loop = self.loop  # and not what holds the recordings, which hold this: their memory ends with the last user
 
         def reset() -> None:
-<<<<<<< HEAD
-            self.loop.point(segment.start)
-=======
-            loop.row.fill_(segment.start)
->>>>>>> capture
+            loop.point(segment.start)
 
         def work() -> None:
             outputs: Outputs = (None, None)
