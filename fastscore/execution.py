@@ -53,7 +53,8 @@ class Execution:
             and "own".
         backend: of the fused row: "auto", "reference", "cpp" or "triton"; see ops/backend.py.
         graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or "auto", which times
-            them on the first batch and keeps the fastest. There are none on a CPU.
+            them on the first batch and keeps the fastest. Of an adaptive solver or a likelihood a tick is one ("step"),
+            of Picard a sweep. There are none on a CPU, and none with a guide.
 
     Raises:
         ValueError: a value outside these ranges, or two that exclude each other.

@@ -162,9 +162,8 @@ def check_together(execution: Execution, parallel: bool, guided: bool, start: st
     if execution.graph not in GRAPHS:
         return
     graph = f"graph = {execution.graph!r}"
-    if adaptive:
-        raise ValueError(f"{graph} captures rows, which an adaptive solver has not; use graph='auto'")
-    if parallel:
-        raise ValueError(f"{graph} captures rows in order; leave it or parallel out")
+    if execution.graph == "loop" and (adaptive or parallel):
+        what = "an adaptive solver takes as many steps" if adaptive else "Picard takes as many sweeps"
+        raise ValueError(f"{graph} captures all rows at once, and {what} as it needs; use graph='auto' or 'step'")
     if guided:
         raise ValueError(f"{graph}: a guide is Python that may differentiate; use graph='auto' or 'off'")
