@@ -109,7 +109,7 @@ def test_rows_that_are_not_chosen_cost_no_copy(monkeypatch):
     sampler.run(range(20), log=fs.Log(Heard(), rows=(2, 4)))
     assert asked == [[2, 4], [], []] and seen == [2, 4]
     graph = SimpleNamespace(run=lambda: asked.append("graph") or loop.result())
-    vars(sampler.engine)["captured"] = (graph, {})
+    vars(sampler.engine)["captured"] = graph
     asked.clear()
     sampler.run(range(20), log=fs.Log(Heard(), rows=(2, 4)))
     assert asked == [[2, 4], "graph", "graph"]  # after the first micro-batch it runs as without a callback
