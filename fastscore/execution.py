@@ -51,9 +51,9 @@ class Execution:
             and check it against itself (fastscore.prepare); "compile" runs it through torch.compile as one graph,
             "regional" block by block.
         backend: of the fused row: "auto", "reference", "cpp" or "triton"; see ops/backend.py.
-        graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or "auto", which times
-            them on the first batch and keeps the fastest. Of an adaptive solver or a likelihood a tick is one ("step"),
-            of Picard a sweep. There are none on a CPU, and none with a guide.
+        graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all; up to 50,000 kernels), or
+            "auto": "step", and the plain loop with a warning where the network cannot be captured. Of an adaptive
+            solver or a likelihood a tick is one ("step"), of Picard a sweep. None on a CPU, and none with a guide.
 
     Raises:
         ValueError: a value outside these ranges, or two that exclude each other.

@@ -201,8 +201,8 @@ class Sampler:
     def warm_up(self, **fields: Unpack[RequestFields]) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
 
-        Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s``, ``graph`` (the mode that will run),
-        and ``off_s``, ``step_s``, ``loop_s`` where they were timed. Arguments as for ``run``, where a guide needs them.
+        Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s`` and ``graph`` (the mode that will run).
+        Arguments as for ``run``, where a guide needs them.
         """
         example = {"init": torch.zeros(self.model.shape)} if self.start != "prior" else {}
         fields = cast(RequestFields, example | ({"labels": 0} if self.model.classes else {}) | fields)

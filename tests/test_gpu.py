@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from fastscore.engine.adaptive.lanes import POLL
 from fastscore.engine.picard import Picard
 from fastscore.flow import ProbabilityFlow
 from fastscore.joint import JointSampler
+from fastscore.model.analytic import by_name, mixture, score_model
 from fastscore.model.joint import JointModel, Part
 from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import resolve
@@ -149,3 +153,89 @@ def test_graph_memory_is_released():
 def test_selfcheck():
     device = torch.device("cuda")
     assert len(list(selfcheck.checks(device, resolve("triton", device)))) == 14
+
+
+def conv(**kw) -> tuple[torch.nn.Module, Sampler]:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3, padding=1))
+    net = net.to("cuda").eval()
+    return net, of(net, **kw)
+
+
+def of(net, act=id, **kw) -> Sampler:
+    def call(u, t, cond):
+        act(u)
+        return net(u)
+
+    m = ScoreModel(call, (3, 16, 16), EDM(), Parametrization("edm", "log_sigma/4"), modules=(net,))
+    return Sampler(m, grid=karras(8), batch=8, **kw)
+
+
+def test_a_recording_outlives_what_a_service_does():
+    """The cache is emptied, other samplers come and go, another thread replays, inference mode is on."""
+    net, s = conv(graph="step")
+    expected = s.run(range(8))
+    torch.cuda.empty_cache()
+    torch.full((64 << 20,), torch.nan, device="cuda")  # what had been freed holds this now
+    assert torch.equal(s.run(range(8)), expected)
+    for _ in range(40):
+        of(net, graph="step").run(range(8))
+    torch.cuda.empty_cache()
+    assert torch.equal(s.run(range(8)), expected)
+    with torch.inference_mode():
+        assert torch.equal(s.run(range(8)), expected)
+    with ThreadPoolExecutor(2) as pool:
+        assert torch.equal(pool.submit(s.run, range(8)).result(), expected)
+        both = [pool.submit(of(net, graph="step").run, range(8)) for _ in range(2)]  # two capture
+        assert all(torch.equal(x.result(), expected) for x in both)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_a_network_that_cannot_be_captured_leaves_the_process_as_it_was():
+    """Told before a capture, or by one that breaks."""
+    net, good = conv(graph="step")
+    expected = good.run(range(8))
+    constant = torch.ones(16, 16)
+    for act in (
+        lambda u: u.sum().item(),
+        lambda u: u.nonzero(),
+        lambda u: constant.to(u.device),
+        lambda u: torch.tensor([1.0, 2.0], device=u.device),
+        lambda u: torch.cuda.current_stream().query(),
+    ):
+        with pytest.warns(UserWarning, match="no CUDA graph"):
+            assert torch.equal(of(net, act).run(range(8)), expected)
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+        assert torch.equal(good.run(range(8)), expected)
+        assert torch.equal(of(net, graph="step").run(range(8)), expected)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def test_weights_that_were_replaced_are_not_read_any_more():
+    net, s = conv(graph="step")
+    old = s.run(range(8))
+    net[0].weight.data = net[0].weight.data * 2.0
+    torch.cuda.empty_cache()
+    assert torch.equal(s.run(range(8)), of(net, graph="off").run(range(8)))
+    net[0] = torch.nn.Conv2d(3, 8, 3, padding=1).to("cuda")
+    assert torch.equal(s.run(range(8)), of(net, graph="off").run(range(8)))
+    assert not torch.equal(s.run(range(8)), old)
+
+
+def test_garbage_that_piles_up_ends_no_capture():
+    net, s = conv(graph="off")
+    expected, before = s.run(range(8)), gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for graph in ("step", "loop"):
+            assert torch.equal(of(net, graph=graph).run(range(8)), expected)
+    finally:
+        gc.set_threshold(*before)
+    assert gc.isenabled()
+
+
+def test_exact_models_are_captured():
+    for model in (score_model(mixture()), by_name("moons")):
+        fast = Sampler(model, steps=8, batch=16, device="cuda", graph="step")
+        torch.testing.assert_close(fast.run(range(16)).cpu(), Sampler(model, steps=8, batch=16).run(range(16)))

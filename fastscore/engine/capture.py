@@ -171,13 +171,15 @@ class Graphed:
         self.capture_s = time.perf_counter() - start
 
     def _work(self, segment: Segment) -> tuple[Work, Work]:
+        loop = self.loop  # and not what holds the recordings, which hold this: their memory ends with the last user
+
         def reset() -> None:
-            self.loop.row.fill_(segment.start)
+            loop.row.fill_(segment.start)
 
         def work() -> None:
             outputs: Outputs = (None, None)
-            for kind in self.loop.kinds[segment.start : segment.start + segment.length]:
-                outputs = self.loop.advance(kind, outputs)
+            for kind in loop.kinds[segment.start : segment.start + segment.length]:
+                outputs = loop.advance(kind, outputs)
 
         return reset, work
 
