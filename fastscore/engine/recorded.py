@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, TypeVar
+from weakref import WeakMethod
 
 import torch
 
@@ -98,8 +99,8 @@ class Repeated:
         """Return what does the work, recorded now if it must be.
 
         Args:
-            work: changes what outlives it where it lies, and makes the same calls whatever it finds.
-            reset: puts its buffers back, before each trial of it.
+            work: a method that changes what outlives it where it lies, and makes the same calls whatever it finds.
+            reset: a method that puts its buffers back, before each trial of it.
             made: as for Recorded.
 
         Raises:
@@ -113,7 +114,7 @@ class Repeated:
         start = time.perf_counter()
         try:
             with torch.no_grad():
-                return recorder.record(reset, work)
+                return recorder.record(_unheld(reset), _unheld(work))
         except Exception as error:  # of a network, of a compiler, of torch: whatever it is, nothing was recorded
             reason = first_reason(error)
             if self.graph != "auto":
@@ -124,3 +125,15 @@ class Repeated:
             return None
         finally:
             self.capture_s = time.perf_counter() - start
+
+
+def _unheld(method: Work) -> Work:
+    """Return a method that does not hold its object: that one holds the recording, which holds this, and ends it."""
+    weak = WeakMethod(method)
+
+    def call() -> None:
+        bound = weak()
+        assert bound is not None
+        bound()
+
+    return call
