@@ -1,0 +1,182 @@
+"""Which requests share lanes, and so every call of the network: all that one call can serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscore.engine.adaptive.run import AdaptiveBatches
+from fastscore.engine.capture import CudaGraphs
+from fastscore.engine.request import Request
+from fastscore.engine.row_lanes import RowLanes
+from fastscore.engine.selfcheck import trusted
+from fastscore.engine.step_lanes import StepLanes
+from fastscore.errors import short
+from fastscore.execution import Execution
+from fastscore.guidance.chain import parts_of
+from fastscore.model.condition_shapes import Condition, tensors_of
+from fastscore.model.score import ScoreModel
+from fastscore.network.prepare import prepare
+from fastscore.network.surroundings import undisturbed
+from fastscore.solvers.adaptive import GottaGoFast
+
+KEPT = 8  # groups that nobody is in, whose buffers wait for the next request of their kind
+
+
+@dataclass(eq=False)
+class Group:
+    """Lanes, and whose samples are in them.
+
+    Attributes:
+        kind: what its requests have in common. networks: what its calls evaluate.
+        held: of each lane in use: the job, and the position of the sample in its request.
+    """
+
+    lanes: RowLanes | StepLanes
+    kind: tuple[Any, ...]
+    networks: tuple[object, ...]
+    count: int
+    held: dict[int, tuple[Any, int]] = field(default_factory=dict)
+
+    def free(self) -> list[int]:
+        """Return the lanes that are free, the first ones first."""
+        return [lane for lane in range(self.count) if lane not in self.held]
+
+
+class Groups:
+    """The groups of one network.
+
+    Args:
+        model: the score model.
+        asked: how it is computed.
+    """
+
+    def __init__(self, model: ScoreModel, asked: Execution) -> None:
+        self.model, self.asked = model, asked
+        self.groups: list[Group] = []
+        self._prepared: dict[int, tuple[ScoreModel, ScoreModel]] = {}
+        self.execution, self.net_dtype = asked.around(*model.networks)
+        self.ops = trusted(self.execution)
+
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """Whatever the groups evaluate, each once."""
+        return tuple({id(net): net for group in self.groups for net in group.networks}.values())
+
+    def release(self) -> None:
+        """Free lanes and prepared networks."""
+        self.groups, self._prepared = [], {}
+
+    def check(self, sampler: Any, idle: bool) -> None:
+        """Raise ValueError unless the samples of a sampler can be in these lanes.
+
+        Args:
+            idle: whether no request is under way, so that lanes can follow a network that was moved or cast.
+        """
+        if not isinstance(getattr(sampler, "settings", None), dict) or "solver" not in sampler.settings:
+            raise ValueError(f"sampler = {short(sampler)} must be a fastscore.Sampler: what is drawn, and by what steps")
+        if sampler.model is not self.model:
+            raise ValueError(
+                "this sampler has another model than the engine; make one engine for each model, and samplers of that "
+                "very ScoreModel"
+            )
+        now = self.asked.around(*self.model.networks)
+        if now != (self.execution, self.net_dtype):
+            if not idle:
+                raise ValueError("the network was moved or cast while requests are under way; wait for them first")
+            self.release()
+            (self.execution, self.net_dtype), self.ops = now, trusted(now[0])
+        for name in ("device", "batch", "dtype", "network", "backend"):
+            own, other = getattr(self.execution, name), getattr(sampler.execution, name)
+            if own != other:
+                raise ValueError(f"this sampler has {name} = {other}, the engine {own}; give both the same")
+        if sampler.parallel is not None:
+            raise ValueError("parallel: a window of steps fills lanes of its own; leave it out, lanes fill up anyway")
+        norms = {row.langevin.norm for row in sampler.plan.rows if row.langevin} if sampler.plan is not None else set()
+        if norms & {"batch", "tutorial"}:
+            raise ValueError(
+                f"norm = {min(norms & {'batch', 'tutorial'})!r} ties the samples of a batch together, and here they are "
+                "each other's company by chance; use Langevin(norm='sample')"
+            )
+        for part in parts_of(sampler.guide):
+            if getattr(part, "remembers", False):
+                raise ValueError(f"{type(part).__name__}: momentum is kept for one batch at a time; set it to 0")
+        if sampler.plan is not None and self.model.projection is not None:
+            raise ValueError(
+                f"projection: {type(self.model.projection).__name__} is applied by Sampler.run or an adaptive solver; "
+                "an engine has no lanes of plans for it"
+            )
+
+    def check_request(self, sampler: Any, request: Request) -> None:
+        """Raise ValueError for what a request gives its samples and lanes do not take."""
+        if request.noise is not None:
+            raise ValueError("noise: recorded noise is for Sampler.run; leave it out")
+        if request.known is not None and isinstance(sampler.solver, GottaGoFast):
+            raise ValueError("known: this solver integrates the SDE, whose noise known data would need along the way")
+
+    def of(self, sampler: Any, request: Request) -> Group:
+        """Return the group that a request belongs to; made if there is none, in place of one that nobody is in."""
+        kind = _kind(sampler, request)
+        for group in self.groups:
+            if _same(group.kind, kind):
+                return group
+        empty = [group for group in self.groups if not group.held]
+        for group in empty[: max(0, len(empty) - KEPT + 1)]:
+            self.groups.remove(group)
+        with undisturbed(self.execution.dtype, self.execution.place):
+            lanes = self._steps(sampler) if sampler.plan is None else self._rows(sampler)
+        networks = (*self._ready(sampler.model).networks, *self._ready(sampler.second).networks, sampler.guide)
+        self.groups.append(Group(lanes, kind, networks, self.execution.batch))
+        return self.groups[-1]
+
+    def _ready(self, model: ScoreModel) -> ScoreModel:
+        """Return a model as it runs."""
+        if id(model) not in self._prepared:
+            run = self.execution
+            self._prepared[id(model)] = model, prepare(model, run.batch, run.device, run.network)
+        return self._prepared[id(model)][1]
+
+    def _rows(self, sampler: Any) -> RowLanes:
+        run = self.execution
+        captured = run.place.type == "cuda" and run.graph != "off" and sampler.guide is None
+        return RowLanes(
+            self._ready(sampler.model), self._ready(sampler.second), run, self.ops, self.net_dtype, sampler.guide,
+            CudaGraphs(run.place) if captured else None,
+        )  # fmt: skip
+
+    def _steps(self, sampler: Any) -> StepLanes:
+        model, second = self._ready(sampler.model), self._ready(sampler.second)
+        return StepLanes(
+            AdaptiveBatches(
+                model, sampler.schedule, sampler.solver, sampler.grid, self.execution, self.ops, self.net_dtype, second,
+                sampler.guidance, sampler.guide, sampler.start,
+            )  # fmt: skip
+        )
+
+
+def _kind(sampler: Any, request: Request) -> tuple[Any, ...]:
+    """Return what requests of one group have in common."""
+    given = [_form(v) for v in (request.y, *request.guide)]
+    conditions = [_form(cond) for cond in request.told]
+    if sampler.plan is None:
+        known = request.known is not None
+        return "steps", sampler.settings, known, given, conditions
+    plusplus = sampler.guide is not None and sampler.bound.plusplus
+    others = [form for form in conditions[1:] if form not in ([], conditions[0])]
+    return "rows", id(sampler.second), sampler.guide, plusplus, given, conditions[0], others
+
+
+def _form(value: Condition | Tensor) -> list[tuple[torch.dtype, torch.Size]]:
+    """Return dtypes and shapes of what one sample is given."""
+    return [(v.dtype, v.shape[1:]) for v in tensors_of(value)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two are equal; no where that cannot be said, as of tensors."""
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError, TypeError):
+        return False

@@ -1,0 +1,335 @@
+"""Continuous batching of plans: samples in lanes, each at its own row of its own plan.
+
+One tick evaluates the network once for all lanes, each at its own noise level, and then does the rows up to the next
+evaluation. A sample enters by the rows ahead of its first evaluation, and leaves when its plan ends; the host knows
+when, so that nothing is read from the device in between. Rows of one form (see ``Act``) are one call, whatever their
+numbers; where a tick has several forms, each lane keeps what its own made of it. So a sample sees the very operations
+that it would see alone, and has their bits whatever company it is in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastscore.engine.base import base_at, columns
+from fastscore.engine.capture import Recorder
+from fastscore.engine.plan_table import Act, Call, Entry, PlanTable
+from fastscore.engine.request import Request, finite
+from fastscore.errors import NonFiniteError
+from fastscore.execution import Execution
+from fastscore.guidance.denoiser import Denoiser, Guide, Level
+from fastscore.guidance.mixture import BoundPlan
+from fastscore.guidance.per_sample import with_lines
+from fastscore.kernels import abi
+from fastscore.model.condition_shapes import Condition, Several, Told, each, tensors_of
+from fastscore.model.score import ScoreModel, evaluate
+from fastscore.network.prepared import Prepared
+from fastscore.ops.backend import Ops
+from fastscore.ops.noise import NoiseKey
+from fastscore.ops.update import KnownRow
+
+Tick = tuple[tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
+GRAPHS = 32  # recorded ticks, each of another set of forms
+
+
+class RowLanes:
+    """Lanes of samples whose plans are rows.
+
+    Args:
+        model, second: the networks as they run.
+        execution: device, lanes (its batch) and state dtype.
+        ops: the backend. net_dtype: of the networks' inputs.
+        guide: what changes the estimates of all lanes, or None.
+        recorder: of ticks, to be replayed; None to do each anew.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        second: ScoreModel,
+        execution: Execution,
+        ops: Ops,
+        net_dtype: torch.dtype,
+        guide: Guide | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.model, self.second, self.ops, self.guide, self.recorder = model, second, ops, guide, recorder
+        self.device, self.dtype, self.lanes = execution.place, execution.dtype, execution.batch
+        self.d = math.prod(model.shape)
+        self.plans = PlanTable(model, second, self.dtype, self.device)
+        self.at: dict[int, tuple[Entry, int]] = {}  # of each lane in use: its plan, and the number of its evaluation
+        self.x, self.scratch = self._zeros(self.d), self._zeros(abi.WIDTH)
+        self.u, self.hist = self._zeros(self.d, dtype=net_dtype), self._zeros(self.d)[None, :0].expand(0, -1, -1)
+        self.hist = torch.zeros(0, self.lanes, self.d, dtype=self.dtype, device=self.device)
+        self.row, self.idx, self.bad, seed, ids = (self._zeros(dtype=torch.int64) for _ in range(5))
+        self.key, self.valid = NoiseKey(seed, ids), torch.ones_like(self.x[:, 0])
+        self.index = torch.arange(self.lanes, device=self.device)
+        self.first: Condition = None
+        self.others: list[Condition] = []
+        self.away: Condition = None
+        self.known = self.mask = self.y = None
+        self.lines: tuple[Tensor, ...] = ()
+        self.denoiser = Denoiser(model, second, net_dtype)
+        self.replays: dict[Tick, Callable[[], None]] = {}
+        self.made = 0  # as in ``plans``, of what the replays know
+
+    def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.zeros(self.lanes, *shape, dtype=dtype or self.dtype, device=self.device)
+
+    @torch.no_grad()
+    def enter(self, lanes: Sequence[int], bound: BoundPlan, part: Request) -> list[int]:
+        """Put samples into free lanes, a line of ``part`` each; return those whose plan has no evaluation."""
+        entry = self.plans.add(bound, part.known is not None)
+        if len(self.hist) < self.plans.slots:
+            hist = self.hist.new_zeros(self.plans.slots, *self.x.shape)
+            hist[: len(self.hist)] = self.hist
+            self.hist, self.made = hist, -1
+        at = torch.tensor(lanes, device=self.device)
+        x, hist, u = self._opened(entry, part)
+        self.x[at], self.u[at], self.hist[: len(hist), at] = x, u, hist
+        self.key.ids[at], self.key.seed[at], self.bad[at] = part.key.ids, part.key.seed, -1
+        self._tell(at, bound, part)
+        for lane in lanes:
+            self.at[lane] = entry, 0
+        self.row[at] = entry.first + len(entry.kinds)
+        return [] if entry.stretches else list(lanes)
+
+    def _opened(self, entry: Entry, part: Request) -> tuple[Tensor, Tensor, Tensor]:
+        """Return state, history and next input of new samples: the rows ahead of the first evaluation are done."""
+        n, plan = len(part), entry.bound.plan
+        x = torch.zeros(n, self.d, dtype=self.dtype, device=self.device)
+        hist, u = x.new_zeros(plan.slots, n, self.d), torch.zeros_like(x, dtype=self.u.dtype)
+        first = plan.rows[0]
+        if first.a and part.init is not None:
+            x.copy_(part.init)
+        law = base_at(self.model, plan.schedule, first.t) if first.a and not first.noisy and first.draw == 0 else None
+        if law is not None:
+            mean, std = columns(law, self.model.shape, x)
+            z = part.prior.normal(torch.zeros(1, dtype=torch.int64, device=self.device), self.d, self.dtype)
+            torch.addcmul(mean, std, z, out=x)
+        table = self.plans.columns
+        for k, kind in enumerate(entry.kinds):
+            idx = torch.full((n,), entry.first + k, device=self.device)
+            key, known = part.prior if kind.first else part.key, None
+            if part.known is not None and part.mask is not None:
+                known = KnownRow(part.known.to(self.dtype).contiguous(), part.mask.contiguous(), table.known, idx, key)
+            self.ops.update(x, None, hist, table.table, idx, key if kind.noisy else None, known=known, out_u=u)
+        return x, hist, u
+
+    def _tell(self, at: Tensor, bound: BoundPlan, part: Request) -> None:
+        """Give lanes the conditions of their new samples, their known data and what is the guide's."""
+        own, guidance, negative = part.cond, bound.guidance, part.negative
+        away = negative if negative is not None or guidance is None else guidance.null_condition(self.model, own)
+        self.first = self._filled(self.first, own, at)
+        self.away = self._filled(self.away, own if guidance is None else away, at)
+        self.others += [None] * (len(part.others) - len(self.others))
+        for k, other in enumerate(part.others):
+            self.others[k] = self._filled(self.others[k], other, at)
+        for name, values in (("known", part.known), ("mask", part.mask), ("y", part.y)):
+            if values is not None:
+                values = values.to(self.dtype) if name == "known" else values
+                setattr(self, name, self._filled(getattr(self, name), values, at))
+        self.mask = None if self.mask is None else self.mask
+        self.lines = self.lines or tuple(self._zeros(*v.shape[1:], dtype=v.dtype) for v in part.guide)
+        for line, values in zip(self.lines, part.guide, strict=True):
+            line[at] = values
+
+    def _filled(self, buffer: Condition, values: Condition, at: Tensor) -> Condition:
+        """Return a buffer of all lanes, made if there is none, with values in some of them."""
+        if values is None:
+            return buffer
+        if buffer is None:
+            buffer, self.made = each(lambda v: self._zeros(*v.shape[1:], dtype=v.dtype), values), -1
+        for own, new in zip(tensors_of(buffer), tensors_of(values), strict=True):
+            own[at] = new
+        return buffer
+
+    @torch.no_grad()
+    def tick(self) -> list[int]:
+        """Evaluate every lane once, and do its rows up to the next evaluation; return the lanes that are done."""
+        tick = self._forms()
+        if self.recorder is None:
+            self._do(tick)
+        else:
+            self._replay(tick, self.recorder)
+        done = []
+        for lane, (entry, k) in self.at.items():
+            self.at[lane] = entry, k + 1
+            if k + 1 == len(entry.stretches):
+                done.append(lane)
+        return done
+
+    def _forms(self) -> Tick:
+        """Return the forms of a tick: numbers of its calls, and row by row those of its acts, and if all have a row."""
+        calls, acts = set[int](), list[dict[int, int]]()
+        for entry, k in self.at.values():
+            stretch = entry.stretches[k]
+            calls.add(stretch.call)
+            for j, act in enumerate(stretch.acts):
+                if j == len(acts):
+                    acts.append({})
+                acts[j][act] = acts[j].get(act, 0) + 1
+        rows = tuple((tuple(sorted(forms)), sum(forms.values()) == len(self.at)) for forms in acts)
+        return tuple(sorted(calls)), rows
+
+    def _replay(self, tick: Tick, recorder: Recorder) -> None:
+        """Do a tick as it was recorded; record it first if it has not been."""
+        if self.made != self.plans.made:
+            self.replays.clear()
+            self.made = self.plans.made
+        if tick not in self.replays:
+            if len(self.replays) >= GRAPHS:
+                self.replays.pop(next(iter(self.replays)))
+            moving = (self.x, self.u, self.hist, self.row, self.bad)
+            before = [v.clone() for v in moving]
+
+            def reset() -> None:
+                for own, v in zip(moving, before, strict=True):
+                    own.copy_(v)
+
+            self.replays[tick] = recorder.record(reset, lambda: self._do(tick))
+            reset()
+        self.replays[tick]()
+
+    def _do(self, tick: Tick) -> None:
+        """Do a tick, reading nothing but what lies on the device."""
+        (numbers, acts), table = tick, self.plans.columns
+        calls = [(k, self.plans.calls[k]) for k in numbers]
+        F, F2 = self._evaluate(calls) if self.guide is None else self._guided(calls)
+        length = table.length.index_select(0, self.row)
+        for j, (forms, everyone) in enumerate(acts):
+            torch.mul(self.row + j, j < length, out=self.idx)
+            if len(forms) == 1 and everyone:
+                self._act(self.plans.acts[forms[0]], F, F2, self.x, self.hist, self.u)
+                continue
+            before, of = (self.x, self.hist, self.u), table.act.index_select(0, self.idx)[:, None]
+            after = [v.clone() for v in before]
+            for k in forms:
+                x, hist, u = (v.clone() for v in before)
+                self._act(self.plans.acts[k], F, F2, x, hist, u)
+                for own, v in zip(after, (x, hist, u), strict=True):
+                    torch.where(of == k, v, own, out=own)
+            for own, v in zip(before, after, strict=True):
+                own.copy_(v)
+        lost = (self.bad < 0) & ~torch.isfinite(self.x).all(1)
+        torch.where(lost, self.row, self.bad, out=self.bad)
+        self.row.add_(length)
+
+    def _act(self, act: Act, F: Tensor | None, F2: Tensor | None, x: Tensor, hist: Tensor, u: Tensor) -> None:
+        """Do rows of one form in all lanes, each at its ``idx``."""
+        F, F2 = F if act.network else None, F2 if act.second else None
+        columns, key, known = self.plans.columns, self.key, None
+        table, idx = columns.table, self.idx
+        if act.norm is not None:
+            self.ops.langevin(x, F, table, idx, key, self.scratch, act.norm, self.valid, F2=F2)
+            table, idx = self.scratch, self.index
+        if act.known and self.known is not None and self.mask is not None:
+            known = KnownRow(self.known, self.mask, columns.known, self.idx, key)
+        noise = key if act.noisy else None
+        self.ops.update(x, F, hist[: act.slots], table, idx, noise, F2=F2, known=known, out_u=u)
+
+    def _told(self, call: Call, at: Tensor | None) -> Told:
+        """Return what the first output of some lanes is evaluated with; None for all lanes."""
+        if not call.terms:
+            return self.first
+        return Several((self.first, *self.others[: len(call.terms) - 1]), call.terms, at)
+
+    def _evaluate(self, calls: list[tuple[int, Call]]) -> tuple[Tensor | None, Tensor | None]:
+        """Return F and F2 of every lane, [lanes, D]; where a lane calls the second network alone, F is of that."""
+        table, F, F2 = self.plans.columns, None, None
+        of = table.call.index_select(0, self.row)
+        label, shape = table.labels.index_select(0, self.row), (self.lanes, *self.model.shape)
+        firsts = [(k, call) for k, call in calls if not call.alone]
+        sums = {call.terms for _, call in firsts if call.terms}
+        for terms in sums or ({()} if firsts else set()):
+            everyone = len(sums) == 1 and all(call.terms for _, call in firsts)
+            at = None if everyone else self._among(of, [k for k, call in firsts if call.terms == terms])
+            # Outside of ``at`` it is what the samples' own condition says.
+            G = self._output(self.model, self.u.view(shape), label, self._told(Call(False, False, terms), at))
+            F = G if F is None or at is None else torch.where(at[:, None], G, F)
+        if any(call.mixed or call.alone for _, call in calls):
+            u2 = table.c_in2.index_select(0, self.row)[:, None] * self.x
+            label = table.labels2.index_select(0, self.row)
+            F2 = self._output(self.second, u2.to(self.u.dtype).view(shape), label, self._second)
+            alone = [k for k, call in calls if call.alone]
+            F = F2 if F is None else torch.where(self._among(of, alone)[:, None], F2, F) if alone else F
+        return F, F2
+
+    def _guided(self, calls: list[tuple[int, Call]]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the guide's estimates and, where there are two, the other one, [lanes, D] each."""
+        table, x = self.plans.columns, self.x.view(self.lanes, *self.model.shape)
+        of, level = (v.index_select(0, self.row) for v in (table.call, table.levels))
+        guide = with_lines(self.guide, len(self.model.shape), self.lines)
+        F = F2 = None
+        for k, call in calls:
+            denoise = self.denoiser.at(Level(*level.unbind(1)), call.mixed, self._told(call, None), self._second)
+            if call.alone:
+                D = free = denoise.of_second(x)
+            else:
+                D, free = denoise.guided(guide, x, self.y)
+                free = denoise.of_second(x) if call.mixed and self.plusplus else free
+            at = (of == k)[:, None]
+            F, F2 = (v if own is None else torch.where(at, v, own) for v, own in ((D, F), (free, F2)))
+        return F, F2
+
+    @property
+    def plusplus(self) -> bool:
+        """Whether samples are guided by CFG++; those of one guide all are, or none."""
+        return any(entry.bound.plusplus for entry, _ in self.at.values())
+
+    @property
+    def _second(self) -> Condition:
+        """The condition of the second network."""
+        return self.away if self.second.classes or self.second.cond_shape is not None else None
+
+    def _among(self, of: Tensor, numbers: list[int]) -> Tensor:
+        at = torch.zeros_like(of, dtype=torch.bool)
+        for k in numbers:
+            at = at | (of == k)
+        return at
+
+    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Told) -> Tensor:
+        """Return a network's output, [lanes, D]; lanes behind the last in use repeat one that is computed."""
+        count = self.lanes if self.recorder is not None else 1 + max(self.at, default=0)
+        needed = model.net.needed(count) if isinstance(model.net, Prepared) else self.lanes
+        if needed >= self.lanes:
+            return evaluate(model, u, label, cond)
+        F = evaluate(model, u[:needed], label[:needed], each(lambda v: v[:needed], cond))
+        return torch.cat([F, F[-1:].expand(self.lanes - needed, -1)])
+
+    def leave(self, lanes: Sequence[int]) -> tuple[Tensor, list[Exception | None]]:
+        """Take samples out of lanes; return them, [n, *shape], and what is wrong with each."""
+        at = torch.tensor(lanes, device=self.device)
+        x, bad = self.x[at], [None] * len(lanes)
+        errors: list[Exception | None] = list(bad)
+        if not finite(x):
+            lost = (~torch.isfinite(x).all(1)).tolist()
+            for k, (lane, row, sample) in enumerate(
+                zip(lanes, self.bad[at].tolist(), self.key.ids[at].tolist(), strict=True)
+            ):
+                errors[k] = self._lost(lane, row, sample) if lost[k] else None
+        self.clear(lanes)
+        return x.view(-1, *self.model.shape), errors
+
+    def _lost(self, lane: int, row: int, sample: int) -> NonFiniteError:
+        entry, _ = self.at[lane]
+        k = max(row - entry.first, 0)
+        t = entry.bound.plan.rows[k].t
+        return NonFiniteError(
+            f"id {sample} is NaN or Inf at row {k} (t = {t:.6g}, {self.dtype}); the network's output or the step is "
+            "not finite there"
+        )
+
+    def clear(self, lanes: Sequence[int]) -> None:
+        """Empty lanes: they wait at row 0, with a state that any network can read."""
+        at = torch.tensor(lanes, device=self.device)
+        for v in (self.x, self.u, self.row):
+            v[at] = 0
+        self.hist[:, at] = 0.0
+        for lane in lanes:
+            del self.at[lane]

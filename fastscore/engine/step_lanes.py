@@ -1,0 +1,70 @@
+"""Continuous batching of requests to one adaptive solver: its lanes, which samples of any request enter and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastscore.engine.adaptive.lanes import POLL
+from fastscore.engine.adaptive.run import AdaptiveBatches
+from fastscore.engine.request import Request
+from fastscore.guidance.mixture import BoundPlan
+from fastscore.model.condition_shapes import each
+from fastscore.model.projection import onto
+
+
+class StepLanes:
+    """Lanes of samples that choose their own steps; entered, driven and left as those of rows are.
+
+    Args:
+        batches: the solver and its lanes, which nobody else runs.
+    """
+
+    def __init__(self, batches: AdaptiveBatches) -> None:
+        self.batches, self.lanes, self.at, self.begun = batches, batches.lanes, set[int](), False
+
+    @torch.no_grad()
+    def enter(self, lanes: Sequence[int], bound: BoundPlan | None, part: Request) -> list[int]:
+        """Put samples into free lanes, a line of ``part`` each; none of them is done at once."""
+        field = self.batches.field
+        if not self.begun:
+            field.begin(part)
+        field.request, self.begun = part, True
+        states = self.batches.begin(0, len(part))
+        self.lanes._enter(torch.tensor(lanes), torch.arange(len(part)), states, part.key)
+        self.at |= set(lanes)
+        return []
+
+    def tick(self) -> list[int]:
+        """Evaluate every lane a few times; return the lanes that are done."""
+        for _ in range(POLL):
+            self.lanes._tick()
+        live = self.lanes.live.tolist()
+        return [lane for lane in sorted(self.at) if not live[lane]]
+
+    @torch.no_grad()
+    def leave(self, lanes: Sequence[int]) -> tuple[Tensor, list[Exception | None]]:
+        """Take samples out of lanes; return them, [n, *shape], and what is wrong with each."""
+        batches, at, errors = self.batches, self._index(lanes), list[Exception | None]()
+        for lane in at:
+            try:
+                self.lanes._raise_faults(lane[None])
+                errors.append(None)
+            except ArithmeticError as error:
+                errors.append(error)
+        (y, k), (state, change) = self.lanes.buffer[:2, at], batches.output
+        x = state * y + change * k if change else state * y
+        if batches.field.projects:
+            x = onto(batches.model, x, each(lambda v: v[at], batches.field.conditions.first), batches.alpha_end)
+        self.clear(lanes)
+        return x.view(-1, *batches.model.shape), errors
+
+    def clear(self, lanes: Sequence[int]) -> None:
+        """Empty lanes."""
+        self.lanes.live[self._index(lanes)] = False
+        self.at -= set(lanes)
+
+    def _index(self, lanes: Sequence[int]) -> Tensor:
+        return torch.tensor(lanes, device=self.lanes.index.device)
