@@ -87,13 +87,16 @@ class Handle(Future[Tensor]):
 
 @dataclass(eq=False)
 class Job:
-    """A request under way: how many of its samples have entered lanes, hold one, and are done."""
+    """A request under way: how many of its samples have entered lanes, hold one, and are done.
+
+    ``order`` says which one comes first; see Engine.
+    """
 
     handle: Handle
     request: Request
     sampler: Any
     group: Group
-    order: int
+    order: tuple[int, int]
     entered: int = 0
     held: int = 0
     done: int = 0
@@ -109,8 +112,9 @@ class Engine:
         x = a.result()
 
     A tick evaluates the network once, at ``batch`` lines, each sample at its own row; a sample that is done leaves its
-    lane to the next one. Lanes go to the request that holds the fewest, the earlier one first, so that none waits for
-    all of a large one. A sample is the one that ``sampler.run`` draws, to the bit, where the network's rounding does
+    lane to the next one. Lanes go to the request that holds the fewest, so that none waits for all of a large one; then
+    to the one that came first, where each evaluation of a plan counts as a tick that it came earlier: those that take
+    longest begin first, and lanes run empty together. A sample is the one that ``sampler.run`` draws, to the bit, where the network's rounding does
     not depend on a line's place in the batch.
 
     It starts no thread: who waits for a handle, or reads ``stream``, does the work of all. ``start`` gives it one.
@@ -179,8 +183,9 @@ class Engine:
             group, known = self.groups.of(sampler, request), self._turn
             if known is None or known.networks != self.groups.networks:
                 self._turn = Turn(*self.groups.networks, execution=self.groups.execution)
-            self._jobs.append(Job(handle, request, sampler, group, self._orders))
             self._orders += 1
+            length = 0 if sampler.plan is None else sum(row.evaluate for row in sampler.plan.rows)
+            self._jobs.append(Job(handle, request, sampler, group, (self.ticks - length, self._orders)))
             self._changed.notify_all()
         return handle
 
