@@ -98,8 +98,8 @@ def study(n: int, batch: int, rounds: int, guided: int = 0) -> dict[str, Any]:
 def table(run: dict[str, Any]) -> str:
     """Return the table of one run."""
     lines = [
-        f"{run['cases'][0]['requests']} requests of one sample each, 8 to 50 evaluations, {', '.join(SOLVERS)}; bundled "
-        f"model of Fashion-MNIST. Every sample equals that of its own run, to the bit. {headline(run['env'])}.",
+        f"{run['cases'][0]['requests']} requests of one sample each, 8 to 50 evaluations, {', '.join(SOLVERS)}; the "
+        f"bundled model of Fashion-MNIST. Every sample equals that of its own run, to the bit. {headline(run['env'])}.",
         "",
         "| batch | guided | evaluations | ticks | engine | one run | alone | engine / one run | engine / alone |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -110,9 +110,7 @@ def table(run: dict[str, Any]) -> str:
             f"**{r['p50']:.2f}** ({r['p20']:.2f} .. {r['p80']:.2f})" for r in (case["to_one_run"], case["to_alone"])
         )
         share = f"1 of {case['guided']}" if case["guided"] else "none"
-        lines.append(
-            f"| {case['batch']} | {share} | {case['evaluations']} | {case['ticks']} | {rates} | {ratios} |"
-        )
+        lines.append(f"| {case['batch']} | {share} | {case['evaluations']} | {case['ticks']} | {rates} | {ratios} |")
     return "\n".join([*lines, "", "Rates are network evaluations of real samples a second."])
 
 
@@ -122,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num", type=int, default=64, help="requests")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="lanes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--guided", type=int, nargs="+", default=[0], help="every so manieth request is guided; 0: none")
+    parser.add_argument("--guided", type=int, nargs="+", default=[0], help="one request of so many; 0: none")
     parser.add_argument("--quick", action="store_true", help="see that it works; figures mean nothing")
     parser.add_argument("--table", action="store_true", help="only write the table of the last record")
     args = parser.parse_args(arguments)

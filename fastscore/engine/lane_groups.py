@@ -70,6 +70,10 @@ class Groups:
         """Free lanes and prepared networks."""
         self.groups, self._prepared = [], {}
 
+    def drop(self, group: Group) -> None:
+        """Forget a group, whose state is of no use any more."""
+        self.groups = [other for other in self.groups if other is not group]
+
     def check(self, sampler: Any, idle: bool) -> None:
         """Raise ValueError unless the samples of a sampler can be in these lanes.
 
@@ -77,7 +81,9 @@ class Groups:
             idle: whether no request is under way, so that lanes can follow a network that was moved or cast.
         """
         if not isinstance(getattr(sampler, "settings", None), dict) or "solver" not in sampler.settings:
-            raise ValueError(f"sampler = {short(sampler)} must be a fastscore.Sampler: what is drawn, and by what steps")
+            raise ValueError(
+                f"sampler = {short(sampler)} must be a fastscore.Sampler, which has the steps"
+            )
         if sampler.model is not self.model:
             raise ValueError(
                 "this sampler has another model than the engine; make one engine for each model, and samplers of that "
@@ -95,11 +101,12 @@ class Groups:
                 raise ValueError(f"this sampler has {name} = {other}, the engine {own}; give both the same")
         if sampler.parallel is not None:
             raise ValueError("parallel: a window of steps fills lanes of its own; leave it out, lanes fill up anyway")
-        norms = {row.langevin.norm for row in sampler.plan.rows if row.langevin} if sampler.plan is not None else set()
-        if norms & {"batch", "tutorial"}:
+        rows = () if sampler.plan is None else sampler.plan.rows
+        tied = {row.langevin.norm for row in rows if row.langevin} & {"batch", "tutorial"}
+        if tied:
             raise ValueError(
-                f"norm = {min(norms & {'batch', 'tutorial'})!r} ties the samples of a batch together, and here they are "
-                "each other's company by chance; use Langevin(norm='sample')"
+                f"norm = {min(tied)!r} ties the samples of a batch together, and here they are each other's company by "
+                "chance; use Langevin(norm='sample')"
             )
         for part in parts_of(sampler.guide):
             if getattr(part, "remembers", False):
@@ -149,12 +156,11 @@ class Groups:
 
     def _steps(self, sampler: Any) -> StepLanes:
         model, second = self._ready(sampler.model), self._ready(sampler.second)
-        return StepLanes(
-            AdaptiveBatches(
-                model, sampler.schedule, sampler.solver, sampler.grid, self.execution, self.ops, self.net_dtype, second,
-                sampler.guidance, sampler.guide, sampler.start,
-            )  # fmt: skip
-        )
+        batches = AdaptiveBatches(
+            model, sampler.schedule, sampler.solver, sampler.grid, self.execution, self.ops, self.net_dtype, second,
+            sampler.guidance, sampler.guide, sampler.start,
+        )  # fmt: skip
+        return StepLanes(batches)
 
 
 def _kind(sampler: Any, request: Request) -> tuple[Any, ...]:

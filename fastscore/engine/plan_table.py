@@ -67,7 +67,7 @@ class Entry:
         first: number of its first row.
         kinds: of the rows ahead of the first evaluation.
         stretches: of its evaluations, in order.
-        users: how many samples wait for it or are on their way.
+        users: how many lanes are at its rows.
     """
 
     bound: BoundPlan
@@ -172,9 +172,7 @@ class PlanTable:
         def column(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-        acts = [
-            _number(self.acts, Act(k.network, k.second, k.noisy, k.norm, plan.slots, entry.known)) for k in kinds
-        ]
+        acts = [_number(self.acts, Act(k.network, k.second, k.noisy, k.norm, plan.slots, entry.known)) for k in kinds]
         calls, length = [-1] * len(kinds), [0] * len(kinds)
         for start, end in pairwise([*starts, len(kinds)]):
             kind = kinds[start]
@@ -203,9 +201,7 @@ def kinds_of(bound: BoundPlan) -> tuple[Kind, ...]:
     kinds[0] = replace(kinds[0], first=True)
     if bound.guided:
         both = zip(kinds, bound.plan.rows, bound.x0, strict=True)
-        kinds = [
-            replace(kind, mixed=row.calls == "F, F2" or x0.q2 != 0.0, terms=x0.terms) for kind, row, x0 in both
-        ]
+        kinds = [replace(kind, mixed=row.calls == "F, F2" or x0.q2 != 0.0, terms=x0.terms) for kind, row, x0 in both]
     return tuple(kinds)
 
 

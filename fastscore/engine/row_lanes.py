@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastscore.engine.base import base_at, columns
 from fastscore.engine.capture import Recorder
+from fastscore.engine.lane_inputs import LaneInputs
 from fastscore.engine.plan_table import Act, Call, Entry, PlanTable
 from fastscore.engine.request import Request, finite
 from fastscore.errors import NonFiniteError
@@ -26,7 +27,7 @@ from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
-from fastscore.model.condition_shapes import Condition, Several, Told, each, tensors_of
+from fastscore.model.condition_shapes import Told, each
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network.prepared import Prepared
 from fastscore.ops.backend import Ops
@@ -63,40 +64,38 @@ class RowLanes:
         self.d = math.prod(model.shape)
         self.plans = PlanTable(model, second, self.dtype, self.device)
         self.at: dict[int, tuple[Entry, int]] = {}  # of each lane in use: its plan, and the number of its evaluation
-        self.x, self.scratch = self._zeros(self.d), self._zeros(abi.WIDTH)
-        self.u, self.hist = self._zeros(self.d, dtype=net_dtype), self._zeros(self.d)[None, :0].expand(0, -1, -1)
-        self.hist = torch.zeros(0, self.lanes, self.d, dtype=self.dtype, device=self.device)
+        self.x, self.scratch, self.u = self._zeros(self.d), self._zeros(abi.WIDTH), self._zeros(self.d, dtype=net_dtype)
+        self.hist = self.x.new_zeros(0, *self.x.shape)
         self.row, self.idx, self.bad, seed, ids = (self._zeros(dtype=torch.int64) for _ in range(5))
         self.key, self.valid = NoiseKey(seed, ids), torch.ones_like(self.x[:, 0])
         self.index = torch.arange(self.lanes, device=self.device)
-        self.first: Condition = None
-        self.others: list[Condition] = []
-        self.away: Condition = None
-        self.known = self.mask = self.y = None
-        self.lines: tuple[Tensor, ...] = ()
+        self.inputs = LaneInputs(model, second, self.lanes)
         self.denoiser = Denoiser(model, second, net_dtype)
         self.replays: dict[Tick, Callable[[], None]] = {}
-        self.made = 0  # as in ``plans``, of what the replays know
+        self.made = 0, 0, 0  # what the replays know: how often plans, inputs and history were made
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(self.lanes, *shape, dtype=dtype or self.dtype, device=self.device)
 
     @torch.no_grad()
-    def enter(self, lanes: Sequence[int], bound: BoundPlan, part: Request) -> list[int]:
+    def enter(self, lanes: Sequence[int], bound: BoundPlan | None, part: Request) -> list[int]:
         """Put samples into free lanes, a line of ``part`` each; return those whose plan has no evaluation."""
+        assert bound is not None
+        if part.known is not None and part.mask is not None:
+            part = replace(part, known=part.known.to(self.dtype).contiguous(), mask=part.mask.contiguous())
         entry = self.plans.add(bound, part.known is not None)
         if len(self.hist) < self.plans.slots:
             hist = self.hist.new_zeros(self.plans.slots, *self.x.shape)
             hist[: len(self.hist)] = self.hist
-            self.hist, self.made = hist, -1
+            self.hist = hist
         at = torch.tensor(lanes, device=self.device)
         x, hist, u = self._opened(entry, part)
         self.x[at], self.u[at], self.hist[: len(hist), at] = x, u, hist
         self.key.ids[at], self.key.seed[at], self.bad[at] = part.key.ids, part.key.seed, -1
-        self._tell(at, bound, part)
-        for lane in lanes:
-            self.at[lane] = entry, 0
+        self.inputs.take(at, part, bound.guidance)
         self.row[at] = entry.first + len(entry.kinds)
+        self.at |= dict.fromkeys(lanes, (entry, 0))
+        entry.users += len(lanes)
         return [] if entry.stretches else list(lanes)
 
     def _opened(self, entry: Entry, part: Request) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,37 +116,9 @@ class RowLanes:
             idx = torch.full((n,), entry.first + k, device=self.device)
             key, known = part.prior if kind.first else part.key, None
             if part.known is not None and part.mask is not None:
-                known = KnownRow(part.known.to(self.dtype).contiguous(), part.mask.contiguous(), table.known, idx, key)
+                known = KnownRow(part.known, part.mask, table.known, idx, key)
             self.ops.update(x, None, hist, table.table, idx, key if kind.noisy else None, known=known, out_u=u)
         return x, hist, u
-
-    def _tell(self, at: Tensor, bound: BoundPlan, part: Request) -> None:
-        """Give lanes the conditions of their new samples, their known data and what is the guide's."""
-        own, guidance, negative = part.cond, bound.guidance, part.negative
-        away = negative if negative is not None or guidance is None else guidance.null_condition(self.model, own)
-        self.first = self._filled(self.first, own, at)
-        self.away = self._filled(self.away, own if guidance is None else away, at)
-        self.others += [None] * (len(part.others) - len(self.others))
-        for k, other in enumerate(part.others):
-            self.others[k] = self._filled(self.others[k], other, at)
-        for name, values in (("known", part.known), ("mask", part.mask), ("y", part.y)):
-            if values is not None:
-                values = values.to(self.dtype) if name == "known" else values
-                setattr(self, name, self._filled(getattr(self, name), values, at))
-        self.mask = None if self.mask is None else self.mask
-        self.lines = self.lines or tuple(self._zeros(*v.shape[1:], dtype=v.dtype) for v in part.guide)
-        for line, values in zip(self.lines, part.guide, strict=True):
-            line[at] = values
-
-    def _filled(self, buffer: Condition, values: Condition, at: Tensor) -> Condition:
-        """Return a buffer of all lanes, made if there is none, with values in some of them."""
-        if values is None:
-            return buffer
-        if buffer is None:
-            buffer, self.made = each(lambda v: self._zeros(*v.shape[1:], dtype=v.dtype), values), -1
-        for own, new in zip(tensors_of(buffer), tensors_of(values), strict=True):
-            own[at] = new
-        return buffer
 
     @torch.no_grad()
     def tick(self) -> list[int]:
@@ -179,9 +150,10 @@ class RowLanes:
 
     def _replay(self, tick: Tick, recorder: Recorder) -> None:
         """Do a tick as it was recorded; record it first if it has not been."""
-        if self.made != self.plans.made:
+        made = self.plans.made, self.inputs.made, len(self.hist)
+        if self.made != made:
             self.replays.clear()
-            self.made = self.plans.made
+            self.made = made
         if tick not in self.replays:
             if len(self.replays) >= GRAPHS:
                 self.replays.pop(next(iter(self.replays)))
@@ -228,16 +200,10 @@ class RowLanes:
         if act.norm is not None:
             self.ops.langevin(x, F, table, idx, key, self.scratch, act.norm, self.valid, F2=F2)
             table, idx = self.scratch, self.index
-        if act.known and self.known is not None and self.mask is not None:
-            known = KnownRow(self.known, self.mask, columns.known, self.idx, key)
+        if act.known and self.inputs.known is not None and self.inputs.mask is not None:
+            known = KnownRow(self.inputs.known, self.inputs.mask, columns.known, self.idx, key)
         noise = key if act.noisy else None
         self.ops.update(x, F, hist[: act.slots], table, idx, noise, F2=F2, known=known, out_u=u)
-
-    def _told(self, call: Call, at: Tensor | None) -> Told:
-        """Return what the first output of some lanes is evaluated with; None for all lanes."""
-        if not call.terms:
-            return self.first
-        return Several((self.first, *self.others[: len(call.terms) - 1]), call.terms, at)
 
     def _evaluate(self, calls: list[tuple[int, Call]]) -> tuple[Tensor | None, Tensor | None]:
         """Return F and F2 of every lane, [lanes, D]; where a lane calls the second network alone, F is of that."""
@@ -250,12 +216,12 @@ class RowLanes:
             everyone = len(sums) == 1 and all(call.terms for _, call in firsts)
             at = None if everyone else self._among(of, [k for k, call in firsts if call.terms == terms])
             # Outside of ``at`` it is what the samples' own condition says.
-            G = self._output(self.model, self.u.view(shape), label, self._told(Call(False, False, terms), at))
+            G = self._output(self.model, self.u.view(shape), label, self.inputs.told(terms, at))
             F = G if F is None or at is None else torch.where(at[:, None], G, F)
         if any(call.mixed or call.alone for _, call in calls):
             u2 = table.c_in2.index_select(0, self.row)[:, None] * self.x
             label = table.labels2.index_select(0, self.row)
-            F2 = self._output(self.second, u2.to(self.u.dtype).view(shape), label, self._second)
+            F2 = self._output(self.second, u2.to(self.u.dtype).view(shape), label, self.inputs.away)
             alone = [k for k, call in calls if call.alone]
             F = F2 if F is None else torch.where(self._among(of, alone)[:, None], F2, F) if alone else F
         return F, F2
@@ -264,14 +230,16 @@ class RowLanes:
         """Return the guide's estimates and, where there are two, the other one, [lanes, D] each."""
         table, x = self.plans.columns, self.x.view(self.lanes, *self.model.shape)
         of, level = (v.index_select(0, self.row) for v in (table.call, table.levels))
-        guide = with_lines(self.guide, len(self.model.shape), self.lines)
+        guide = with_lines(self.guide, len(self.model.shape), self.inputs.lines)
         F = F2 = None
         for k, call in calls:
-            denoise = self.denoiser.at(Level(*level.unbind(1)), call.mixed, self._told(call, None), self._second)
+            denoise = self.denoiser.at(
+                Level(*level.unbind(1)), call.mixed, self.inputs.told(call.terms), self.inputs.away
+            )
             if call.alone:
                 D = free = denoise.of_second(x)
             else:
-                D, free = denoise.guided(guide, x, self.y)
+                D, free = denoise.guided(guide, x, self.inputs.y)
                 free = denoise.of_second(x) if call.mixed and self.plusplus else free
             at = (of == k)[:, None]
             F, F2 = (v if own is None else torch.where(at, v, own) for v, own in ((D, F), (free, F2)))
@@ -281,11 +249,6 @@ class RowLanes:
     def plusplus(self) -> bool:
         """Whether samples are guided by CFG++; those of one guide all are, or none."""
         return any(entry.bound.plusplus for entry, _ in self.at.values())
-
-    @property
-    def _second(self) -> Condition:
-        """The condition of the second network."""
-        return self.away if self.second.classes or self.second.cond_shape is not None else None
 
     def _among(self, of: Tensor, numbers: list[int]) -> Tensor:
         at = torch.zeros_like(of, dtype=torch.bool)
@@ -305,8 +268,7 @@ class RowLanes:
     def leave(self, lanes: Sequence[int]) -> tuple[Tensor, list[Exception | None]]:
         """Take samples out of lanes; return them, [n, *shape], and what is wrong with each."""
         at = torch.tensor(lanes, device=self.device)
-        x, bad = self.x[at], [None] * len(lanes)
-        errors: list[Exception | None] = list(bad)
+        x, errors = self.x[at], list[Exception | None]([None] * len(lanes))
         if not finite(x):
             lost = (~torch.isfinite(x).all(1)).tolist()
             for k, (lane, row, sample) in enumerate(
@@ -332,4 +294,4 @@ class RowLanes:
             v[at] = 0
         self.hist[:, at] = 0.0
         for lane in lanes:
-            del self.at[lane]
+            self.at.pop(lane)[0].users -= 1
