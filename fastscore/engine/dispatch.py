@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.score import ScoreModel
+
+AHEAD = 4  # batches of samples that may enter before one whose turn it is
 
 
 class Promise(Future[Tensor]):
@@ -39,7 +40,7 @@ class Job:
 
     Attributes:
         bound: the plan; None of an adaptive solver.
-        order: which request comes first, where two hold as many lanes.
+        length: evaluations of the plan; 0 of an adaptive solver. place: how many samples were asked for before.
     """
 
     handle: Promise
@@ -47,7 +48,8 @@ class Job:
     request: Request
     bound: BoundPlan | None
     group: Group
-    order: tuple[int, int]
+    length: int
+    place: int
     entered: int = 0
     held: int = 0
     done: int = 0
@@ -64,7 +66,7 @@ class Dispatch:
     def __init__(self, model: ScoreModel, asked: Execution, changed: threading.Condition) -> None:
         self.model, self.groups, self.changed = model, Groups(model, asked), changed
         self.jobs: list[Job] = []
-        self.ticks = self.count = 0
+        self.ticks = self.come = self.entered = 0
 
     def check(self, sampler: Any) -> None:
         """Raise ValueError unless the samples of a sampler can be in these lanes."""
@@ -77,10 +79,15 @@ class Dispatch:
             run = self.groups.execution
             handle.set_result(torch.empty(0, *self.model.shape, dtype=run.dtype, device=run.place))
             return
-        group, self.count = self.groups.of(sampler, request), self.count + 1
+        group = self.groups.of(sampler, request)
         length = 0 if sampler.plan is None else sum(row.evaluate for row in sampler.plan.rows)
-        order = self.ticks - length, self.count
-        self.jobs.append(Job(handle, sampler, request, sampler.bound, group, order))
+        self.jobs.append(Job(handle, sampler, request, sampler.bound, group, length, self.come))
+        self.come += len(request)
+
+    def begin(self) -> None:
+        """Take notice of what has changed in networks; called where a turn begins, in its surroundings."""
+        for group in self.groups.groups:
+            group.lanes.begin()
 
     def tick(self) -> None:
         """Let samples enter, evaluate the lanes of each group, and let those samples leave that are done."""
@@ -88,9 +95,10 @@ class Dispatch:
             jobs = list(self.jobs)
         for job in [job for job in jobs if job.handle.done()]:  # cancelled
             self._end(job)
+            jobs.remove(job)
         for group in dict.fromkeys(job.group for job in jobs):
             try:
-                for job, lanes in _shares(group, [job for job in jobs if job.group is group]):
+                for job, lanes in self._shares(group, [job for job in jobs if job.group is group]):
                     self._enter(group, job, lanes)
                 if group.held:
                     self.ticks += 1
@@ -101,6 +109,26 @@ class Dispatch:
                     raise
         with self.changed:
             self.changed.notify_all()
+
+    def _shares(self, group: Group, jobs: list[Job]) -> list[tuple[Job, list[int]]]:
+        """Return which requests get which free lanes: each goes to the one that holds fewest; see Engine."""
+
+        def turn(job: Job) -> tuple[bool, int, int]:
+            late = job.place + job.entered + AHEAD * group.count <= self.entered
+            return not late, 0 if late else -job.length, job.place
+
+        waiting = [(job.held, turn(job), job) for job in jobs if job.entered < len(job.request)]
+        heapq.heapify(waiting)
+        shares: dict[Job, list[int]] = {}
+        for lane in group.free() if waiting else ():
+            held, order, job = waiting[0]
+            lanes = shares.setdefault(job, [])
+            lanes.append(lane)
+            if job.entered + len(lanes) < len(job.request):
+                heapq.heapreplace(waiting, (held + 1, order, job))
+            elif not (heapq.heappop(waiting) and waiting):
+                break
+        return list(shares.items())
 
     def _enter(self, group: Group, job: Job, lanes: list[int]) -> None:
         """Put the next samples of a request into lanes; what goes wrong is that request's alone."""
@@ -113,6 +141,7 @@ class Dispatch:
         for lane, k in zip(lanes, positions, strict=True):
             group.held[lane] = job, k
         job.entered, job.held = positions.stop, job.held + len(lanes)
+        self.entered += len(lanes)
         self._leave(group, done)
 
     def _leave(self, group: Group, lanes: list[int]) -> None:
@@ -149,6 +178,7 @@ class Dispatch:
             if job not in self.jobs:
                 return
             self.jobs.remove(job)
+            self.entered += len(job.request) - job.entered
             if handle.done():
                 return
             handle.set_running_or_notify_cancel()
@@ -170,19 +200,3 @@ class Dispatch:
                 job.group = self.groups.of(job.sampler, job.request)
             except Exception as again:
                 self._end(job, again)
-
-
-def _shares(group: Group, jobs: Iterable[Job]) -> list[tuple[Job, list[int]]]:
-    """Return which requests get which free lanes: each goes to the one that holds fewest, the earlier one first."""
-    waiting = [(job.held, job.order, job) for job in jobs if job.entered < len(job.request) and not job.handle.done()]
-    heapq.heapify(waiting)
-    shares: dict[Job, list[int]] = {}
-    for lane in group.free() if waiting else ():
-        held, order, job = waiting[0]
-        lanes = shares.setdefault(job, [])
-        lanes.append(lane)
-        if job.entered + len(lanes) < len(job.request):
-            heapq.heapreplace(waiting, (held + 1, order, job))
-        elif not (heapq.heappop(waiting) and waiting):
-            break
-    return list(shares.items())

@@ -81,9 +81,7 @@ class Groups:
             idle: whether no request is under way, so that lanes can follow a network that was moved or cast.
         """
         if not isinstance(getattr(sampler, "settings", None), dict) or "solver" not in sampler.settings:
-            raise ValueError(
-                f"sampler = {short(sampler)} must be a fastscore.Sampler, which has the steps"
-            )
+            raise ValueError(f"sampler = {short(sampler)} must be a fastscore.Sampler, which has the steps")
         if sampler.model is not self.model:
             raise ValueError(
                 "this sampler has another model than the engine; make one engine for each model, and samplers of that "

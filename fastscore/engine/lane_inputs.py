@@ -53,7 +53,7 @@ class LaneInputs:
         self.lines = tuple(self._filled(line, v, at) for line, v in zip(lines, part.guide, strict=True))
 
     def told(self, terms: tuple[float, ...], at: Tensor | None = None) -> Told:
-        """Return what the first output is evaluated with; a sum by ``terms``, if there are some, of lanes ``at`` or all."""
+        """Return what the first output is evaluated with; by ``terms``, if there are, a sum, in lanes ``at`` or all."""
         if not terms:
             return self.first
         return Several((self.first, *self.others[: len(terms) - 1]), terms, at)

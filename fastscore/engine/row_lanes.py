@@ -10,7 +10,7 @@ that it would see alone, and has their bits whatever company it is in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from fastscore.engine.base import base_at, columns
 from fastscore.engine.capture import Recorder
 from fastscore.engine.lane_inputs import LaneInputs
 from fastscore.engine.plan_table import Act, Call, Entry, PlanTable
+from fastscore.engine.replays import Replays
 from fastscore.engine.request import Request, finite
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution
@@ -35,7 +36,6 @@ from fastscore.ops.noise import NoiseKey
 from fastscore.ops.update import KnownRow
 
 Tick = tuple[tuple[int, ...], tuple[tuple[tuple[int, ...], bool], ...]]
-GRAPHS = 32  # recorded ticks, each of another set of forms
 
 
 class RowLanes:
@@ -59,7 +59,7 @@ class RowLanes:
         guide: Guide | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self.model, self.second, self.ops, self.guide, self.recorder = model, second, ops, guide, recorder
+        self.model, self.second, self.ops, self.guide = model, second, ops, guide
         self.device, self.dtype, self.lanes = execution.place, execution.dtype, execution.batch
         self.d = math.prod(model.shape)
         self.plans = PlanTable(model, second, self.dtype, self.device)
@@ -71,8 +71,7 @@ class RowLanes:
         self.index = torch.arange(self.lanes, device=self.device)
         self.inputs = LaneInputs(model, second, self.lanes)
         self.denoiser = Denoiser(model, second, net_dtype)
-        self.replays: dict[Tick, Callable[[], None]] = {}
-        self.made = 0, 0, 0  # what the replays know: how often plans, inputs and history were made
+        self.replays = Replays(recorder)
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(self.lanes, *shape, dtype=dtype or self.dtype, device=self.device)
@@ -124,10 +123,9 @@ class RowLanes:
     def tick(self) -> list[int]:
         """Evaluate every lane once, and do its rows up to the next evaluation; return the lanes that are done."""
         tick = self._forms()
-        if self.recorder is None:
-            self._do(tick)
-        else:
-            self._replay(tick, self.recorder)
+        made = self.plans.made, self.inputs.made, len(self.hist)
+        moving = (self.x, self.u, self.hist, self.row, self.bad)
+        self.replays.do(tick, made, moving, lambda: self._do(tick))
         done = []
         for lane, (entry, k) in self.at.items():
             self.at[lane] = entry, k + 1
@@ -148,25 +146,9 @@ class RowLanes:
         rows = tuple((tuple(sorted(forms)), sum(forms.values()) == len(self.at)) for forms in acts)
         return tuple(sorted(calls)), rows
 
-    def _replay(self, tick: Tick, recorder: Recorder) -> None:
-        """Do a tick as it was recorded; record it first if it has not been."""
-        made = self.plans.made, self.inputs.made, len(self.hist)
-        if self.made != made:
-            self.replays.clear()
-            self.made = made
-        if tick not in self.replays:
-            if len(self.replays) >= GRAPHS:
-                self.replays.pop(next(iter(self.replays)))
-            moving = (self.x, self.u, self.hist, self.row, self.bad)
-            before = [v.clone() for v in moving]
-
-            def reset() -> None:
-                for own, v in zip(moving, before, strict=True):
-                    own.copy_(v)
-
-            self.replays[tick] = recorder.record(reset, lambda: self._do(tick))
-            reset()
-        self.replays[tick]()
+    def begin(self) -> None:
+        """Take notice of what has changed in the networks; called where a turn begins."""
+        self.replays.begin(*self.model.networks, *self.second.networks)
 
     def _do(self, tick: Tick) -> None:
         """Do a tick, reading nothing but what lies on the device."""
@@ -258,7 +240,7 @@ class RowLanes:
 
     def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Told) -> Tensor:
         """Return a network's output, [lanes, D]; lanes behind the last in use repeat one that is computed."""
-        count = self.lanes if self.recorder is not None else 1 + max(self.at, default=0)
+        count = self.lanes if self.replays.recorder is not None else 1 + max(self.at, default=0)
         needed = model.net.needed(count) if isinstance(model.net, Prepared) else self.lanes
         if needed >= self.lanes:
             return evaluate(model, u, label, cond)

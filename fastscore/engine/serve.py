@@ -91,9 +91,9 @@ class Engine:
 
     A tick evaluates the network once, at ``batch`` lines, each sample at its own row; a sample that is done leaves its
     lane to the next one. Lanes go to the request that holds the fewest, so that none waits for all of a large one; then
-    to the one that came first, where each evaluation of a plan counts as a tick that it came earlier: those that take
-    longest begin first, and lanes run empty together. A sample is the one that ``sampler.run`` draws, to the bit, if
-    the network's rounding does not depend on a line's place in the batch.
+    to the longest plan, so that lanes run empty together; but to the one that came first once four times ``batch``
+    samples have entered since its turn. A sample is the one that ``sampler.run`` draws, to the bit, if the network's
+    rounding does not depend on a line's place in the batch.
 
     It starts no thread: who waits for a handle, or reads ``stream``, does the work of all. ``start`` gives it one.
     All methods may be called from any thread. Requests that cannot share a call of the network (an adaptive solver has
@@ -266,6 +266,7 @@ class Engine:
         """Do some ticks, in the surroundings of a run; this thread is the one that drives."""
         try:
             with self._turn.surroundings():
+                self._dispatch.begin()
                 for _ in range(TURN):
                     self._dispatch.tick()
                     if until() or not self._dispatch.jobs or (end is not None and time.monotonic() >= end):

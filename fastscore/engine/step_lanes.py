@@ -37,6 +37,9 @@ class StepLanes:
         self.at |= set(lanes)
         return []
 
+    def begin(self) -> None:
+        """Called where a turn begins."""
+
     def tick(self) -> list[int]:
         """Evaluate every lane a few times; return the lanes that are done."""
         for _ in range(POLL):
