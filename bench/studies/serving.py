@@ -5,8 +5,9 @@
 
 The bundled model of Fashion-MNIST, one sample a request. "one run" is a Sampler that draws as many samples with the
 mean number of steps, at the same micro-batch: no engine can be faster. "alone" is what a service without batching does,
-one run after the other at batch 1. Rates are network evaluations of real samples a second: empty lanes and padding
-count for nothing. Before anything is timed every sample of the engine equals that of its own run, to the bit.
+one run after the other at batch 1; every fourth request is timed so. Rates are network evaluations of real samples a
+second: empty lanes and padding count for nothing. Before anything is timed, samples of the engine equal those of their
+own runs at its batch, to the bit: those of every eighth request.
 """
 
 from __future__ import annotations
@@ -69,18 +70,17 @@ def study(n: int, batch: int, rounds: int, guided: int = 0) -> dict[str, Any]:
     total = sum(one.evaluations for one in requests)
     one_run = fs.Sampler(model, solver="dpmpp-2m", steps=round(total / n), batch=batch)
     assert one_run.plan is not None
-    single = [fs.Sampler(model, **{**one.sampler.settings, "execution": None}, batch=1) for one in requests]
-    expected = torch.cat([one.sampler.run([one.id], labels=one.label) for one in requests])
-    ticks = engine.ticks
-    equal = torch.equal(served(engine, requests), expected)
-    ticks = engine.ticks - ticks
-    if not equal:
+    some, looked_at = requests[::4], requests[::8]
+    single = [fs.Sampler(model, **{**one.sampler.settings, "execution": None}, batch=1) for one in some]
+    expected = torch.cat([one.sampler.run([one.id], labels=one.label) for one in looked_at])
+    samples, ticks = served(engine, requests), engine.ticks
+    if not torch.equal(samples[::8], expected):
         raise common.RedGate("samples of the engine differ from those of their own runs")
-    evaluations = {"engine": total, "one run": n * one_run.plan.nfe, "alone": total}
+    evaluations = {"engine": total, "one run": n * one_run.plan.nfe, "alone": sum(one.evaluations for one in some)}
     variants = {
         "engine": lambda: served(engine, requests),
         "one run": lambda: one_run.run(range(n), labels=[k % model.classes for k in range(n)]),
-        "alone": lambda: [s.run([one.id], labels=one.label) for s, one in zip(single, requests, strict=True)],
+        "alone": lambda: [s.run([one.id], labels=one.label) for s, one in zip(single, some, strict=True)],
     }
     seconds = common.paired(variants, common.HostClock(), rounds, 0.0)
     rates = {name: [evaluations[name] / s for s in values] for name, values in seconds.items()}
@@ -89,7 +89,7 @@ def study(n: int, batch: int, rounds: int, guided: int = 0) -> dict[str, Any]:
         return common.spread([a / b for a, b in zip(rates["engine"], rates[other], strict=True)])
 
     return {
-        "requests": n, "batch": batch, "guided": guided, "evaluations": total, "ticks": ticks, "equal_bits": equal,
+        "requests": n, "batch": batch, "guided": guided, "evaluations": total, "ticks": ticks,
         "evaluations_per_s": {name: common.spread(values) for name, values in rates.items()},
         "to_one_run": ratio("one run"), "to_alone": ratio("alone"),
     }  # fmt: skip
@@ -99,7 +99,7 @@ def table(run: dict[str, Any]) -> str:
     """Return the table of one run."""
     lines = [
         f"{run['cases'][0]['requests']} requests of one sample each, 8 to 50 evaluations, {', '.join(SOLVERS)}; the "
-        f"bundled model of Fashion-MNIST. Every sample equals that of its own run, to the bit. {headline(run['env'])}.",
+        f"bundled model of Fashion-MNIST. Samples equal those of their own runs, to the bit. {headline(run['env'])}.",
         "",
         "| batch | guided | evaluations | ticks | engine | one run | alone | engine / one run | engine / alone |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=64, help="requests")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="lanes")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="in which each way is timed once")
     parser.add_argument("--guided", type=int, nargs="+", default=[0], help="one request of so many; 0: none")
     parser.add_argument("--quick", action="store_true", help="see that it works; figures mean nothing")
     parser.add_argument("--table", action="store_true", help="only write the table of the last record")

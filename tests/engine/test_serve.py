@@ -60,7 +60,8 @@ FACTS = {
     "threshold": {"solver": fs.DDIM(), "steps": 6, "guide": fs.DynamicThreshold(0.5, 0.2)},
     "rule": {"steps": 6, "guidance": fs.Guidance(3.0, (0.1, 5.0)), "guide": fs.APG(0.2, 0.1)},
     "rule, cfg++": {
-        "solver": fs.DDIM(), "steps": 6, "guidance": fs.Guidance(0.6, (0.1, 2.0), rule="cfg++"), "guide": fs.APG(0.2, 0.1),
+        "solver": fs.DDIM(), "steps": 6, "guide": fs.APG(0.2, 0.1),
+        "guidance": fs.Guidance(0.6, (0.1, 2.0), rule="cfg++"),
     },
     "adaptive": {"solver": fs.BogackiShampine(0.1, 0.1)},
     "adaptive, noisy": {"solver": fs.GottaGoFast(1.0, 1.0)},
@@ -158,8 +159,8 @@ def test_models_of_other_kinds():
     columns = {"transform": Affine((1.0, 0.0, -2.0), (2.0, 1.0, 0.5)), "base": Affine((0.1, 0.0, 0.3), (1.5, 1.2, 1.0))}
     for one in (model(**columns), model(**{**columns, "base": None})):
         check(fs.Engine(one, batch=B, dtype=torch.float64), [
-            (sampler(name, one, dtype=torch.float64, **settings), {"ids": [k, 9, 7], "seed": k, **asked})
-            for name, settings, asked in (("sde", {}, {}), ("data", {}, {"init": torch.ones(SHAPE)}), ("multistep", {}, {}))
+            (sampler(name, one, dtype=torch.float64), {"ids": [k, 9, 7], "seed": k, **asked})
+            for name, asked in (("sde", {}), ("data", {"init": torch.ones(SHAPE)}), ("multistep", {}))
             for k in range(2)
         ])  # fmt: skip
 
@@ -479,7 +480,7 @@ def test_every_solver_has_the_bits_that_it_has_alone():
     from fastscore.solvers.names import SOLVERS
 
     samplers = {}
-    for name in SOLVERS:
+    for name in [name for name in SOLVERS if name != "none"]:
         try:
             samplers[name] = fs.Sampler(MODEL, solver=name, steps=6, batch=B)
         except ValueError:
