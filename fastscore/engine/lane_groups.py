@@ -109,11 +109,6 @@ class Groups:
         for part in parts_of(sampler.guide):
             if getattr(part, "remembers", False):
                 raise ValueError(f"{type(part).__name__}: momentum is kept for one batch at a time; set it to 0")
-        if sampler.plan is not None and self.model.projection is not None:
-            raise ValueError(
-                f"projection: {type(self.model.projection).__name__} is applied by Sampler.run or an adaptive solver; "
-                "an engine has no lanes of plans for it"
-            )
 
     def check_request(self, sampler: Any, request: Request) -> None:
         """Raise ValueError for what a request gives its samples and lanes do not take."""

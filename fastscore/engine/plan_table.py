@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.kind import Kind, labels_of
+from fastscore.engine.subspace import places
 from fastscore.guidance.denoiser import Level
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.kernels import abi
@@ -93,6 +94,8 @@ class Columns:
     c_in2: Tensor
     known: Tensor
     levels: Tensor  # of a guide
+    alpha: Tensor  # of the next row, and the data in both outputs, of a model with a projection
+    weights: Tensor
     length: Tensor  # rows of the stretch that begins here
     act: Tensor
     call: Tensor
@@ -135,7 +138,9 @@ class PlanTable:
 
         labels, labels2 = (zeros(*([2] if m.two_times else [])) for m in (self.model, self.second))
         whole = (zeros(dtype=torch.int64) for _ in range(3))
-        made = Columns(zeros(abi.WIDTH), labels, labels2, zeros(), zeros(abi.WIDTH), zeros(LEVELS), *whole)
+        made = Columns(
+            zeros(abi.WIDTH), labels, labels2, zeros(), zeros(abi.WIDTH), zeros(LEVELS), zeros(), zeros(2), *whole
+        )
         made.table[:, abi.PUSH], made.act[0], made.call[0] = -1.0, -1, -1
         return made
 
@@ -185,6 +190,9 @@ class PlanTable:
         columns.c_in2[at] = columns.table.new_tensor([row.c_in2 for row in plan.rows])
         if bound.guided:
             columns.levels[at] = Level.table(bound, self.dtype, self.device).t()
+        if self.model.projection is not None:
+            alpha, weights = (columns.table.new_tensor(v) for v in places(bound))
+            columns.alpha[at], columns.weights[at] = alpha, weights.t()
         if entry.known:
             columns.known[at] = columns.table.new_tensor(lower_known(plan))
         columns.act[at], columns.call[at], columns.length[at] = column(acts), column(calls), column(length)

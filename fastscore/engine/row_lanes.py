@@ -22,13 +22,15 @@ from fastscore.engine.lane_inputs import LaneInputs
 from fastscore.engine.plan_table import Act, Call, Entry, PlanTable
 from fastscore.engine.replays import Replays
 from fastscore.engine.request import Request, finite
+from fastscore.engine.subspace import Subspace
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution
 from fastscore.guidance.denoiser import Denoiser, Guide, Level
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
-from fastscore.model.condition_shapes import Told, each
+from fastscore.model.condition_shapes import Condition, Told, each
+from fastscore.model.projection import dimensions, onto
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network.prepared import Prepared
 from fastscore.ops.backend import Ops
@@ -71,6 +73,7 @@ class RowLanes:
         self.index = torch.arange(self.lanes, device=self.device)
         self.inputs = LaneInputs(model, second, self.lanes)
         self.denoiser = Denoiser(model, second, net_dtype)
+        self.dimensions = None if model.projection is None else self._zeros()
         self.replays = Replays(recorder)
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -92,6 +95,8 @@ class RowLanes:
         self.x[at], self.u[at], self.hist[: len(hist), at] = x, u, hist
         self.key.ids[at], self.key.seed[at], self.bad[at] = part.key.ids, part.key.seed, -1
         self.inputs.take(at, part, bound.guidance)
+        if self.dimensions is not None:
+            self.dimensions[at] = dimensions(self.model, part.cond, len(part), self.device).to(self.dtype)
         self.row[at] = entry.first + len(entry.kinds)
         self.at |= dict.fromkeys(lanes, (entry, 0))
         entry.users += len(lanes)
@@ -117,7 +122,15 @@ class RowLanes:
             if part.known is not None and part.mask is not None:
                 known = KnownRow(part.known, part.mask, table.known, idx, key)
             self.ops.update(x, None, hist, table.table, idx, key if kind.noisy else None, known=known, out_u=u)
+            self._settle(x, u, idx, part.cond)
         return x, hist, u
+
+    def _settle(self, x: Tensor, u: Tensor, idx: Tensor, cond: Condition) -> None:
+        """Bring what rows left back to the subspace of the data, if there is one, and make the next input again."""
+        if self.dimensions is not None:
+            columns = self.plans.columns
+            x.copy_(onto(self.model, x, cond, columns.alpha.index_select(0, idx)))
+            u.copy_(columns.table.index_select(0, idx)[:, abi.C_IN : abi.C_IN + 1] * x)
 
     @torch.no_grad()
     def tick(self) -> list[int]:
@@ -155,17 +168,21 @@ class RowLanes:
         (numbers, acts), table = tick, self.plans.columns
         calls = [(k, self.plans.calls[k]) for k in numbers]
         F, F2 = self._evaluate(calls) if self.guide is None else self._guided(calls)
+        subspace = None
+        if self.dimensions is not None:
+            subspace = Subspace(self.model, self.inputs, table.alpha, table.weights.t(), self.dimensions)
+            F, F2 = (F, F2) if self.guide is not None or F is None else subspace.outputs(F, F2, self.row)
         length = table.length.index_select(0, self.row)
         for j, (forms, everyone) in enumerate(acts):
             torch.mul(self.row + j, j < length, out=self.idx)
             if len(forms) == 1 and everyone:
-                self._act(self.plans.acts[forms[0]], F, F2, self.x, self.hist, self.u)
+                self._act(self.plans.acts[forms[0]], F, F2, subspace, self.x, self.hist, self.u)
                 continue
             before, of = (self.x, self.hist, self.u), table.act.index_select(0, self.idx)[:, None]
             after = [v.clone() for v in before]
             for k in forms:
                 x, hist, u = (v.clone() for v in before)
-                self._act(self.plans.acts[k], F, F2, x, hist, u)
+                self._act(self.plans.acts[k], F, F2, subspace, x, hist, u)
                 for own, v in zip(after, (x, hist, u), strict=True):
                     torch.where(of == k, v, own, out=own)
             for own, v in zip(before, after, strict=True):
@@ -174,18 +191,22 @@ class RowLanes:
         torch.where(lost, self.row, self.bad, out=self.bad)
         self.row.add_(length)
 
-    def _act(self, act: Act, F: Tensor | None, F2: Tensor | None, x: Tensor, hist: Tensor, u: Tensor) -> None:
+    def _act(
+        self, act: Act, F: Tensor | None, F2: Tensor | None, on: Subspace | None, x: Tensor, hist: Tensor, u: Tensor
+    ) -> None:
         """Do rows of one form in all lanes, each at its ``idx``."""
         F, F2 = F if act.network else None, F2 if act.second else None
         columns, key, known = self.plans.columns, self.key, None
         table, idx = columns.table, self.idx
         if act.norm is not None:
-            self.ops.langevin(x, F, table, idx, key, self.scratch, act.norm, self.valid, F2=F2)
+            langevin = self.ops.langevin if on is None else on.langevin
+            langevin(x, F, table, idx, key, self.scratch, act.norm, self.valid, F2=F2)
             table, idx = self.scratch, self.index
         if act.known and self.inputs.known is not None and self.inputs.mask is not None:
             known = KnownRow(self.inputs.known, self.inputs.mask, columns.known, self.idx, key)
         noise = key if act.noisy else None
         self.ops.update(x, F, hist[: act.slots], table, idx, noise, F2=F2, known=known, out_u=u)
+        self._settle(x, u, self.idx, self.inputs.first)
 
     def _evaluate(self, calls: list[tuple[int, Call]]) -> tuple[Tensor | None, Tensor | None]:
         """Return F and F2 of every lane, [lanes, D]; where a lane calls the second network alone, F is of that."""

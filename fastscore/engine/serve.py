@@ -147,7 +147,7 @@ class Engine:
 
         Raises:
             ValueError: whatever ``sampler.run`` refuses; a sampler of another model or execution; or what others
-                cannot be beside: norms over a batch, Picard sweeps, rules with momentum, recorded noise, projections.
+                cannot be beside: norms over a batch, Picard sweeps, rules with momentum, recorded noise.
             RuntimeError: the engine is closed.
         """
         with self._changed:

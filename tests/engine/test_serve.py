@@ -153,9 +153,9 @@ def test_what_cannot_be_recorded_is_done_anew(monkeypatch):
         check(fs.Engine(MODEL, batch=B), [(sampler(), {"ids": [k], "labels": 1}) for k in range(B)])
 
 
-@pytest.mark.filterwarnings("ignore:this grid")
+@pytest.mark.filterwarnings("ignore:Langevin with per-sample norms", "ignore:this grid")
 def test_models_of_other_kinds():
-    """Units of the data and a base, float64, two times, and conditions by name, whose shapes keep lanes apart."""
+    """Units of the data and a base, float64, two times, sets, and conditions by name, whose shapes keep lanes apart."""
     columns = {"transform": Affine((1.0, 0.0, -2.0), (2.0, 1.0, 0.5)), "base": Affine((0.1, 0.0, 0.3), (1.5, 1.2, 1.0))}
     for one in (model(**columns), model(**{**columns, "base": None})):
         check(fs.Engine(one, batch=B, dtype=torch.float64), [
@@ -170,6 +170,15 @@ def test_models_of_other_kinds():
     two = fs.ScoreModel(leads, SHAPE, fs.Flow(), fs.Parametrization("flow"), two_times=True)
     short = [sampler("ode", two, steps=n) for n in (1, 3)]
     check(fs.Engine(two, batch=B), [(short[k % 2], {"ids": [k, k + 1]}) for k in range(5)])
+
+    def masked(u, c, cond):
+        return net(u, c, cond[:, 0])
+
+    cond = torch.tensor([[1, 0], [1, 1], [0, 1]]).bool()
+    sets = model(masked, cond_shape=(2,), null=torch.ones(2).bool(), projection=fs.Padded())
+    names = ("ode", "sde", "multistep", "langevin, expected", "langevin", "guided", "threshold", "adaptive")
+    asked = [(sampler(name, sets), {"ids": [k, 9, 7], "cond": cond}) for name in names for k in range(2)]
+    check(fs.Engine(sets, batch=B), asked)
 
     def told(u, c, cond):
         return net(u, c, cond["tokens"].sum(1) + cond["labels"])
@@ -406,9 +415,6 @@ def test_what_has_no_place_is_refused_by_name():
     both = fs.JointModel(lambda u, c, cond=None: u, {"a": fs.Part((2,), fs.VP())})
     with pytest.raises(ValueError, match=r"fastscore\.Sampler|another model"):
         engine.submit(fs.JointSampler(both, grid=fs.uniform(4), batch=B), [0])
-    padded = model(cond_shape=(2,), null=torch.ones(2).bool(), projection=fs.Padded())
-    with pytest.raises(ValueError, match="projection: Padded"):
-        fs.Engine(padded, batch=B).submit(sampler("ode", padded), [0])
 
 
 def test_bad_requests_get_errors_of_their_own():
