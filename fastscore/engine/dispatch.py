@@ -68,9 +68,14 @@ class Dispatch:
         self.jobs: list[Job] = []
         self.ticks = self.come = self.entered = 0
 
+    @property
+    def going(self) -> list[Job]:
+        """The requests that are not done; one that was cancelled leaves ``jobs`` with the next tick."""
+        return [job for job in self.jobs if not job.handle.done()]
+
     def check(self, sampler: Any) -> None:
         """Raise ValueError unless the samples of a sampler can be in these lanes."""
-        self.groups.check(sampler, idle=not self.jobs)
+        self.groups.check(sampler, idle=not self.going)
 
     def add(self, handle: Promise, sampler: Any, request: Request) -> None:
         """Take a request; one of no samples is done."""
@@ -188,11 +193,12 @@ class Dispatch:
             handle.set_result(handle.samples)
 
     def _lose(self, group: Group, error: BaseException) -> None:
-        """End the requests that are in the lanes of a group, whose state nobody knows; those that wait go on."""
-        lost, group.held = dict.fromkeys(job for job, _ in group.held.values()), {}
+        """End the requests that have entered the lanes of a group, whose state nobody knows; those that wait go on."""
+        group.held = {}
         with self.changed:
             self.groups.drop(group)
-            waiting = [job for job in self.jobs if job.group is group and job not in lost]
+            jobs = [job for job in self.jobs if job.group is group]
+        lost, waiting = [job for job in jobs if job.entered], [job for job in jobs if not job.entered]
         for job in lost:
             self._end(job, error)
         for job in waiting:

@@ -129,7 +129,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many requests are not done."""
-        return len(self._dispatch.jobs)
+        return len(self._dispatch.going)
 
     def submit(
         self,
@@ -148,8 +148,13 @@ class Engine:
         Raises:
             ValueError: whatever ``sampler.run`` refuses; a sampler of another model or execution; or what others
                 cannot be beside: norms over a batch, Picard sweeps, rules with momentum, recorded noise.
+            TypeError: a keyword that is none of a request's, as ``callback``: a tick has rows of many plans.
             RuntimeError: the engine is closed.
         """
+        strange = sorted(fields.keys() - RequestFields.__annotations__.keys())
+        if strange:
+            known = ", ".join(RequestFields.__annotations__)
+            raise TypeError(f"unexpected keyword {', '.join(strange)}: what an engine's samples are given is {known}")
         with self._changed:
             self._open()
             self._dispatch.check(sampler)
@@ -158,9 +163,9 @@ class Engine:
         with self._changed:
             self._open()
             self._dispatch.add(handle, sampler, request)
-            networks = self._dispatch.groups.networks
-            if self._turn.networks != networks:
-                self._turn = Turn(*networks, execution=self._dispatch.groups.execution)
+            networks, execution = self._dispatch.groups.networks, self._dispatch.groups.execution
+            if (*map(id, self._turn.networks), self._turn.execution) != (*map(id, networks), execution):
+                self._turn = Turn(*networks, execution=execution)
             self._changed.notify_all()
         return handle
 
@@ -178,7 +183,7 @@ class Engine:
         while True:
             if handles is None:
                 with self._changed:
-                    left |= dict.fromkeys(job.handle for job in self._dispatch.jobs)
+                    left |= dict.fromkeys(job.handle for job in self._dispatch.going)
             if not left:
                 return
             self._drive(some)
@@ -207,7 +212,7 @@ class Engine:
             for job in list(self._dispatch.jobs) if cancel else ():
                 job.handle.cancel()
             self._changed.notify_all()
-        self._drive(lambda: not self._dispatch.jobs)
+        self._drive(lambda: not self._dispatch.going)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._dispatch.groups.release()

@@ -466,7 +466,15 @@ def test_a_network_may_change_between_turns_and_move_where_nobody_waits():
     linear.double()
     with pytest.raises(ValueError, match="float64"):
         engine.submit(s, [1])
+    linear.bfloat16()
+    moved = engine.submit(s, range(7))
+    assert torch.equal(moved.result(), s.run(range(7))) and s.net_dtype == torch.bfloat16
+    queued = engine.submit(s, [1])
     linear.float().train()
+    with pytest.raises(ValueError, match="moved or cast while requests are under way"):
+        engine.submit(s, [2])
+    assert queued.cancel() and not list(engine.stream()) and engine.waiting == 0
+    assert len(engine.submit(s, [2]).result()) == 1
     assert torch.equal(engine.submit(s, [1]).result(), s.run([1])) and linear.training
 
 
