@@ -122,31 +122,33 @@ class Dispatch:
             late = job.place + job.entered + AHEAD * group.count <= self.entered
             return not late, 0 if late else -job.length, job.place
 
-        waiting = [(job.held, turn(job), job) for job in jobs if job.entered < len(job.request)]
+        free = group.free()
+        waiting = [(job.held, turn(job), job) for job in jobs if job.entered < len(job.request)] if free else []
         heapq.heapify(waiting)
-        shares: dict[Job, list[int]] = {}
-        for lane in group.free() if waiting else ():
+        shares: dict[Job, list[list[int]]] = {}
+        while waiting and len(free) >= (width := group.lanes.width(waiting[0][2].bound)):
             held, order, job = waiting[0]
-            lanes = shares.setdefault(job, [])
-            lanes.append(lane)
-            if job.entered + len(lanes) < len(job.request):
-                heapq.heapreplace(waiting, (held + 1, order, job))
-            elif not (heapq.heappop(waiting) and waiting):
-                break
-        return list(shares.items())
+            taken = shares.setdefault(job, [])
+            taken.append(free[:width])
+            free = free[width:]
+            if job.entered + len(taken) < len(job.request):
+                heapq.heapreplace(waiting, (held + width, order, job))
+            else:
+                heapq.heappop(waiting)
+        return [(job, [lane for of in zip(*taken, strict=True) for lane in of]) for job, taken in shares.items()]
 
     def _enter(self, group: Group, job: Job, lanes: list[int]) -> None:
         """Put the next samples of a request into lanes; what goes wrong is that request's alone."""
-        positions = range(job.entered, job.entered + len(lanes))
+        width = group.lanes.width(job.bound)
+        positions = range(job.entered, job.entered + len(lanes) // width)
         try:
             done = group.lanes.enter(lanes, job.bound, job.request.at(positions))
         except Exception as error:
             self._end(job, error)
             return
-        for lane, k in zip(lanes, positions, strict=True):
-            group.held[lane] = job, k
+        group.held |= {lane: (job, k) for lane, k in zip(lanes, positions, strict=False)}
         job.entered, job.held = positions.stop, job.held + len(lanes)
-        self.entered += len(lanes)
+        self.entered += len(positions)
         self._leave(group, done)
 
     def _leave(self, group: Group, lanes: list[int]) -> None:
@@ -161,7 +163,8 @@ class Dispatch:
             parts.setdefault(job, []).append((n, k))
         for job, both in parts.items():
             handle, (at, positions) = job.handle, map(list, zip(*both, strict=True))
-            job.held, job.done = job.held - len(at), job.done + len(at)
+            job.held -= len(at) * group.lanes.width(job.bound)
+            job.done += len(at)
             error = next((errors[n] for n in at if errors[n] is not None), None)
             if error is None:
                 if handle.samples is None:

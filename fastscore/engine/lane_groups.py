@@ -43,7 +43,8 @@ class Group:
 
     def free(self) -> list[int]:
         """Return the lanes that are free, the first ones first."""
-        return [lane for lane in range(self.count) if lane not in self.held]
+        taken = self.lanes.taken
+        return [lane for lane in range(self.count) if lane not in taken]
 
 
 class Groups:

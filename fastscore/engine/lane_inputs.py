@@ -37,16 +37,18 @@ class LaneInputs:
         self.y: Tensor | None = None
         self.lines: tuple[Tensor, ...] = ()
 
-    def take(self, at: Tensor, part: Request, guidance: Guidance | None) -> None:
-        """Give lanes ``at`` what ``part`` says of their new samples, a line each."""
+    def take(self, at: Tensor, part: Request, guidance: Guidance | None, other: Tensor) -> None:
+        """Give lanes ``at`` what ``part`` says of their new samples; lanes ``other`` are those of second outputs."""
         own, away = part.cond, part.negative
         if away is None:
             away = own if guidance is None else guidance.null_condition(self.model, own)
         self.first = self._filled(self.first, own, at)
         self.away = self._filled(self.away, away if self.takes else None, at)
+        if len(other):
+            self.first = self._filled(self.first, away, other)
         self.others += [None] * (len(part.others) - len(self.others))
-        for k, other in enumerate(part.others):
-            self.others[k] = self._filled(self.others[k], other, at)
+        for k, further in enumerate(part.others):
+            self.others[k] = self._filled(self.others[k], further, at)
         for name in ("known", "mask", "y"):
             setattr(self, name, self._filled(getattr(self, name), getattr(part, name), at))
         lines = self.lines or [None] * len(part.guide)

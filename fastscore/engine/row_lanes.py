@@ -5,6 +5,9 @@ evaluation. A sample enters by the rows ahead of its first evaluation, and leave
 when, so that nothing is read from the device in between. Rows of one form (see ``Act``) are one call, whatever their
 numbers; where a tick has several forms, each lane keeps what its own made of it. So a sample sees the very operations
 that it would see alone, and has their bits whatever company it is in.
+
+A sample whose plan mixes two outputs of the network takes two lanes: the other one evaluates its second output in the
+same call.
 """
 
 from __future__ import annotations
@@ -19,20 +22,19 @@ from torch import Tensor
 from fastscore.engine.base import base_at, columns
 from fastscore.engine.capture import Recorder
 from fastscore.engine.lane_inputs import LaneInputs
-from fastscore.engine.plan_table import Act, Call, Entry, PlanTable
+from fastscore.engine.lane_outputs import LaneOutputs
+from fastscore.engine.plan_table import Act, Entry, PlanTable
 from fastscore.engine.replays import Replays
 from fastscore.engine.request import Request, finite
 from fastscore.engine.subspace import Subspace
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution
-from fastscore.guidance.denoiser import Denoiser, Guide, Level
+from fastscore.guidance.denoiser import Guide
 from fastscore.guidance.mixture import BoundPlan
-from fastscore.guidance.per_sample import with_lines
 from fastscore.kernels import abi
-from fastscore.model.condition_shapes import Condition, Told, each
+from fastscore.model.condition_shapes import Condition
 from fastscore.model.projection import dimensions, onto
-from fastscore.model.score import ScoreModel, evaluate
-from fastscore.network.prepared import Prepared
+from fastscore.model.score import ScoreModel
 from fastscore.ops.backend import Ops
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.update import KnownRow
@@ -61,7 +63,7 @@ class RowLanes:
         guide: Guide | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self.model, self.second, self.ops, self.guide = model, second, ops, guide
+        self.model, self.second, self.ops = model, second, ops
         self.device, self.dtype, self.lanes = execution.place, execution.dtype, execution.batch
         self.d = math.prod(model.shape)
         self.plans = PlanTable(model, second, self.dtype, self.device)
@@ -71,8 +73,9 @@ class RowLanes:
         self.row, self.idx, self.bad, seed, ids = (self._zeros(dtype=torch.int64) for _ in range(5))
         self.key, self.valid = NoiseKey(seed, ids), torch.ones_like(self.x[:, 0])
         self.index = torch.arange(self.lanes, device=self.device)
+        self.second_of: dict[int, int] = {}  # of lanes in use: the one that evaluates their second output
         self.inputs = LaneInputs(model, second, self.lanes)
-        self.denoiser = Denoiser(model, second, net_dtype)
+        self.outputs = LaneOutputs(model, second, guide, self.inputs, self.index, net_dtype)
         self.dimensions = None if model.projection is None else self._zeros()
         self.replays = Replays(recorder)
 
@@ -81,8 +84,13 @@ class RowLanes:
 
     @torch.no_grad()
     def enter(self, lanes: Sequence[int], bound: BoundPlan | None, part: Request) -> list[int]:
-        """Put samples into free lanes, a line of ``part`` each; return those whose plan has no evaluation."""
+        """Put samples into free lanes, a line of ``part`` each; return those whose plan has no evaluation.
+
+        Args:
+            lanes: one for each sample; then another one for each, if the plan takes two.
+        """
         assert bound is not None
+        lanes, seconds = lanes[: len(part)], lanes[len(part) :]
         if part.known is not None and part.mask is not None:
             part = replace(part, known=part.known.to(self.dtype).contiguous(), mask=part.mask.contiguous())
         entry = self.plans.add(bound, part.known is not None)
@@ -90,20 +98,32 @@ class RowLanes:
             hist = self.hist.new_zeros(self.plans.slots, *self.x.shape)
             hist[: len(self.hist)] = self.hist
             self.hist = hist
-        at = torch.tensor(lanes, device=self.device)
-        x, hist, u = self._opened(entry, part)
-        self.x[at], self.u[at], self.hist[: len(hist), at] = x, u, hist
+        at, other = (torch.tensor(v, dtype=torch.int64, device=self.device) for v in (lanes, seconds))
+        self.x[at], self.u[at] = self._opened(entry, part)
         self.key.ids[at], self.key.seed[at], self.bad[at] = part.key.ids, part.key.seed, -1
-        self.inputs.take(at, part, bound.guidance)
+        self.inputs.take(at, part, bound.guidance, other)
         if self.dimensions is not None:
             self.dimensions[at] = dimensions(self.model, part.cond, len(part), self.device).to(self.dtype)
         self.row[at] = entry.first + len(entry.kinds)
+        if seconds:
+            self.outputs.source[other], self.outputs.partner[at] = at, other
+            self.second_of |= dict(zip(lanes, seconds, strict=True))
         self.at |= dict.fromkeys(lanes, (entry, 0))
         entry.users += len(lanes)
         return [] if entry.stretches else list(lanes)
 
-    def _opened(self, entry: Entry, part: Request) -> tuple[Tensor, Tensor, Tensor]:
-        """Return state, history and next input of new samples: the rows ahead of the first evaluation are done."""
+    def width(self, bound: BoundPlan | None) -> int:
+        """Return how many lanes a sample of a plan takes."""
+        rows = () if bound is None or not self.outputs.paired else bound.plan.rows
+        return 2 if any(row.evaluate and row.calls != "F" for row in rows) else 1
+
+    @property
+    def taken(self) -> set[int]:
+        """The lanes that are not free."""
+        return {*self.at, *self.second_of.values()}
+
+    def _opened(self, entry: Entry, part: Request) -> tuple[Tensor, Tensor]:
+        """Return state and next input of new samples: the rows ahead of the first evaluation are done."""
         n, plan = len(part), entry.bound.plan
         x = torch.zeros(n, self.d, dtype=self.dtype, device=self.device)
         hist, u = x.new_zeros(plan.slots, n, self.d), torch.zeros_like(x, dtype=self.u.dtype)
@@ -123,7 +143,7 @@ class RowLanes:
                 known = KnownRow(part.known, part.mask, table.known, idx, key)
             self.ops.update(x, None, hist, table.table, idx, key if kind.noisy else None, known=known, out_u=u)
             self._settle(x, u, idx, part.cond)
-        return x, hist, u
+        return x, u
 
     def _settle(self, x: Tensor, u: Tensor, idx: Tensor, cond: Condition) -> None:
         """Bring what rows left back to the subspace of the data, if there is one, and make the next input again."""
@@ -167,11 +187,13 @@ class RowLanes:
         """Do a tick, reading nothing but what lies on the device."""
         (numbers, acts), table = tick, self.plans.columns
         calls = [(k, self.plans.calls[k]) for k in numbers]
-        F, F2 = self._evaluate(calls) if self.guide is None else self._guided(calls)
+        count = self.lanes if self.replays.recorder is not None else 1 + max(self.taken, default=0)
+        twice = any(entry.bound.plusplus for entry, _ in self.at.values())  # of one guide all are, or none
+        F, F2 = self.outputs(calls, table, self.row, self.x, self.u, count, twice)
         subspace = None
         if self.dimensions is not None:
             subspace = Subspace(self.model, self.inputs, table.alpha, table.weights.t(), self.dimensions)
-            F, F2 = (F, F2) if self.guide is not None or F is None else subspace.outputs(F, F2, self.row)
+            F, F2 = (F, F2) if self.outputs.guide is not None or F is None else subspace.outputs(F, F2, self.row)
         length = table.length.index_select(0, self.row)
         for j, (forms, everyone) in enumerate(acts):
             torch.mul(self.row + j, j < length, out=self.idx)
@@ -208,66 +230,6 @@ class RowLanes:
         self.ops.update(x, F, hist[: act.slots], table, idx, noise, F2=F2, known=known, out_u=u)
         self._settle(x, u, self.idx, self.inputs.first)
 
-    def _evaluate(self, calls: list[tuple[int, Call]]) -> tuple[Tensor | None, Tensor | None]:
-        """Return F and F2 of every lane, [lanes, D]; where a lane calls the second network alone, F is of that."""
-        table, F, F2 = self.plans.columns, None, None
-        of = table.call.index_select(0, self.row)
-        label, shape = table.labels.index_select(0, self.row), (self.lanes, *self.model.shape)
-        firsts = [(k, call) for k, call in calls if not call.alone]
-        sums = {call.terms for _, call in firsts if call.terms}
-        for terms in sums or ({()} if firsts else set()):
-            everyone = len(sums) == 1 and all(call.terms for _, call in firsts)
-            at = None if everyone else self._among(of, [k for k, call in firsts if call.terms == terms])
-            # Outside of ``at`` it is what the samples' own condition says.
-            G = self._output(self.model, self.u.view(shape), label, self.inputs.told(terms, at))
-            F = G if F is None or at is None else torch.where(at[:, None], G, F)
-        if any(call.mixed or call.alone for _, call in calls):
-            u2 = table.c_in2.index_select(0, self.row)[:, None] * self.x
-            label = table.labels2.index_select(0, self.row)
-            F2 = self._output(self.second, u2.to(self.u.dtype).view(shape), label, self.inputs.away)
-            alone = [k for k, call in calls if call.alone]
-            F = F2 if F is None else torch.where(self._among(of, alone)[:, None], F2, F) if alone else F
-        return F, F2
-
-    def _guided(self, calls: list[tuple[int, Call]]) -> tuple[Tensor | None, Tensor | None]:
-        """Return the guide's estimates and, where there are two, the other one, [lanes, D] each."""
-        table, x = self.plans.columns, self.x.view(self.lanes, *self.model.shape)
-        of, level = (v.index_select(0, self.row) for v in (table.call, table.levels))
-        guide = with_lines(self.guide, len(self.model.shape), self.inputs.lines)
-        F = F2 = None
-        for k, call in calls:
-            denoise = self.denoiser.at(
-                Level(*level.unbind(1)), call.mixed, self.inputs.told(call.terms), self.inputs.away
-            )
-            if call.alone:
-                D = free = denoise.of_second(x)
-            else:
-                D, free = denoise.guided(guide, x, self.inputs.y)
-                free = denoise.of_second(x) if call.mixed and self.plusplus else free
-            at = (of == k)[:, None]
-            F, F2 = (v if own is None else torch.where(at, v, own) for v, own in ((D, F), (free, F2)))
-        return F, F2
-
-    @property
-    def plusplus(self) -> bool:
-        """Whether samples are guided by CFG++; those of one guide all are, or none."""
-        return any(entry.bound.plusplus for entry, _ in self.at.values())
-
-    def _among(self, of: Tensor, numbers: list[int]) -> Tensor:
-        at = torch.zeros_like(of, dtype=torch.bool)
-        for k in numbers:
-            at = at | (of == k)
-        return at
-
-    def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Told) -> Tensor:
-        """Return a network's output, [lanes, D]; lanes behind the last in use repeat one that is computed."""
-        count = self.lanes if self.replays.recorder is not None else 1 + max(self.at, default=0)
-        needed = model.net.needed(count) if isinstance(model.net, Prepared) else self.lanes
-        if needed >= self.lanes:
-            return evaluate(model, u, label, cond)
-        F = evaluate(model, u[:needed], label[:needed], each(lambda v: v[:needed], cond))
-        return torch.cat([F, F[-1:].expand(self.lanes - needed, -1)])
-
     def leave(self, lanes: Sequence[int]) -> tuple[Tensor, list[Exception | None]]:
         """Take samples out of lanes; return them, [n, *shape], and what is wrong with each."""
         at = torch.tensor(lanes, device=self.device)
@@ -296,5 +258,8 @@ class RowLanes:
         for v in (self.x, self.u, self.row):
             v[at] = 0
         self.hist[:, at] = 0.0
+        self.outputs.partner[at] = at
         for lane in lanes:
             self.at.pop(lane)[0].users -= 1
+            if (second := self.second_of.pop(lane, None)) is not None:
+                self.outputs.source[second] = second

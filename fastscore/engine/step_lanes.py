@@ -25,6 +25,15 @@ class StepLanes:
     def __init__(self, batches: AdaptiveBatches) -> None:
         self.batches, self.lanes, self.at, self.begun = batches, batches.lanes, set[int](), False
 
+    def width(self, bound: BoundPlan | None) -> int:
+        """Return how many lanes a sample takes."""
+        return 1
+
+    @property
+    def taken(self) -> set[int]:
+        """The lanes that are not free."""
+        return self.at
+
     @torch.no_grad()
     def enter(self, lanes: Sequence[int], bound: BoundPlan | None, part: Request) -> list[int]:
         """Put samples into free lanes, a line of ``part`` each; none of them is done at once."""
