@@ -128,7 +128,7 @@ class Groups:
         for group in empty[: max(0, len(empty) - KEPT + 1)]:
             self.groups.remove(group)
         with undisturbed(self.execution.dtype, self.execution.place):
-            lanes = self._steps(sampler) if sampler.plan is None else self._rows(sampler)
+            lanes = self._steps(sampler) if sampler.plan is None else self._rows(sampler, "away" not in kind[-1])
         networks = (*self._ready(sampler.model).networks, *self._ready(sampler.second).networks, sampler.guide)
         self.groups.append(Group(lanes, kind, networks, self.execution.batch))
         return self.groups[-1]
@@ -140,13 +140,13 @@ class Groups:
             self._prepared[id(model)] = model, prepare(model, run.batch, run.device, run.network)
         return self._prepared[id(model)][1]
 
-    def _rows(self, sampler: Any) -> RowLanes:
+    def _rows(self, sampler: Any, alike: bool) -> RowLanes:
+        """Return lanes of plans; ``alike`` if what guidance leads away from has the form of the samples' own."""
         run = self.execution
         captured = run.place.type == "cuda" and run.graph != "off" and sampler.guide is None
-        return RowLanes(
-            self._ready(sampler.model), self._ready(sampler.second), run, self.ops, self.net_dtype, sampler.guide,
-            CudaGraphs(run.place) if captured else None,
-        )  # fmt: skip
+        first, second = self._ready(sampler.model), self._ready(sampler.second)
+        recorder = CudaGraphs(run.place) if captured else None
+        return RowLanes(first, second, run, self.ops, self.net_dtype, sampler.guide, alike, recorder)
 
     def _steps(self, sampler: Any) -> StepLanes:
         model, second = self._ready(sampler.model), self._ready(sampler.second)
@@ -165,8 +165,12 @@ def _kind(sampler: Any, request: Request) -> tuple[Any, ...]:
         known = request.known is not None
         return "steps", sampler.settings, known, given, conditions
     plusplus = sampler.guide is not None and sampler.bound.plusplus
-    others = [form for form in conditions[1:] if form not in ([], conditions[0])]
-    return "rows", id(sampler.second), sampler.guide, plusplus, given, conditions[0], others
+    guidance, away = sampler.bound.guidance, request.negative
+    if guidance is not None and away is None:
+        away = guidance.null_condition(sampler.model, request.at([0]).cond)
+    forms = {"away": _form(away), **dict(enumerate(conditions[1:-1]))}
+    strange = {name: form for name, form in forms.items() if form not in ([], conditions[0])}
+    return "rows", id(sampler.second), sampler.guide, plusplus, given, conditions[0], strange
 
 
 def _form(value: Condition | Tensor) -> list[tuple[torch.dtype, torch.Size]]:

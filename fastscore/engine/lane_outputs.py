@@ -25,6 +25,7 @@ class LaneOutputs:
         inputs: what the lanes were given.
         index: numbers of the lanes, [lanes].
         net_dtype: of the networks' inputs.
+        alike: whether both outputs are told things of one form.
 
     Attributes:
         paired: whether a second output has a lane of its own, which one network can evaluate beside the first ones.
@@ -39,9 +40,10 @@ class LaneOutputs:
         inputs: LaneInputs,
         index: Tensor,
         net_dtype: torch.dtype,
+        alike: bool,
     ) -> None:
         self.model, self.second, self.guide, self.inputs, self.index = model, second, guide, inputs, index
-        self.paired = second is model and guide is None and len(index) > 1
+        self.paired = alike and second is model and guide is None and len(index) > 1
         self.source, self.partner = index.clone(), index.clone()
         self.denoiser = Denoiser(model, second, net_dtype)
 

@@ -50,6 +50,7 @@ class RowLanes:
         execution: device, lanes (its batch) and state dtype.
         ops: the backend. net_dtype: of the networks' inputs.
         guide: what changes the estimates of all lanes, or None.
+        alike: whether both outputs are told things of one form, so that one call may have both.
         recorder: of ticks, to be replayed; None to do each anew.
     """
 
@@ -61,6 +62,7 @@ class RowLanes:
         ops: Ops,
         net_dtype: torch.dtype,
         guide: Guide | None = None,
+        alike: bool = True,
         recorder: Recorder | None = None,
     ) -> None:
         self.model, self.second, self.ops = model, second, ops
@@ -75,7 +77,7 @@ class RowLanes:
         self.index = torch.arange(self.lanes, device=self.device)
         self.second_of: dict[int, int] = {}  # of lanes in use: the one that evaluates their second output
         self.inputs = LaneInputs(model, second, self.lanes)
-        self.outputs = LaneOutputs(model, second, guide, self.inputs, self.index, net_dtype)
+        self.outputs = LaneOutputs(model, second, guide, self.inputs, self.index, net_dtype, alike)
         self.dimensions = None if model.projection is None else self._zeros()
         self.replays = Replays(recorder)
 

@@ -34,9 +34,10 @@ def model(function=net, **fields) -> fs.ScoreModel:
 
 
 MODEL = model(classes=3, null=3)
-SECOND = model(lambda u, c, cond: 0.5 * net(u, c, cond), classes=3, null=3)
+SECOND = fs.ScoreModel(
+    lambda u, c, cond: 0.5 * net(u, c, cond), SHAPE, fs.EDM(0.002, 500.0), fs.Parametrization("eps"), 3
+)
 FREE = model(lambda u, c: 0.25 * net(u, c))
-PLAIN = model()
 FACTS = {
     "ode": {"solver": fs.DDIM(), "steps": 8},
     "sde": {"solver": fs.DDIM(1.0), "steps": 5},
@@ -66,6 +67,7 @@ FACTS = {
     "adaptive": {"solver": fs.BogackiShampine(0.1, 0.1)},
     "adaptive, noisy": {"solver": fs.GottaGoFast(1.0, 1.0)},
     "schedule": {"solver": fs.DDIM(), "steps": 6, "schedule": fs.EDM()},
+    "schedule, guided": {"steps": 5, "schedule": fs.EDM(), "guidance": fs.Guidance(2.0, (0.1, 5.0))},
 }  # fmt: skip
 
 
@@ -121,7 +123,25 @@ def check(engine: fs.Engine, asked: list[tuple[fs.Sampler, dict]]) -> None:
 def test_samples_are_those_of_runs_alone(monkeypatch):
     monkeypatch.setattr(plan_table, "ROWS", 16)  # so that plans come and go
     samplers = {name: sampler(name) for name in FACTS}
-    check(fs.Engine(MODEL, batch=B), requests(samplers, len(samplers) + 6, seed=1))
+    engine = fs.Engine(MODEL, batch=B)
+    check(engine, requests(samplers, len(samplers) + 6, seed=1))
+    check(engine, [(samplers["sde"], {"ids": [4, 9, 2], "seed": [7, 8, 9], "labels": 0})])  # that enter together
+    for steps in range(3, 9):  # nothing is kept of plans that are done, but what room there is
+        check(engine, [(sampler(steps=steps), {"ids": range(2), "labels": 1}) for _ in range(4)])
+    rows = [group.lanes for group in engine._dispatch.groups.groups if isinstance(group.lanes, RowLanes)]
+    assert max(len(lanes.plans.columns.table) for lanes in rows) < 160
+
+
+@pytest.mark.filterwarnings("ignore:this grid", "ignore:noise of")
+def test_zeros_keep_their_signs():
+    """A term that is 0 for one sample, since another one has it, would make +0 of its -0."""
+    one = fs.ScoreModel(lambda u, c: torch.zeros_like(u), SHAPE, fs.VP(), fs.Parametrization("eps"))
+    still = [sampler(name, one, start="state") for name in ("ode", "multistep")]
+    noisy = [sampler(name, one) for name in ("sde", "history and noise")]
+    asked: list[tuple[fs.Sampler, dict]] = [(s, {"ids": [3], "init": torch.full(SHAPE, -0.0)}) for s in still]
+    asked += [(s, {"ids": [k]}) for k, s in enumerate(noisy)]
+    assert all((bits(s.run(**fields)) < 0).all() for s, fields in asked[:1])
+    check(fs.Engine(one, batch=B), asked)
 
 
 @pytest.mark.slow
@@ -189,7 +209,34 @@ def test_models_of_other_kinds():
     tokens = [torch.arange(float(n * k)).reshape(n, k) for n, k in ((2, 2), (3, 2), (2, 4))]
     engine = fs.Engine(named, batch=B)
     check(engine, [(one, {"ids": range(len(v)), "labels": 1, "cond": {"tokens": v}}) for v in tokens])
-    assert [len(group.lanes.plans.entries) for group in engine._dispatch.groups.groups] == [1, 1]
+    assert len(engine._dispatch.groups.groups) == 2
+    away = {"labels": 2, "tokens": torch.ones(3)}
+    check(
+        engine, [(one, {"ids": [k], "labels": 1, "cond": {"tokens": tokens[0][0]}, "negative": away}) for k in (1, 2)]
+    )
+
+
+def test_guided_samples_take_two_lanes_of_one_call():
+    calls = []
+
+    def counted(u, c, cond):
+        calls.append(cond.tolist())
+        return net(u, c, cond)
+
+    one = model(counted, classes=3, null=3)
+    guided, plain = sampler("guided", one), sampler("ode", one, steps=6)
+    engine = fs.Engine(one, batch=B)
+    handles = [engine.submit(guided, [k, k + 1], labels=[0, 1]) for k in range(2)] + [
+        engine.submit(plain, [7], labels=2)
+    ]
+    list(engine.stream())
+    assert len(calls) == engine.ticks == 12 and all(len(cond) == B for cond in calls)
+    assert sorted(calls[0]) == [0, 0, 2, 3, 3]  # two guided samples and a plain one
+    calls.clear()
+    lone = fs.Engine(one, batch=1)  # where there is one lane only: two calls
+    x = lone.submit(sampler("guided", one, batch=1), [5], labels=1).result()
+    assert [cond[0] for cond in calls] == [1, 3] * 6
+    assert torch.equal(x, sampler("guided", one, batch=1).run([5], labels=1)) and handles[0].done()
 
 
 def test_lanes_are_full_and_the_network_sees_one_size():
@@ -219,9 +266,17 @@ def test_a_small_request_waits_for_a_lane_and_not_for_a_large_one():
     assert small.result().shape == (1, *SHAPE) and next_one.done() and not large.done()
     assert engine.ticks == 2 * 8
     assert len(large.result()) == 20 * B
+    assert engine.submit(one, range(1000), labels=0).cancel()
     lengths = {n: sampler(steps=n) for n in (2, 30)}
     queue = [engine.submit(lengths[n], [k], labels=0) for k, n in enumerate([30] * B + [2] * B + [30] * 20 * B)]
     assert queue[B].result() is not None and engine.waiting > 10 * B  # not many overtake it
+
+    pair = fs.Engine(MODEL, batch=2)
+    large = pair.submit(sampler(steps=9, batch=2), range(9), labels=0)
+    brief = pair.submit(sampler(steps=4, batch=2), [1], labels=0)
+    brief.result()  # one lane is free, and the other one large's
+    late = pair.submit(sampler(steps=9, batch=2), [2], labels=0)
+    assert late.result() is not None and pair.ticks == 4 + 9 and len(large.arrived) == 1
 
 
 def test_handles():
