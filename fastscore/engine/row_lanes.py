@@ -260,7 +260,6 @@ class RowLanes:
         for v in (self.x, self.u, self.row):
             v[at] = 0
         self.hist[:, at] = 0.0
-        self.outputs.partner[at] = at
         for lane in lanes:
             self.at.pop(lane)[0].users -= 1
             if (second := self.second_of.pop(lane, None)) is not None:

@@ -126,6 +126,7 @@ def test_samples_are_those_of_runs_alone(monkeypatch):
     engine = fs.Engine(MODEL, batch=B)
     check(engine, requests(samplers, len(samplers) + 6, seed=1))
     check(engine, [(samplers["sde"], {"ids": [4, 9, 2], "seed": [7, 8, 9], "labels": 0})])  # that enter together
+    check(engine, [(samplers["several"], {"ids": [k], "labels": 1, "others": [2]}) for k in range(3)])  # and no others
     for steps in range(3, 9):  # nothing is kept of plans that are done, but what room there is
         check(engine, [(sampler(steps=steps), {"ids": range(2), "labels": 1}) for _ in range(4)])
     rows = [group.lanes for group in engine._dispatch.groups.groups if isinstance(group.lanes, RowLanes)]
