@@ -74,7 +74,7 @@ class Replays:
 
         try:
             return recorder.record(reset, work)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # of a network, a library or torch: nothing was recorded
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             warnings.warn(f"no CUDA graph: the network cannot be captured ({reason})", stacklevel=2)
             self.recorder = None
