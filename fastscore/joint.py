@@ -254,7 +254,7 @@ class JointSampler:
         """Return F and F2 of each part."""
         batch = self.execution.batch
         u = {name: loop.input for name, loop in self.loops.items()}
-        label = {name: loop.labels.index_select(0, loop.row).expand(batch) for name, loop in self.loops.items()}
+        label = {name: loop.label.expand(batch) for name, loop in self.loops.items()}
         terms, alone = next((kind.terms for kind in kinds if kind.terms), ()), [kind.alone for kind in kinds]
         second: Sequence[Tensor | None] = [None] * len(kinds)
         if any(alone) or any(kind.mixed for kind in kinds):

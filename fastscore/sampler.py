@@ -266,7 +266,7 @@ class Sampler:
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         result = destination(out, request, self.model.shape, self.execution)
-        for at, x in streamed(self._engine_of(request), request, self.model, callback, progress, log):
+        for at, x in streamed(self._engine_of(request), request, self.model, callback, progress, log, at_once=True):
             result[at] = x
         return result
 

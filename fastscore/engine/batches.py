@@ -16,7 +16,7 @@ from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.network.prepared import Prepared
-from fastscore.network.surroundings import behind
+from fastscore.network.surroundings import behind, loose_tensors
 from fastscore.network.watch import frozen
 from fastscore.output.progress import Told, followed, within
 
@@ -52,9 +52,9 @@ class Batches:
         self.turn = Turn(*loop.networks, execution=loop.execution)
 
     @cached_property
-    def captured(self) -> tuple[Graphed | None, dict[str, float]]:
-        """The captured loop, if any, and what each mode took, in seconds."""
-        result = (None, {}) if self.graph == "off" else capture(self.loop, self.graph)
+    def captured(self) -> Graphed | None:
+        """The captured loop; None where the plain one runs."""
+        result = None if self.graph == "off" else capture(self.loop, self.graph)
         self.frozen = self._frozen()
         return result
 
@@ -62,7 +62,12 @@ class Batches:
         """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
         networks, conditions = self.loop.networks, self.loop.conditions
         code = [id(net.call) for net in networks if isinstance(net, Prepared)]
-        return [*code, conditions.made, *frozen(behind(*networks))]
+        loose = [
+            # Of a tensor of the host's a copy was captured: there what it holds counts too.
+            (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == self.loop.x.device or t._version)
+            for t in loose_tensors(*networks)
+        ]
+        return [*code, conditions.made, *frozen(behind(*networks)), loose]
 
     @property
     def mode(self) -> str:
@@ -71,7 +76,7 @@ class Batches:
             return "off"
         if "captured" not in vars(self):
             return self.graph
-        graphed = self.captured[0]
+        graphed = self.captured
         return "off" if graphed is None else graphed.mode
 
     def warm_up(self, request: Request) -> dict[str, float | str]:
@@ -81,18 +86,18 @@ class Batches:
             start = time.perf_counter()
             self.loop.run().sum().item()  # waits for the device
             first = time.perf_counter() - start
-            graphed, seconds = self.captured
-        times = {f"{name}_s": value for name, value in seconds.items()}
-        return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.mode, **times}
+            graphed = self.captured
+        return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.mode}
 
     def stream(
-        self, request: Request, callback: Callback | None = None, progress: Told = False
+        self, request: Request, callback: Callback | None = None, progress: Told = False, at_once: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in the request, samples) a micro-batch at a time.
 
         Args:
             callback: called with a Step after each row.
             progress: show a progress bar; or what is called with how many samples are done, parts of one included.
+            at_once: see micro_batches.
 
         Raises:
             RuntimeError: this is in the middle of a micro-batch already.
@@ -106,7 +111,7 @@ class Batches:
                 told = within(reach, at.start, part.valid)
                 return self._run(part, callback, told)
 
-            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report)
+            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report, at_once)
 
     def _run(self, part: Request, callback: Callback | None, told: Callable[[float], None] | None) -> Tensor:
         loop, count, rows = self.loop, part.valid, len(self.loop.plan.rows)
@@ -124,7 +129,7 @@ class Batches:
 
         if self.graph != "off" and "captured" in vars(self) and self.frozen != self._frozen():
             del self.captured  # a tensor was replaced, which is more than a change of what it holds
-        graphed = self.captured[0] if callback is None and part.noise is None else None
+        graphed = self.captured if callback is None and part.noise is None else None
         if graphed is None:
             watched = callback is not None or told is not None
             return loop.run(recorded(part), observe if watched else None, seen if callback is not None else ())
@@ -147,5 +152,6 @@ class Batches:
                 )
 
         observer: Observer = check
+        loop.load(part)  # the next one may have been loaded since
         loop.run(recorded(part), observer)
         raise NonFiniteError("samples are NaN or Inf, and were finite when run again: the network is not deterministic")

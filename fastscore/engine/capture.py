@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,43 +19,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastscore.engine.cuda_graphs import CudaGraphs, Work
 from fastscore.engine.kind import Kind
 from fastscore.engine.loop import Loop, Outputs
 from fastscore.errors import unknown
 from fastscore.execution import GRAPHS
 
-Work = Callable[[], None]
+NODES = 50_000  # kernels of one graph
 LONGEST_PERIOD = 32  # rows of one repeated group: a solver's stages and its corrector's rounds
 
 
 class Recorder(Protocol):
     """Records work that touches static buffers only."""
 
-    def record(self, reset: Work, work: Work) -> Work:
-        """Return a call that does ``work`` again; ``reset`` comes before each trial of it."""
+    def try_out(self, reset: Work, work: Work) -> int:
+        """Warm up, and raise if the work cannot be recorded; return about how many kernels it launches."""
         ...
 
-
-class CudaGraphs:
-    """CUDA graphs over one memory pool, which is freed with them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.pool = device, torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)
-
-    def record(self, reset: Work, work: Work) -> Work:
-        """Warm up on a side stream, then capture."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            for _ in range(3):  # libraries choose kernels and workspaces before capture
-                reset()
-                work()
-            reset()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            work()
-        return graph.replay
+    def record(self, reset: Work, work: Work, tried: bool = False) -> Work:
+        """Return a call that does ``work`` again; it is tried out first unless it was, ``reset`` before each time."""
+        ...
 
 
 class Tape:
@@ -65,7 +48,11 @@ class Tape:
     but the static buffers and its own results shows.
     """
 
-    def record(self, reset: Work, work: Work) -> Work:
+    def try_out(self, reset: Work, work: Work) -> int:
+        """Refuse nothing: on a CPU there is nothing that could not be done again."""
+        return 0
+
+    def record(self, reset: Work, work: Work, tried: bool = False) -> Work:
         """Run the work once, listing its operations."""
         reset()
         calls = _Calls()
@@ -132,21 +119,38 @@ def segments(kinds: Sequence[Kind]) -> list[Segment]:
 
 
 class Graphed:
-    """A loop whose rows were recorded: all in one graph ("loop"), or one graph a repeated group ("step")."""
+    """A loop whose rows were recorded: all in one graph ("loop"), or one graph a repeated group ("step").
+
+    Raises:
+        ValueError: an unknown mode, or a loop of more than ``NODES`` kernels.
+        Exception: it cannot be recorded; whatever the recorder raises.
+    """
 
     def __init__(self, loop: Loop, recorder: Recorder, mode: str) -> None:
         if mode not in GRAPHS:
             raise unknown("graph", mode, GRAPHS)
         self.loop, self.mode = loop, mode
-        self.segments = [Segment(0, len(loop.kinds), 1)] if mode == "loop" else segments(loop.kinds)
+        groups = segments(loop.kinds)
+        self.segments = [Segment(0, len(loop.kinds), 1)] if mode == "loop" else groups
         start = time.perf_counter()
         with torch.no_grad():
-            self.replays = [recorder.record(*self._work(segment)) for segment in self.segments]
+            # Each kind of row once, before any of them is recorded.
+            works = [self._work(segment) for segment in groups]
+            launches = [recorder.try_out(*work) for work in works]
+            nodes = sum(n * segment.count for n, segment in zip(launches, groups, strict=True))
+            if mode == "loop" and nodes > NODES:
+                raise ValueError(
+                    f"graph = 'loop': its {len(loop.kinds)} rows launch about {nodes} kernels, and a graph of more "
+                    f"than {NODES} takes minutes and gigabytes to make; use graph='step', which replays the same ones"
+                )
+            if mode == "loop":
+                works = [self._work(segment) for segment in self.segments]
+            self.replays = [recorder.record(*work, tried=True) for work in works]
         self.capture_s = time.perf_counter() - start
 
     def _work(self, segment: Segment) -> tuple[Work, Work]:
         def reset() -> None:
-            self.loop.row.fill_(segment.start)
+            self.loop.point(segment.start)
 
         def work() -> None:
             outputs: Outputs = (None, None)
@@ -165,41 +169,34 @@ class Graphed:
         return self.loop.result()
 
 
-def capture(loop: Loop, mode: str) -> tuple[Graphed | None, dict[str, float]]:
-    """Capture a loop on its CUDA device; return the way to run it and what each way took, in seconds.
+def capture(loop: Loop, mode: str) -> Graphed | None:
+    """Capture a loop on its CUDA device; None is the plain loop, with a warning that says why.
 
     Args:
-        mode: "step", "loop", or "auto", which captures both, times them against the plain loop on
-            this very work and keeps the fastest (None is the plain loop).
+        mode: "step"; "loop", which saves some microseconds a row and costs a node for each kernel of each row; or
+            "auto": step where the network can be captured, else the plain loop.
 
     Raises:
-        ValueError: the network cannot be captured and ``mode`` insists on it.
+        ValueError: it cannot be captured and ``mode`` insists on it, or a loop of too many rows.
     """
-    device = loop.x.device
-    seconds: dict[str, float] = {}
-    modes: dict[str, Graphed] = {}
-    for name in GRAPHS if mode == "auto" else (mode,):
-        try:
-            modes[name] = Graphed(loop, CudaGraphs(device), name)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            if mode != "auto":
-                raise ValueError(
-                    f"graph = {mode!r}: the network cannot be captured ({reason}); use graph='off'"
-                ) from error
-            warnings.warn(f"no CUDA graph: the network cannot be captured ({reason})", stacklevel=3)
-            return None, seconds
-    if mode != "auto":
-        return modes[mode], seconds
-    runs: dict[str, Callable[[], Tensor]] = {"off": loop.run, **{name: graphed.run for name, graphed in modes.items()}}
-    for name, run in runs.items():
-        run()
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize(device)
-        seconds[name] = time.perf_counter() - start
-    return modes.get(min(seconds, key=seconds.__getitem__)), seconds
+    try:
+        return Graphed(loop, CudaGraphs(loop.x.device, loop.networks), "step" if mode == "auto" else mode)
+    except Exception as error:  # of a network, of a compiler, of torch: whatever it is, nothing was recorded
+        if isinstance(error, ValueError) and mode == "loop" and str(error).startswith("graph = "):
+            raise
+        reason = first_reason(error)
+        if mode != "auto":
+            raise ValueError(f"graph = {mode!r}: the network cannot be captured ({reason}); use graph='off'") from error
+    warnings.warn(f"no CUDA graph: the network cannot be captured ({reason})", stacklevel=3)
+    return None
+
+
+def first_reason(error: BaseException) -> str:
+    """Return in a line what went wrong first: the end of a broken capture raises an error of its own."""
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
 
 
 def _tensors(tree: Any) -> list[Tensor]:

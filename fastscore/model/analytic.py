@@ -7,7 +7,8 @@ schedule, which has every noise level), so that any solver runs on any schedule 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ class GaussianMixture:
         if not (self.weights > 0).all() or not (self.stds > 0).all() or abs(float(self.weights.sum()) - 1.0) > 1e-6:
             raise ValueError("mixture: weights must be positive and sum to 1, stds must be positive")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def scales(self) -> tuple[float, float]:
         """The narrowest component's standard deviation, and that of the mixture along its widest direction."""
@@ -81,7 +85,8 @@ class GaussianMixture:
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """Return mu [K, D], s [K], alpha [N], and for each sample and component x - alpha mu, its variance, ln(w N)."""
         y = x.flatten(1)
-        mu, w, s = (v.to(y) for v in (self.means.flatten(1), self.weights, self.stds))
+        means, w, s = _placed(self, y, self.means, self.weights, self.stds)
+        mu = means.flatten(1)
         alpha, sigma = _pair(t.to(y))
         variance = alpha[:, None] ** 2 * s**2 + sigma[:, None] ** 2  # [N, K]
         # Differences, not expanded squares: exact to the last bits where components are far apart.
@@ -119,9 +124,12 @@ class Empirical:
         if self.chunk < 1:
             raise ValueError(f"Empirical: chunk = {self.chunk} must be at least 1")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the denoiser D(x) = E[x_0 | x_t = x] at alpha = cos t, sigma = sin t."""
-        y, points = x.flatten(1), self.points.flatten(1).to(x)
+        y, points = x.flatten(1), _placed(self, x, self.points)[0].flatten(1)
         alpha, sigma = _pair(t.to(y))
         alpha = alpha.clamp_min(torch.finfo(y.dtype).eps)  # at pure noise the weights are even anyway
         best = torch.full((len(y), 1), -math.inf, dtype=y.dtype, device=y.device)
@@ -195,6 +203,21 @@ def target_by_name(name: str) -> GaussianMixture | Empirical:
 def by_name(name: str) -> ScoreModel:
     """Return the analytic model of ``target_by_name``."""
     return score_model(target_by_name(name))
+
+
+def _placed(target: GaussianMixture | Empirical, like: Tensor, *constants: Tensor) -> tuple[Tensor, ...]:
+    """Return constants where ``like`` is and of its dtype.
+
+    From another device they come once, not with each evaluation: the host would wait, and no graph can hold a copy from
+    it. They are copied again when they have been changed in place.
+    """
+    if all(v.device == like.device for v in constants):
+        return tuple(v.to(like) for v in constants)
+    placed: dict[Any, tuple[list[int], tuple[Tensor, ...]]] = vars(target).setdefault("_placed", {})
+    key, now = (like.device, like.dtype), [-1 if v.is_inference() else v._version for v in constants]
+    if key not in placed or placed[key][0] != now:
+        placed[key] = now, tuple(v.to(like) for v in constants)
+    return placed[key][1]
 
 
 def _pair(t: Tensor) -> tuple[Tensor, Tensor]:

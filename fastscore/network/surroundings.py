@@ -36,17 +36,30 @@ def behind(*networks: object) -> list[nn.Module]:
     globals that it names, small containers, and the attributes of callable objects. A module that a function finds
     in another way is named by ``ScoreModel.modules``.
     """
+    return _behind(networks)[0]
+
+
+def loose_tensors(*networks: object) -> list[torch.Tensor]:
+    """Return the tensors that networks find as they find modules, in no module: what a function closes over, .."""
+    return _behind(networks)[1]
+
+
+def _behind(networks: tuple[object, ...]) -> tuple[list[nn.Module], list[torch.Tensor]]:
     found: dict[nn.Module, None] = {}
+    loose: list[torch.Tensor] = []
     seen: dict[int, object] = {}  # holds what was seen, so that no id comes twice
     left: list[Any] = list(networks)
     while left:
         thing = left.pop()
+        if isinstance(thing, torch.Tensor):
+            loose.append(thing)
         if isinstance(thing, _LEAVES) or id(thing) in seen:
             continue
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
             found |= dict.fromkeys(thing.modules())
-            left += [v for m in thing.modules() for k, v in vars(m).items() if not k.startswith("_")]
+            own = [v for m in thing.modules() for k, v in vars(m).items() if not k.startswith("_")]
+            left += [v for v in own if not isinstance(v, torch.Tensor)]
         elif isinstance(thing, list | tuple | set | frozenset | dict):
             if len(thing) <= MEMBERS:
                 left += thing.values() if isinstance(thing, dict) else thing
@@ -61,7 +74,7 @@ def behind(*networks: object) -> list[nn.Module]:
                 left += [thing.__globals__[k] for k in thing.__code__.co_names if k in thing.__globals__]
         elif (callable(thing) or is_dataclass(thing)) and not isinstance(thing, type):
             left += getattr(thing, "__dict__", {}).values()
-    return list(found)
+    return list(found), loose
 
 
 def _cells(function: FunctionType) -> Iterator[object]:

@@ -18,7 +18,7 @@ from fastscore.kernels.cpu import fused, library
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
-from fastscore.ops.update import update_ref
+from fastscore.ops.update import step_ref, update_ref
 
 TRITON = (3, 6)  # the first that the kernels are written for; torch 2.6 to 2.9 bring older ones
 BACKENDS = ("auto", "reference", "cpp", "triton")
@@ -61,6 +61,7 @@ class Ops:
     update: Callable[..., None]
     langevin: Callable[..., None]
     quantize: Callable[..., torch.Tensor]
+    step: Callable[..., None] = step_ref
     bind_update: Callable[..., Update] | None = None
 
     def bind(
@@ -109,7 +110,7 @@ def resolve(name: str, device: torch.device) -> Ops:
         raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
     if name == "cpp" or (name == "auto" and device.type == "cpu" and library.library_file()):
         library.library()  # raises here rather than at the first row
-        return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, fused.bind_update_cpu)
+        return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, bind_update=fused.bind_update_cpu)
     if name == "auto" and device.type == "cpu":
         warnings.warn(
             "fastscore was installed where there was no C++ compiler: same samples, slower noise and updates. Install "
@@ -141,4 +142,4 @@ def operators(name: str) -> Ops:
     """Return the torch operators: Triton on CUDA tensors, the reference on CPU ones, shapes on fake ones."""
     from fastscore.ops import torch_library as library
 
-    return Ops(name, library.update, library.langevin, library.quantize)
+    return Ops(name, library.update, library.langevin, library.quantize, library.step)

@@ -23,7 +23,7 @@ from fastscore import kernels
 from .ptx_emulator import run
 from .ptx_parser import Program, parse
 
-MODULES = ("noise", "update", "norms", "quantize", "inspect.aot")
+MODULES = ("noise", "update", "norms", "quantize", "counter", "inspect.aot")
 EXECUTORS = (
     "interpreter",
     "sm_90",
