@@ -25,7 +25,7 @@ from fastscore.engine.lane_inputs import LaneInputs
 from fastscore.engine.lane_outputs import LaneOutputs
 from fastscore.engine.plan_table import Act, Entry, PlanTable
 from fastscore.engine.replays import Replays
-from fastscore.engine.request import Request, finite
+from fastscore.engine.request import Request
 from fastscore.engine.subspace import Subspace
 from fastscore.errors import NonFiniteError
 from fastscore.execution import Execution
@@ -236,8 +236,8 @@ class RowLanes:
         """Take samples out of lanes; return them, [n, *shape], and what is wrong with each."""
         at = torch.tensor(lanes, device=self.device)
         x, errors = self.x[at], list[Exception | None]([None] * len(lanes))
-        if not finite(x):
-            lost = (~torch.isfinite(x).all(1)).tolist()
+        lost = (~torch.isfinite(x).all(1)).tolist()
+        if any(lost):
             for k, (lane, row, sample) in enumerate(
                 zip(lanes, self.bad[at].tolist(), self.key.ids[at].tolist(), strict=True)
             ):
