@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.adaptive.run import AdaptiveBatches
-from fastscore.engine.capture import CudaGraphs
+from fastscore.engine.cuda_graphs import CudaGraphs
 from fastscore.engine.request import Request
 from fastscore.engine.row_lanes import RowLanes
 from fastscore.engine.selfcheck import trusted
@@ -145,7 +145,7 @@ class Groups:
         run = self.execution
         captured = run.place.type == "cuda" and run.graph != "off" and sampler.guide is None
         first, second = self._ready(sampler.model), self._ready(sampler.second)
-        recorder = CudaGraphs(run.place) if captured else None
+        recorder = CudaGraphs(run.place, (*first.networks, *second.networks)) if captured else None
         return RowLanes(first, second, run, self.ops, self.net_dtype, sampler.guide, alike, recorder)
 
     def _steps(self, sampler: Any) -> StepLanes:
