@@ -13,6 +13,7 @@ from .update import column, network_value, row_of
 
 NORMS = ("sample", "batch", "expected", "tutorial")
 LANES: tl.constexpr = tl.constexpr(abi.LANES)
+PROGRAMS = 128  # that write Langevin rows: about as many as a card has processors
 
 
 @triton.jit
@@ -83,11 +84,12 @@ def _norms_kernel(
         tl.store(zz_ptr + one, halve(zz, ROWS, BLOCK), mask=one < n)
 
 
-# Grid: (samples,).
-# Bytes per sample: 64 read, 64 written, 8 of norms; with BATCH each program reads the norms of all samples.
+# Grid: (programs,), at most PROGRAMS of them; each walks over its samples in steps of ROWS.
+# Bytes per sample: 64 read, 64 written, 8 of norms; for a mean over the batch each program reads all norms first, so
+#   the number of programs is bounded and the whole linear in the batch.
 # Deterministic: a batch mean adds in the order of a per-sample norm, in every program alike.
 # Aliasing: scratch may alias nothing.
-@triton.jit(do_not_specialize=["n", "units", "idx_stride"])
+@triton.jit(do_not_specialize=["n", "d", "idx_stride"])
 def _langevin_kernel(
     scratch_ptr,
     mm_ptr,
@@ -100,26 +102,33 @@ def _langevin_kernel(
     idx_stride,
     NORM: tl.constexpr,
     WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    sample = tl.program_id(0)
     if NORM == "batch" or NORM == "tutorial":
-        mm = square_of_mean(mm_ptr, valid_ptr, n)
-    else:
-        mm = tl.load(mm_ptr + sample)
+        mean_mm = square_of_mean(mm_ptr, valid_ptr, n)[:, None]
     if NORM == "batch":
-        zz = square_of_mean(zz_ptr, valid_ptr, n)
-    elif NORM == "sample":
-        zz = tl.load(zz_ptr + sample)
-    else:
-        zz = d.to(tl.float32)
-    row = table_ptr + tl.load(idx_ptr + sample.to(tl.int64) * idx_stride).to(tl.int64) * WIDTH
-    step = tl.load(row + abi.SNR) * tl.div_rn(zz, mm)
-    step = tl.minimum(step, tl.load(row + abi.CAP), propagate_nan=tl.PropagateNan.ALL)
-    k = tl.arange(0, WIDTH)
-    value = tl.load(row + k)
-    value = tl.where(k == abi.B, step, value)
-    value = tl.where(k == abi.C, tl.sqrt_rn(step * 2.0), value)
-    tl.store(scratch_ptr + sample.to(tl.int64) * WIDTH + k, value)
+        mean_zz = square_of_mean(zz_ptr, valid_ptr, n)[:, None]
+    k = tl.arange(0, WIDTH)[None, :]
+    for start in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
+        sample = start + tl.arange(0, ROWS)[:, None]
+        real = sample < n
+        if NORM == "batch" or NORM == "tutorial":
+            mm = mean_mm
+        else:
+            mm = tl.load(mm_ptr + sample, mask=real, other=1.0)
+        if NORM == "batch":
+            zz = mean_zz
+        elif NORM == "sample":
+            zz = tl.load(zz_ptr + sample, mask=real, other=1.0)
+        else:
+            zz = tl.full([1, 1], d, tl.float32)
+        row = table_ptr + row_of(idx_ptr, sample, idx_stride, real) * WIDTH
+        step = column(row, abi.SNR, real) * tl.div_rn(zz, mm)
+        step = tl.minimum(step, column(row, abi.CAP, real), propagate_nan=tl.PropagateNan.ALL)
+        value = tl.load(row + k, mask=real)
+        value = tl.where(k == abi.B, step, value)
+        value = tl.where(k == abi.C, tl.sqrt_rn(step * 2.0), value)
+        tl.store(scratch_ptr + sample.to(tl.int64) * WIDTH + k, value, mask=real)
 
 
 @triton.jit
@@ -177,7 +186,8 @@ def langevin_triton(
         noise.seed, noise.ids, n, d // unit, idx.stride(0),
         HAS_F2=F2 is not None, HAS_Z=norm in ("sample", "batch"), OWN_SEED=seeds, VECTOR=unit, ROWS=rows, BLOCK=size,
     )  # fmt: skip
+    rows = TILE // abi.WIDTH
     launch(
-        _langevin_kernel, (n,), x, scratch, mm, zz, valid, table, idx, n, d, idx.stride(0),
-        NORM=norm, WIDTH=abi.WIDTH, num_warps=8 if norm in ("batch", "tutorial") else 1,
+        _langevin_kernel, (min(triton.cdiv(n, rows), PROGRAMS),), x, scratch, mm, zz, valid, table, idx, n, d,
+        idx.stride(0), NORM=norm, WIDTH=abi.WIDTH, ROWS=rows, num_warps=8 if norm in ("batch", "tutorial") else 4,
     )  # fmt: skip

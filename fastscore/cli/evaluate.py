@@ -59,6 +59,7 @@ def evaluate(samples: str, **options: Any) -> None:
     """
     import numpy as np
 
+    from fastscore.report.opened import open_run
     from fastscore.report.quality import FIGURES, compare
     from fastscore.report.quality.compare import chosen
 
@@ -96,6 +97,8 @@ def evaluate(samples: str, **options: Any) -> None:
     if not options["floor"]:
         quality = replace(quality, figures={k: replace(f, floor=None) for k, f in quality.figures.items()})
     record = quality.record()
+    if _is_run(samples):
+        record["overall"]["run"] = open_run(samples).identity
     if write is not None:
         write(_dump, record)
     if old or options["as_json"]:
@@ -215,11 +218,14 @@ def _place(samples: str, out: Path | None, overwrite: bool) -> Any:
     """Return what writes the figures, or None: to --out, or beside the record of a run in a folder."""
     from fastscore.output.commit import new_file
 
-    folder = Path(samples)
-    if out is None and not ((folder / "run.json").is_file() or (folder / "manifest.json").is_file()):
+    if out is None and not _is_run(samples):
         return None
-    path, mine = (out, overwrite) if out is not None else (folder / REPORT, True)
+    path, mine = (out, overwrite) if out is not None else (Path(samples) / REPORT, True)
     return click.get_current_context().with_resource(new_file(path, mine))
+
+
+def _is_run(samples: str) -> bool:
+    return any((Path(samples) / name).is_file() for name in ("run.json", "manifest.json"))
 
 
 def _dump(file: Any, record: dict[str, Any]) -> None:

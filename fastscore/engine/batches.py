@@ -12,12 +12,10 @@ from torch import Tensor
 
 from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step, recorded
+from fastscore.engine.recorded import frozen_in
 from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
-from fastscore.network.prepared import Prepared
-from fastscore.network.surroundings import behind, loose_tensors
-from fastscore.network.watch import frozen
 from fastscore.output.progress import Told, followed, within
 
 Callback = Callable[[Step], None]
@@ -60,14 +58,7 @@ class Batches:
 
     def _frozen(self) -> list[object]:
         """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
-        networks, conditions = self.loop.networks, self.loop.conditions
-        code = [id(net.call) for net in networks if isinstance(net, Prepared)]
-        loose = [
-            # Of a tensor of the host's a copy was captured: there what it holds counts too.
-            (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == self.loop.x.device or t._version)
-            for t in loose_tensors(*networks)
-        ]
-        return [*code, conditions.made, *frozen(behind(*networks)), loose]
+        return [self.loop.conditions.made, *frozen_in(self.loop.networks, self.loop.x.device)]
 
     @property
     def mode(self) -> str:
@@ -90,13 +81,14 @@ class Batches:
         return {"first_s": first, "capture_s": graphed.capture_s if graphed else 0.0, "graph": self.mode}
 
     def stream(
-        self, request: Request, callback: Callback | None = None, progress: Told = False
+        self, request: Request, callback: Callback | None = None, progress: Told = False, at_once: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (positions in the request, samples) a micro-batch at a time.
 
         Args:
             callback: called with a Step after each row.
             progress: show a progress bar; or what is called with how many samples are done, parts of one included.
+            at_once: see micro_batches.
 
         Raises:
             RuntimeError: this is in the middle of a micro-batch already.
@@ -110,7 +102,7 @@ class Batches:
                 told = within(reach, at.start, part.valid)
                 return self._run(part, callback, told)
 
-            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report)
+            yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report, at_once)
 
     def _run(self, part: Request, callback: Callback | None, told: Callable[[float], None] | None) -> Tensor:
         loop, count, rows = self.loop, part.valid, len(self.loop.plan.rows)
@@ -151,5 +143,6 @@ class Batches:
                 )
 
         observer: Observer = check
+        loop.load(part)  # the next one may have been loaded since
         loop.run(recorded(part), observer)
         raise NonFiniteError("samples are NaN or Inf, and were finite when run again: the network is not deterministic")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.base import base_at, columns
-from fastscore.engine.kind import Kind, labels_of
+from fastscore.engine.kind import Kind, labels_of, told_of
 from fastscore.engine.request import Request
 from fastscore.engine.subspace import Subspace
 from fastscore.execution import Execution
@@ -93,13 +93,21 @@ class Loop:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.table = torch.tensor(lower(plan), dtype=dtype, device=device)
-        self.labels, self.labels2 = labels_of(plan, model, self.second, self.table)  # and the second one's input scale
+        self.labels, self.labels2 = labels_of(plan, model, self.second, self.table)
         self.c_in2 = torch.tensor([row.c_in2 for row in plan.rows], dtype=dtype, device=device)
-        self.row = zeros(1, dtype=torch.int64)
+        self.told = told_of(plan, (self.labels, self.labels2))
+        self.row, self.now = zeros(1, dtype=torch.int64), self.told[:1].clone()
+        # What the row that the counter points at tells the networks: views of one line, which moves on with it.
+        labels = (self.labels, self.labels2)
+        *lines, self.scale2 = self.now.split([*(v[0].numel() for v in labels), 1], 1)
+        self.label: Tensor
+        self.label2: Tensor
+        self.label, self.label2 = [line.view_as(v[:1]) for line, v in zip(lines, labels, strict=True)]
         # Each sample's own row, for steps that depend on its norms.
         self.scratch, self.scratch_row = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
         self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
         self.u = zeros(batch, d, dtype=net_dtype or dtype)
+        self.u2 = self.u if bound.guidance is None else torch.zeros_like(self.u)
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
         self.key, self.prior = (NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2))) for _ in range(2))
@@ -167,12 +175,18 @@ class Loop:
 
     def reset(self) -> None:
         """Return state and row counter to the start."""
-        for buffer in (self.x, self.hist, self.row):
+        for buffer in (self.x, self.hist):
             buffer.zero_()
+        self.point(0)
         if self.init is not None:
             self.x.copy_(self.init)
         if self.denoiser is not None:
             self.denoiser.memory.clear()
+
+    def point(self, row: int) -> None:
+        """Point the row counter at a row."""
+        self.row.fill_(row)
+        self.now.copy_(self.told[row : row + 1])
 
     @torch.no_grad()
     def run(
@@ -228,7 +242,7 @@ class Loop:
             self.x.copy_(self.subspace.state(self.x, self.row))
             # The next input again, with the arithmetic of a row.
             self.u.copy_(self.table.index_select(0, self.row)[:, abi.C_IN : abi.C_IN + 1] * self.x)
-        self.row.add_(1)
+        self.ops.step(self.row, self.told, self.now)
         return outputs
 
     def _update(self, kind: Kind, F: Tensor | None, F2: Tensor | None, noise: Noise, ops: Ops) -> None:
@@ -250,8 +264,8 @@ class Loop:
 
     def second_input(self) -> tuple[Tensor, Tensor]:
         """Return input and label of the second evaluation of the row that the counter points at."""
-        u = self.c_in2.index_select(0, self.row) * self.x  # the input again, or that of a second network
-        return u.to(self.u.dtype).view_as(self.input), self.labels2.index_select(0, self.row)
+        torch.mul(self.scale2, self.x, out=self.u2)  # the input again, or that of a second network
+        return self.u2.view_as(self.input), self.label2
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
@@ -263,11 +277,10 @@ class Loop:
                 return denoise.of_second(x), None
             D, free = denoise.guided(self.guided, x, self.y)
             return D, denoise.of_second(x) if kind.mixed and self.bound.plusplus else free
-        label = (self.labels2 if kind.alone else self.labels).index_select(0, self.row)
         if kind.alone:
-            F = self._output(self.second, self.input, label, conditions.second)
+            F = self._output(self.second, self.input, self.label2, conditions.second)
             return (F, None) if self.subspace is None else self.subspace.outputs(F, None, self.row)
-        F = self._output(self.model, self.input, label, conditions.of(kind.terms))
+        F = self._output(self.model, self.input, self.label, conditions.of(kind.terms))
         F2 = self._output(self.second, *self.second_input(), conditions.second) if kind.mixed else None
         return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastscore.engine.units import described
+from fastscore.network import arithmetic
 
 
 def record_of(sampler: Any) -> dict[str, Any]:
@@ -12,6 +13,7 @@ def record_of(sampler: Any) -> dict[str, Any]:
     plan = sampler.plan
     cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": sampler.cost.summary()}
     engines = [vars(sampler)[name] for name in ("engine", "inpainting") if name in vars(sampler)]
+    cuda = {"cuda": arithmetic.described(place)} if (place := sampler.execution.place).type == "cuda" else {}
     return {
         **described(sampler.model),
         "schedule": repr(sampler.schedule) if len(repr(sampler.schedule)) < 500 else type(sampler.schedule).__name__,
@@ -22,4 +24,5 @@ def record_of(sampler: Any) -> dict[str, Any]:
         "backend": sampler.ops.name,
         "graph": engines[-1].mode if engines else "off",
         "network": vars(sampler.numerics),
+        **cuda,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
@@ -17,6 +18,7 @@ from fastscore.errors import short
 from fastscore.model.condition_shapes import Condition, Conditioned, each
 from fastscore.model.conditions import Given, Labels, condition_of, constant, further
 from fastscore.network.surroundings import undisturbed
+from fastscore.ops.host import pinned
 from fastscore.ops.noise import NoiseKey
 
 
@@ -224,6 +226,7 @@ class Request:
         return Request(NoiseKey(seed, ids), cond, others, negative, **new, guide=guide, valid=valid, among=self.among)
 
 
+HELD = 1 << 30  # bytes of samples that a GPU may hold twice
 _APART = ("key", "valid", "among", "cond", "others", "negative")  # fields that are cut in a way of their own
 
 
@@ -233,14 +236,19 @@ def micro_batches(
     turn: Turn,
     compute: Callable[[slice, Request], Tensor],
     not_finite: Callable[[slice, Request, Tensor], None],
+    at_once: bool = False,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Serve a request a micro-batch at a time: cut, padded to one size, computed, checked, cut back.
+
+    On a GPU the host waits for no micro-batch before the next one is on its way, and where they are wanted all at once
+    before HELD bytes of them are. Samples are yielded when they are known to be finite.
 
     Args:
         batch: of the network.
         turn: taken for each micro-batch, and free while a caller holds its samples.
         compute: (positions in the request, their lines padded to ``batch``) -> samples [batch, ..].
         not_finite: raises for samples of which some are NaN or Inf; called within the turn.
+        at_once: whether the caller has no use for some samples before it has all.
 
     Yields:
         positions in the request, their samples.
@@ -248,21 +256,40 @@ def micro_batches(
     Raises:
         RuntimeError: the turn is taken.
     """
-    n = len(request)
+    n, ahead = len(request), 0
+    drawn = deque[tuple[slice, Request, Tensor, Callable[[], bool]]]()
     turn.look(request.among)
     for start in range(0, n, batch):
         at = slice(start, min(start + batch, n))
-        with turn:
+        with turn.part(begins=start == 0):
             part = request.part(at).padded(batch)
             x = compute(at, part)[: part.valid]
-            if not finite(x):
-                not_finite(at, part, x)
-        yield at, x
+            drawn.append((at, part, x, finite(x)))
+        if x.is_cuda:
+            ahead = max(1, HELD // max(1, x.nbytes)) if at_once else 1
+        while len(drawn) > (ahead if at.stop < n else 0):
+            place, part, x, known = drawn.popleft()
+            if not known():
+                with turn:
+                    not_finite(place, part, x)
+            yield place, x
 
 
-def finite(x: Tensor) -> bool:
-    """Return whether all is finite: a finite sum has finite terms, and costs a tenth of looking at each."""
-    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())  # the sum may have overflowed
+def finite(x: Tensor) -> Callable[[], bool]:
+    """Return what tells whether all is finite; a GPU is asked now, behind its work, and waited for then.
+
+    A finite sum has finite terms, and costs a tenth of looking at each; one that is not may have overflowed.
+    """
+    total, arrived = x.sum(), None
+    if x.is_cuda:
+        total, arrived = pinned(total)
+
+    def known() -> bool:
+        if arrived is not None:
+            arrived.synchronize()
+        return math.isfinite(float(total)) or bool(torch.isfinite(x).all())
+
+    return known
 
 
 def bad_samples(x: Tensor, ids: Tensor) -> str:

@@ -210,6 +210,7 @@ class Stepper:
         places = {"x": loop.x, "hist": loop.hist, "row": loop.row, "seed": loop.key.seed, "ids": loop.key.ids}
         for name, buffer in places.items():
             buffer.copy_(moving[name])
+        loop.point(int(loop.row))
         loop.valid.fill_(1.0)
         if loop.denoiser is not None:
             loop.denoiser.memory.update(state["memory"])

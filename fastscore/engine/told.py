@@ -30,6 +30,7 @@ def streamed(
     callback: Callback | None = None,
     progress: Told = False,
     log: Hears | None = None,
+    at_once: bool = False,
 ) -> Iterator[tuple[Any, Tensor]]:
     """Return the stream of an engine in the units of the data: (positions in the request, samples).
 
@@ -37,12 +38,15 @@ def streamed(
         callback: is called with states and estimates in those units, too.
         log: is told how far the run is, its estimates after chosen rows and an adaptive solver's steps. All of that is
             read where the engine looks up anyway, but for the estimates, which are copied; without it nothing is.
+        at_once: whether no sample is used before all are there; see micro_batches.
 
     Raises:
         ValueError: no logger, or rows that the plan has not.
     """
     journal, shown = Journal.of(log), seen(callback, model.transform)
     if journal is None:
+        if isinstance(engine, Batches):
+            return outside(engine.stream(request, shown, progress, at_once and not progress), model.transform)
         return outside(engine.stream(request, shown, progress), model.transform)
     chosen = _rows(engine, model, journal) if isinstance(engine, Batches) else None
     return _logged(engine, request, model, _both(shown, chosen), progress, journal)

@@ -18,9 +18,10 @@ from fastscore.kernels.cpu import fused, library
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import quantize_ref
-from fastscore.ops.update import update_ref
+from fastscore.ops.update import step_ref, update_ref
 
 TRITON = (3, 6)  # the first that the kernels are written for; torch 2.6 to 2.9 bring older ones
+ROCM = (3, 8)  # the first that does as it is told there: enable_fp_fusion=False
 BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
@@ -61,6 +62,7 @@ class Ops:
     update: Callable[..., None]
     langevin: Callable[..., None]
     quantize: Callable[..., torch.Tensor]
+    step: Callable[..., None] = step_ref
     bind_update: Callable[..., Update] | None = None
 
     def bind(
@@ -109,7 +111,7 @@ def resolve(name: str, device: torch.device) -> Ops:
         raise ValueError(f"backend = 'cpp' cannot run on {device}: it runs on the CPU; use backend='auto'")
     if name == "cpp" or (name == "auto" and device.type == "cpu" and library.library_file()):
         library.library()  # raises here rather than at the first row
-        return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, fused.bind_update_cpu)
+        return Ops("cpp", fused.update_cpu, fused.langevin_cpu, fused.quantize_cpu, bind_update=fused.bind_update_cpu)
     if name == "auto" and device.type == "cpu":
         warnings.warn(
             "fastscore was installed where there was no C++ compiler: same samples, slower noise and updates. Install "
@@ -132,8 +134,13 @@ def triton_lack() -> str:
         version = importlib.import_module("triton").__version__
     except Exception as error:  # of another torch, half of it removed: it fails in every way there is
         return f"triton is installed but cannot be imported ({type(error).__name__}), install it again"
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < TRITON:
+    release = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if release < TRITON:
         return f"triton {version} cannot compile the kernels, which need {'.'.join(map(str, TRITON))} (torch 2.10)"
+    if torch.version.hip and release < ROCM:
+        return (
+            f"triton {version} fuses products and sums on ROCm, which changes bits; {'.'.join(map(str, ROCM))} does not"
+        )
     return ""
 
 
@@ -141,4 +148,4 @@ def operators(name: str) -> Ops:
     """Return the torch operators: Triton on CUDA tensors, the reference on CPU ones, shapes on fake ones."""
     from fastscore.ops import torch_library as library
 
-    return Ops(name, library.update, library.langevin, library.quantize)
+    return Ops(name, library.update, library.langevin, library.quantize, library.step)

@@ -15,7 +15,7 @@ from fastscore.errors import unknown
 from fastscore.ops.noise import Noise, NoiseKey
 from fastscore.ops.norms import langevin_ref
 from fastscore.ops.quantize import ROUNDINGS, quantize_ref
-from fastscore.ops.update import KnownRow, update_ref
+from fastscore.ops.update import KnownRow, step_ref, update_ref
 
 _LIBRARY = torch.library.Library("fastscore", "DEF")
 _LIBRARY.define(
@@ -27,6 +27,7 @@ _LIBRARY.define(
     "langevin(Tensor x, Tensor F, Tensor table, Tensor idx, Tensor seed, Tensor ids, Tensor(a!) scratch, str norm, "
     "Tensor valid, Tensor? F2=None) -> ()"
 )
+_LIBRARY.define("step(Tensor(a!) row, Tensor told, Tensor(b!) now) -> ()")
 _LIBRARY.define("quantize(Tensor x, str rounding) -> Tensor")
 
 
@@ -63,6 +64,11 @@ def langevin(
 ) -> None:
     """Write each sample's Langevin row; see langevin_ref."""
     torch.ops.fastscore.langevin(x, F, table, idx, *_key(noise), scratch, norm, valid, F2)
+
+
+def step(row: Tensor, told: Tensor, now: Tensor) -> None:
+    """Move the row counter on; see step_ref."""
+    torch.ops.fastscore.step(row, told, now)
 
 
 def quantize(x: Tensor, rounding: str = "nearest") -> Tensor:
@@ -123,14 +129,18 @@ def _langevin_on(run: Any) -> Any:
     return langevin
 
 
+_LAUNCHERS = {
+    "update": "update_triton", "norms": "langevin_triton", "counter": "step_triton", "quantize": "quantize_triton",
+}  # fmt: skip
+
+
 def _triton(module: str) -> Any:
     """Return a call that imports a launcher, so that Triton is only imported to be used."""
 
     def get() -> Any:
         from importlib import import_module
 
-        name = {"update": "update_triton", "norms": "langevin_triton", "quantize": "quantize_triton"}[module]
-        return getattr(import_module(f"fastscore.kernels.{module}"), name)
+        return getattr(import_module(f"fastscore.kernels.{module}"), _LAUNCHERS[module])
 
     return get
 
@@ -139,6 +149,8 @@ _LIBRARY.impl("update", _update_on(lambda: update_ref), "CPU")
 _LIBRARY.impl("update", _update_on(_triton("update")), "CUDA")
 _LIBRARY.impl("langevin", _langevin_on(lambda: langevin_ref), "CPU")
 _LIBRARY.impl("langevin", _langevin_on(_triton("norms")), "CUDA")
+_LIBRARY.impl("step", step_ref, "CPU")
+_LIBRARY.impl("step", lambda row, told, now: _triton("counter")()(row, told, now), "CUDA")
 _LIBRARY.impl("quantize", quantize_ref, "CPU")
 _LIBRARY.impl("quantize", lambda x, rounding: _triton("quantize")()(x, rounding), "CUDA")
 
@@ -149,6 +161,11 @@ def _(*args: Any) -> None:
 
 
 @torch.library.register_fake("fastscore::langevin")
+def _(*args: Any) -> None:
+    return None
+
+
+@torch.library.register_fake("fastscore::step")
 def _(*args: Any) -> None:
     return None
 

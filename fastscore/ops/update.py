@@ -114,3 +114,15 @@ def network_value(row: Tensor, x: Tensor, F: Tensor, F2: Tensor | None) -> Tenso
     if F2 is not None:
         m = m + row[:, abi.Q2 : abi.Q2 + 1] * F2.to(x.dtype)
     return m
+
+
+def step_ref(row: Tensor, told: Tensor, now: Tensor) -> None:
+    """Move the row counter on by one, and copy what the networks are told in that row.
+
+    Args:
+        row: number of the row, [1] int64.
+        told: what each row tells them, and a line more for the end, [rows + 1, W].
+        now: that of the row, [1, W].
+    """
+    row.add_(1)
+    torch.index_select(told, 0, row, out=now)

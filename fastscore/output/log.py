@@ -28,7 +28,7 @@ from fastscore.ops.quantize import quantize_ref
 from fastscore.output.pictures import contact_or_density
 from fastscore.output.progress import Progress, Told
 
-IMAGES = ("wandb", "trackio")  # packages whose Image takes uint8 [H, W, C]
+IMAGES = ("wandb", "trackio")  # packages whose Image takes uint8 [H, W, 3]; trackio's takes nothing else
 
 
 class Logger(Protocol):
@@ -282,4 +282,7 @@ def _check(to: object) -> None:
 def _media(to: object) -> Callable[[NDArray[np.uint8]], Any] | None:
     """Return what makes pictures for the loggers of wandb and trackio, which whoever made them has imported."""
     package = (to.__name__ if isinstance(to, ModuleType) else type(to).__module__).partition(".")[0]
-    return getattr(sys.modules.get(package), "Image", None) if package in IMAGES else None
+    image = getattr(sys.modules.get(package), "Image", None) if package in IMAGES else None
+    if image is None:
+        return None
+    return lambda picture: image(np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastscore.ops.host import pinned
 from fastscore.output.images import THREADS
 
 
@@ -52,22 +53,21 @@ class Writer:
     def put(self, ids: Tensor, x: Tensor) -> None:
         """Hand over the samples ``x`` [n, *] of ``ids`` [n]; waits while too many wait already."""
         copied = None
-        if x.is_cuda:  # convert and copy behind the sampler's own work; the worker waits for this copy alone
-            x = x if self.convert is None else self.convert(x)
-            x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-            copied = torch.cuda.current_stream().record_event()
+        if x.is_cuda:  # convert and copy behind the sampler's own work; the worker waits for these copies alone
+            ids = pinned(ids)[0]
+            x, copied = pinned(x if self.convert is None else self.convert(x))
         while len(self._waiting) >= 2 * THREADS:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._write, ids.cpu().numpy(), x, copied))
+        self._waiting.append(self._pool.submit(self._write, ids, x, copied))
 
     def finish(self) -> None:
         """Wait until all is there."""
         while self._waiting:
             self._waiting.popleft().result()
 
-    def _write(self, ids: NDArray[np.int64], x: Tensor, copied: torch.Event | None) -> None:
+    def _write(self, ids: Tensor, x: Tensor, copied: torch.Event | None) -> None:
         if copied is not None:
             copied.synchronize()
         elif self.convert is not None:
             x = self.convert(x)
-        self.samples[self._order[np.searchsorted(self._ids, ids, sorter=self._order)]] = x.numpy()
+        self.samples[self._order[np.searchsorted(self._ids, ids.numpy(), sorter=self._order)]] = x.numpy()

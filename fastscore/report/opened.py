@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,13 @@ class Run:
     folder: Path | None
     record: Mapping[str, Any] = field(default_factory=dict)
     manifest: Manifest | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells its samples from another run's in the same place: a hash, and how many they are."""
+        if self.manifest is not None:
+            return f"{self.manifest.hash} {self.manifest.n}"
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
 
 
 def open_run(name: str) -> Run:

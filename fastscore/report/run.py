@@ -15,7 +15,7 @@ from fastscore.data.limits import regular_file
 from fastscore.output.pictures import SHEET
 from fastscore.output.record import FILES
 from fastscore.process.schedule import Schedule
-from fastscore.report.opened import Drawn, Run, array, first_samples, read_json
+from fastscore.report.opened import Drawn, Run, array, first_samples, open_run, read_json
 from fastscore.report.page import Code, Facts, Part, Picture, Section, Table
 from fastscore.report.samples import sample_parts, step_chart, way_parts
 from fastscore.report.schedule import plan_parts, schedule_charts, schedule_of
@@ -173,7 +173,15 @@ def _quality(run: Run) -> Section | None:
         return Section("Quality", f"{error}.")
     if not isinstance(figures, dict):
         return Section("Quality", f"{QUALITY} holds no named figures.")
+    if stale(figures, file.parent):
+        return Section("Quality", f"{QUALITY} is of other samples than these: `fastscore evaluate` them again.")
     return Section("Quality", "", [Table(["figure", "value"], list(flat(figures))[:200], f"Figures of {QUALITY}")])
+
+
+def stale(figures: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether figures name another run than the one that a folder holds now."""
+    told = _part(figures, "overall").get("run")
+    return told is not None and told != open_run(str(folder)).identity
 
 
 def _environment(run: Run) -> Iterator[tuple[str, Any]]:
@@ -182,7 +190,7 @@ def _environment(run: Run) -> Iterator[tuple[str, Any]]:
     for values in (_part(run.record, "versions"), numerics, _part(run.record, "execution")):
         yield from ((k, v) for k, v in values.items() if not isinstance(v, Mapping))
     yield from ((k, run.record[k]) for k in ("backend", "graph", "threads") if k in run.record)
-    for name in ("network", "load"):
+    for name in ("network", "cuda", "load"):
         yield from ((f"{name}: {k}", v) for k, v in _part(run.record, name).items() if v is not None)
 
 

@@ -44,10 +44,11 @@ def default_grid(
     """Return the grid that suits a solver, a schedule and the data, or the span of an adaptive solver.
 
     Exponential integrators, and whatever else steps in lam, get the arctan spacing: with Karras' rho = 7 and a scale of
-    8 data; more of the steps where the data form (rho = 5, scale 2) with noise in each or of first order; more at high
-    noise (rho = 4, and 3 in at most five steps) with a history of eps, which changes little at low noise; both of
-    ER-SDE and, in few steps, of gradient estimation (rho = 3, scale 4). bench/results has the figures, of Gaussian data
-    in default_grids.md and of images in few_evaluations.md.
+    8 data, and rho = 6 in at most five steps with a history of x0; more of the steps where the data form (rho = 5,
+    scale 2) with noise in each or of first order; more at high noise (rho = 4, and 3 in at most five steps) with a
+    history of eps, which changes little at low noise; both of ER-SDE and, in few steps, of gradient estimation (rho =
+    3, scale 4). bench/results has the figures, of Gaussian data in default_grids.md and of images in
+    few_evaluations.md.
 
     Schemes that discretise time itself get the spacing of ``spacing_in_time``; a corrector that of its predictor. On
     the table of its own network a grid keeps to whole indices.
@@ -132,7 +133,8 @@ def _shape(solver: Any, steps: int) -> tuple[float, float]:
     in_eps = isinstance(solver, s.DPMMultistep | s.UniPC) and solver.prediction == "eps"
     if in_eps or isinstance(solver, s.DEIS | s.LMS | s.IPNDM):
         return (3.0 if steps <= 5 else 4.0), 8.0
-    return 7.0, 8.0
+    few = steps <= 5 and isinstance(solver, s.DPMpp2M | s.DPMMultistep | s.UniPC | s.SASolver)
+    return (6.0 if few else 7.0), 8.0
 
 
 def _scheme(solver: Any) -> Any:

@@ -79,11 +79,25 @@ def test_a_run_of_points_against_its_own_target(run, points):
         assert [line.split()[0] for line in lines[:3]] == ["mean-worst", "mean-rms", "log-likelihood"] and not lines[3]
         record = json.loads((points / name / "quality.json").read_text())
         assert list(record) == ["mean-worst", "mean-rms", "log-likelihood", "overall"]
+        assert record["overall"].pop("run")
         assert all(list(f) == ["value", "floor", "stderr", "p", "verdict"] for f in record.values())
         assert record["log-likelihood"]["verdict"].startswith("differs: ")  # five steps are too few
         outputs.append(record)
     assert outputs[0] == outputs[1]
     assert run("evaluate", points / "run", "--figures", "mean", "--quiet") == (0, "", "")
+
+
+def test_figures_of_samples_that_are_no_longer_there_are_not_shown(run, tmp_path):
+    words = ["sample", "analytic:mixture", "-n", "8", "--steps", "3", "--network", "own", "--quiet", "--out"]
+    for seed in (1, 2):
+        assert run(*words, tmp_path / "a", "--seed", seed, *["--fresh"] * (seed > 1))[0] == 0
+        if seed == 1:
+            assert run("evaluate", tmp_path / "a", "--figures", "mean", "--quiet")[0] == 0
+        assert run("report", tmp_path / "a")[0] == 0
+        page = (tmp_path / "a" / "report.html").read_text()
+        assert ("mean-worst" in page, "of other samples than these" in page) == (seed == 1, seed == 2)
+    code, _, error = run("plot", "quality", tmp_path / "a", "--out", tmp_path / "a.png")
+    assert code == 2 and "of other samples than these" in error and not (tmp_path / "a.png").exists()
 
 
 def test_files_of_points(run, points, tmp_path):

@@ -80,7 +80,7 @@ def test_what_only_some_rows_show_is_refused():
         lambda x, F, hist, idx, F2, known, u: nudge(x, x.shape[1] > 1024),
         lambda x, F, hist, idx, F2, known, u: nudge(x, x.shape[1] == 2),
         lambda x, F, hist, idx, F2, known, u: nudge(x, x.shape[1] == 1),
-        lambda x, F, hist, idx, F2, known, u: nudge(hist[-1], len(hist) == 4) if len(hist) else None,
+        lambda x, F, hist, idx, F2, known, u: len(hist) > 3 and nudge(hist[3], True),
         lambda x, F, hist, idx, F2, known, u: u is not None and u.dtype == torch.bfloat16 and u.mul_(2.0),
     ]
     for wrong in mistakes:

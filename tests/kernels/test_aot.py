@@ -150,3 +150,18 @@ def test_specialization_is_triton_s_own():
             if name in constants:
                 continue
             assert ((k,) in attributes) == (special == "D"), name
+
+
+def test_whole_numbers_of_a_launch_make_no_further_compilation():
+    """A name that is not specialised must be a parameter's: Triton ignores others, and makes 1 a constant."""
+    found = [
+        kernel
+        for name in ("noise", "update", "norms", "quantize", "counter")
+        for kernel in vars(getattr(load("kernels_compiled"), name)).values()
+        if isinstance(kernel, triton.JITFunction) and kernel.__name__.endswith("_kernel")
+    ]
+    assert len(found) == 6
+    for kernel in found:
+        numbers = {p.name for p in kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")}
+        assert {p.name for p in kernel.params if p.do_not_specialize} == numbers, kernel.__name__
+        assert set(kernel.do_not_specialize) == numbers, kernel.__name__

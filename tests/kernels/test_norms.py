@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fastscore.kernels import abi
+from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import langevin_ref
 
-from .cases import Case, differing, inputs
+from .cases import ROWS, SEED, Case, differing, inputs, normal, table
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -22,6 +23,7 @@ CASES = [
     (Case(2, n=2), "batch"),
     slow(Case(2, n=7), "batch"),
     (Case(3, mixed=True), "expected"),
+    (Case(1, n=2), "expected"),
     (Case(127, network=BF16), "sample"),
     (Case(128, n=0), "sample"),
     (Case(129, n=2, own=True, mixed=True), "batch"),
@@ -63,3 +65,16 @@ def test_refuses(executor):
         executor.norms.langevin_triton(x, F, table, idx, noise, scratch, "max", valid)
     with pytest.raises(ValueError, match=r"scratch is float32 \[3, 12\]"):
         executor.norms.langevin_triton(x, F, table, idx, noise, scratch[:, :12], "sample", valid)
+
+
+def test_programs_walk_over_more_samples_than_they_hold(executor, monkeypatch):
+    monkeypatch.setattr(executor.norms, "PROGRAMS", 2)
+    n = 2 * 64 + 3 if executor.name == "interpreter" else 64 + 65
+    device, key = executor.device, NoiseKey.of(SEED, range(n), executor.device)
+    x, F = (normal(n, 2, seed=k, device=device) for k in (2, 3))
+    idx, valid = torch.arange(n, device=device) % ROWS, torch.ones(n, device=device)
+    for norm in ("sample", "batch"):
+        want, got = (torch.full((n, abi.WIDTH), torch.nan, device=device) for _ in range(2))
+        langevin_ref(x, F, table(device=device), idx, key, want, norm, valid)
+        executor.norms.langevin_triton(x, F, table(device=device), idx, key, got, norm, valid)
+        assert differing(got, want) == 0

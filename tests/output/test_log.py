@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastscore as fs
 from fastscore.data.affine import Affine
@@ -109,7 +111,7 @@ def test_rows_that_are_not_chosen_cost_no_copy(monkeypatch):
     sampler.run(range(20), log=fs.Log(Heard(), rows=(2, 4)))
     assert asked == [[2, 4], [], []] and seen == [2, 4]
     graph = SimpleNamespace(run=lambda: asked.append("graph") or loop.result())
-    vars(sampler.engine)["captured"] = (graph, {})
+    vars(sampler.engine)["captured"] = graph
     asked.clear()
     sampler.run(range(20), log=fs.Log(Heard(), rows=(2, 4)))
     assert asked == [[2, 4], "graph", "graph"]  # after the first micro-batch it runs as without a callback
@@ -243,7 +245,41 @@ def test_the_command_line_logs_to_a_file_and_to_a_run_of_wandb(run, tmp_path, mo
     module = SimpleNamespace(init=lambda project, config: started, Image=lambda picture: ("image", picture.shape))
     monkeypatch.setitem(sys.modules, "wandb", module)
     assert run(*argv, 30, "--out", tmp_path / "wandb", "--log", "wandb:mine")[0] == 0
-    assert started.finished and started.of("sample/x0")[0] == ("image", (384, 384, 1))
+    assert started.finished and started.of("sample/x0")[0] == ("image", (384, 384, 3))
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, _, error = run(*argv, 3, "--out", tmp_path / "no", "--log", "wandb:mine")
     assert code == 3 and "pip install wandb" in error
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["wandb", "trackio", "tensorboard"])
+@pytest.mark.filterwarnings("error:.*(skipped|Failed)")
+def test_the_loggers_themselves_take_figures_and_pictures(kind, tmp_path, monkeypatch):
+    """Grey images and densities in colour, offline and without a word of complaint."""
+    monkeypatch.chdir(tmp_path)
+    for key, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("TRACKIO_DIR", str(tmp_path / "trackio"))):
+        monkeypatch.setenv(key, value)
+    package = pytest.importorskip(kind, reason=f"pip install {kind}")
+    if kind == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        class TensorBoard(SummaryWriter):
+            def log(self, data, step):
+                for key, value in data.items():
+                    put = partial(self.add_image, dataformats="HWC") if np.ndim(value) else self.add_scalar
+                    put(key, value, step)
+
+        run = TensorBoard(tmp_path / "board")
+    else:
+        run = package.init(project="p")
+    for model, n in ((fs.load_model("fashion"), 4), (MODEL, 64)):
+        fs.Sampler(model, steps=4, batch=n).run(range(n), log=run)
+    if kind == "tensorboard":
+        run.close()
+        events = b"".join(p.read_bytes() for p in (tmp_path / "board").iterdir())
+        assert events.count(b"\x89PNG") == 8 and b"sample/samples_per_s" in events
+    else:
+        run.finish()
+        pictures = [len(Image.open(p).getbands()) for p in tmp_path.rglob("*.png")]
+        assert len(pictures) == 8 and {*pictures} <= {3, 4}

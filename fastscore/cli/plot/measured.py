@@ -130,9 +130,12 @@ def quality(run: Path, out: Path, overwrite: bool) -> None:
 
     def make() -> Any:
         from fastscore.report.plots.curves import quality
+        from fastscore.report.run import stale
 
         file = run / "quality.json" if run.is_dir() else run
         found = read_json(file, "`fastscore evaluate RUN --against DATA` writes it")
+        if run.is_dir() and stale(found, run):
+            raise ValueError(f"{file} is of other samples than these: `fastscore evaluate` them again")
         overall = found.pop("overall", None)  # how many differ: a count, and no figure
         figures = {shorten(name, 40): entry for name, entry in found.items() if isinstance(entry, dict)}
         for name, entry in figures.items():
