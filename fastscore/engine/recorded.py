@@ -18,7 +18,7 @@ import torch
 from fastscore.engine.capture import Recorder, first_reason
 from fastscore.engine.cuda_graphs import CudaGraphs, Work
 from fastscore.network.prepared import Prepared
-from fastscore.network.surroundings import behind, loose_tensors
+from fastscore.network.surroundings import all_behind
 from fastscore.network.watch import frozen
 
 Made = TypeVar("Made")
@@ -27,12 +27,13 @@ Made = TypeVar("Made")
 def frozen_in(networks: tuple[object, ...], device: torch.device) -> list[object]:
     """Return what a recording on a device has frozen of networks: the code that ran, and where tensors lie."""
     code = [id(net.call) for net in networks if isinstance(net, Prepared)]
+    modules, tensors = all_behind(*networks)
     loose = [
         # Of a tensor of the host's a copy was captured: there what it holds counts too.
         (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == device or t._version)
-        for t in loose_tensors(*networks)
+        for t in tensors
     ]
-    return [*code, *frozen(behind(*networks)), loose]
+    return [*code, *frozen(modules), loose]
 
 
 class Recorded(Generic[Made]):
