@@ -453,9 +453,7 @@ def test_sweeps_joint_rows_and_ticks_of_knots_are_captured_as_a_card_would(fake)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["dopri5", pytest.param("dpm", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("name", ["dopri5", pytest.param("dpm", marks=pytest.mark.nightly)])
 def test_ticks_are_captured_as_a_card_would_and_the_host_waits_once_a_poll(fake, name):
     solver, waits = SOLVERS[name], {}
     for rtol in (0.05, 0.001):
