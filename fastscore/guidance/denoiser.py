@@ -170,28 +170,24 @@ class Denoiser:
         """Return the level with the axes of x, and F and F2 like x."""
         v = {f.name: getattr(self.level, f.name) for f in fields(Level)}
         c = {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in v.items()}
-        u, together = (c["c_in"] * x).to(self.dtype), self.together
-        if together is None:
-            outputs = evaluate(self.model, u, v["c_noise"], self.cond), None
-        else:
-            outputs = together.at(u, v["c_noise"])
-        F = outputs[0].view_as(x).to(x.dtype)
+        u = (c["c_in"] * x).to(self.dtype)
+        outputs = None if self.together is None else self.together.at(u, v["c_noise"])
+        F = (outputs[0] if outputs else evaluate(self.model, u, v["c_noise"], self.cond)).view_as(x).to(x.dtype)
         if x.requires_grad and not F.requires_grad:
             raise ValueError(
                 "this guide differentiates the network, whose output has no gradient; use network='own' and no no_grad"
             )
-        if not self.mixed:
-            return c, F, None
-        F2 = outputs[1]
-        if F2 is None:
-            F2 = evaluate(self.second, (c["c_in2"] * x).to(self.dtype), v["c_noise2"], self.cond2)
-        return c, F, F2.view_as(x).to(x.dtype)
+        F2 = outputs[1] if outputs else self._of_second(x, c["c_in2"]) if self.mixed else None
+        return c, F, None if F2 is None else F2.view_as(x).to(x.dtype)
+
+    def _of_second(self, x: Tensor, c_in2: Tensor) -> Tensor:
+        return evaluate(self.second, (c_in2 * x).to(self.dtype), self.level.c_noise2, self.cond2)
 
     def of_second(self, x: Tensor) -> Tensor:
         """Return the second network's own estimate at x [N, *shape], which no guide changes: [N, D]."""
         c = {name: getattr(self.level, name).reshape(-1, *[1] * (x.ndim - 1)) for name in ("p2", "r2", "c_in2")}
-        F2 = evaluate(self.second, (c["c_in2"] * x).to(self.dtype), self.level.c_noise2, self.cond2)
-        return self._onto(c["p2"] * x + c["r2"] * F2.view_as(x).to(x.dtype)).flatten(1)
+        F2 = self._of_second(x, c["c_in2"]).view_as(x).to(x.dtype)
+        return self._onto(c["p2"] * x + c["r2"] * F2).flatten(1)
 
     def _onto(self, D: Tensor) -> Tensor:
         """Return an estimate on the subspace of the data, by the sample's own condition and never the null one."""
