@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from bench import telemetry
+from bench.clocks import Clock, CudaClock, HostClock, Work, paired, recorded, spread
 from fastscore.execution import Execution
 from fastscore.network.jit import has_compiler
 from fastscore.ops.backend import Ops, resolve
 
 OURS, EAGER, COMPILED, COPY = "fastscore", "eager", "torch.compile", "copy"
-
-Work = Callable[[], object]
+REDUCED, NETWORKS = "reduce-overhead", ("own", "compile")
+TF32_TOLERANCE = 0.02  # of the largest |x|
 
 
 class RedGate(RuntimeError):
@@ -51,12 +51,23 @@ class Setting:
         quick: smallest sizes, fewest repeats, no torch.compile: to see that it works, not how fast.
         points: number of two-dimensional samples, where a bench draws some.
         match: only the peers' cases whose name, "bench: library, solver", contains it.
+        batch: micro-batch around networks; each bench's own if None.
+        networks: how networks run, as in Execution.network; "own" is always among them.
+        deadline, now: when to end, by a clock: what is measured in rounds then takes fewer.
     """
 
     device: torch.device
     quick: bool = False
     points: int = 1_000_000
     match: str = ""
+    batch: int | None = None
+    networks: tuple[str, ...] = NETWORKS
+    deadline: float = math.inf
+    now: Callable[[], float] = time.monotonic
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return self.deadline - self.now()
 
     def execution(self, batch: int, **fields: Any) -> Execution:
         """Return how a sampler runs here: on this device, with this micro-batch, float32."""
@@ -73,6 +84,16 @@ class Setting:
         if self.quick:
             return "--quick"
         return None if has_compiler(self.device) else "no C++ compiler (g++ or clang++)"
+
+    @property
+    def graphs(self) -> bool:
+        """Whether work is replayed from graphs where it can be, so that launches do not show."""
+        return self.device.type == "cuda"
+
+    def tolerance(self, exact: float) -> float:
+        """Return what two loops around one network may differ by: TF32 has ten bits, and a network amplifies them."""
+        tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        return max(exact, TF32_TOLERANCE) if self.device.type == "cuda" and tf32 else exact
 
 
 @dataclass
@@ -91,6 +112,7 @@ class Case:
         skipped: what is not timed, with the reason.
         derive: further figures, from the median seconds of each variant.
         costed: variants whose power, energy and memory are read, each in a run of its own.
+        recorded: variants that touch nothing but the device, so that a GPU replays them as one graph.
     """
 
     bench: str
@@ -104,6 +126,7 @@ class Case:
     skipped: dict[str, str] = field(default_factory=dict)
     derive: Callable[[dict[str, float]], dict[str, Any]] = field(default=lambda seconds: {})
     costed: Sequence[str] = (OURS,)
+    recorded: Sequence[str] = ()
 
 
 def op_case(
@@ -129,8 +152,9 @@ def op_case(
     pairs = [(OURS, base) for base in (EAGER, COMPILED) if base in variants]
     facts = {"backend": setting.ops.name, "bytes_per_element": bytes_each}
     return Case(
-        bench, name, variants, pairs, check, (elements, "element"), elements * bytes_each, facts=facts, skipped=skipped
-    )
+        bench, name, variants, pairs, check, (elements, "element"), elements * bytes_each, facts=facts,
+        skipped=skipped, recorded=(*variants, COPY),
+    )  # fmt: skip
 
 
 def count(text: str) -> int:
@@ -143,77 +167,6 @@ def count(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number (examples: 64, 10k, 2M)")
     return int(match[1]) * {"": 1, "k": 1000, "m": 1_000_000}[match[2].lower()]
-
-
-class Clock(Protocol):
-    """Times repeated work."""
-
-    def __call__(self, work: Work, calls: int) -> float:
-        """Return the seconds of one call."""
-        ...
-
-
-@dataclass(frozen=True)
-class HostClock:
-    """Wall time; for devices that work synchronously."""
-
-    now: Callable[[], float] = time.perf_counter
-
-    def __call__(self, work: Work, calls: int) -> float:
-        start = self.now()
-        for _ in range(calls):
-            work()
-        return (self.now() - start) / calls
-
-
-class CudaClock:
-    """Time between CUDA events, with the L2 cache flushed before each call.
-
-    The flush also keeps the device busy while the host queues the work, so that of a short call the
-    device time is measured and not the launches, for baselines as for fastscore.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-        self.cache, self.device = torch.empty(size, dtype=torch.uint8, device=device), device
-
-    def __call__(self, work: Work, calls: int) -> float:
-        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
-        for start, end in marks:
-            self.cache.zero_()
-            start.record()
-            work()
-            end.record()
-        torch.cuda.synchronize(self.device)
-        return sum(start.elapsed_time(end) for start, end in marks) / calls / 1000.0
-
-
-def paired(variants: dict[str, Work], clock: Clock, repeats: int, least: float) -> dict[str, list[float]]:
-    """Time every variant once a round, in alternating order, so that a drift of the machine cancels in ratios.
-
-    Args:
-        variants: already warm.
-        clock: what times them.
-        repeats: rounds.
-        least: seconds that a variant takes in a round at least; short work is called often enough.
-
-    Returns: seconds a call of each variant, one a round; 5 rounds where a round takes longer than a second.
-    """
-    single_calls = {
-        name: min(clock(work, 1), clock(work, 1)) for name, work in variants.items()
-    }  # one alone may be a hiccup
-    calls = {name: max(1, min(1000, math.ceil(least / max(seconds, 1e-9)))) for name, seconds in single_calls.items()}
-    repeats = repeats if sum(single_calls.values()) < 1.0 else min(repeats, 5)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for k in range(repeats):
-        for name in variants if k % 2 == 0 else reversed(variants):
-            seconds[name].append(clock(variants[name], calls[name]))
-    return seconds
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the 20th, 50th and 80th percentile."""
-    return dict(zip(("p20", "p50", "p80"), np.quantile(values, (0.2, 0.5, 0.8)).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -231,10 +184,11 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
     if case.moved:
         variants[COPY] = copy_of(case.moved, setting.device)
     first = {name: HostClock()(lambda work=work: _finish(work, setting.device), 1) for name, work in variants.items()}
+    replay(case, variants, setting)
     if clock is None:
         clock = CudaClock(setting.device) if setting.device.type == "cuda" else HostClock()
     repeats, least = (5, 0.002) if setting.quick else (15, 0.05)
-    rounds = paired(variants, clock, repeats, least)
+    rounds = paired(variants, clock, repeats, least, setting.left)
     timed = {name: spread(values) for name, values in rounds.items()}
     medians = {name: value["p50"] for name, value in timed.items()}
     record: dict[str, Any] = {
@@ -261,10 +215,21 @@ def measure(case: Case, setting: Setting, clock: Clock | None = None) -> dict[st
             "copy_gb_per_s": case.moved / medians[COPY] / 1e9,
             "percent_of_copy": 100.0 * medians[COPY] / medians[OURS],
         }
-    long = 0.1 if setting.quick else 2.0
+    long = 0.1 if setting.quick else min(2.0, max(0.1, setting.left() / 8))
     costed = (name for name in case.costed if name in variants)
     record["cost"] = {name: telemetry.cost(variants[name], case.items[0], setting.device, long) for name in costed}
     return record
+
+
+def replay(case: Case, variants: dict[str, Work], setting: Setting) -> None:
+    """Put the replay of a graph in the place of each variant that can be one; say which cannot."""
+    for name in case.recorded if setting.graphs else ():
+        if name in variants:
+            try:
+                variants[name] = recorded(variants[name], setting.device)
+            except Exception as error:  # of the work, of a compiler, of torch
+                reason = " ".join(str(error).split())[:200]
+                case.skipped[f"graph of {name}"] = f"it cannot be captured, so its launches are timed too ({reason})"
 
 
 def copy_of(moved: int, device: torch.device) -> Work:

@@ -50,10 +50,37 @@ def environment(device: torch.device) -> dict[str, Any]:
         "fastscore": __version__,
         "noise": f"v{noise.VERSION}",
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolution": torch.backends.cudnn.allow_tf32},
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "sdpa": sdpa(),
+        "gpu": gpu(device) if device.type == "cuda" else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "git": _git("rev-parse", "--short=12", "HEAD"),
+        "git": os.environ.get("FASTSCORE_COMMIT") or _git("rev-parse", "--short=12", "HEAD"),
         "dirty": None if state is None else bool(state),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """Return what there is to say of a CUDA device."""
+    p = torch.cuda.get_device_properties(device)
+    return {
+        "driver": telemetry.driver(),
+        "cudnn": torch.backends.cudnn.version(),
+        "capability": f"{p.major}.{p.minor}",
+        "multiprocessors": p.multi_processor_count,
+        "memory_mib": p.total_memory // 2**20,
+        "l2_mib": p.L2_cache_size // 2**20,
+    }
+
+
+def sdpa() -> dict[str, bool]:
+    """Return which kernels torch may choose for attention."""
+    cuda = torch.backends.cuda
+    return {
+        "flash": cuda.flash_sdp_enabled(),
+        "memory efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
     }
 
 
@@ -66,9 +93,9 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def results_file(env: Mapping[str, Any]) -> Path:
+def results_file(env: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Return where the records of a device are kept."""
-    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", env["device"].lower()).strip("-") + ".jsonl")
+    return folder / (re.sub(r"[^a-z0-9]+", "-", env["device"].lower()).strip("-") + ".jsonl")
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -176,6 +176,22 @@ class Meter:
         return Figure(joules / items, unit, how=f"power integrated over {len(power)} readings ({problem})")
 
 
+def driver(nvml: Any = None) -> str | None:
+    """Return the version of NVIDIA's driver; None where it cannot be read."""
+    if nvml is None:
+        try:
+            import pynvml as nvml
+        except ImportError:
+            return None
+    try:
+        nvml.nvmlInit()
+        version = nvml.nvmlSystemGetDriverVersion()
+        nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return None
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
 def uuid_of(device: torch.device) -> str | None:
     """Return NVML's name of a CUDA device; None for any other device."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None

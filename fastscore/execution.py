@@ -21,7 +21,7 @@ from fastscore.ops.backend import BACKENDS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NETWORKS = ("own", "auto", "fp32", "bf16", "compile", "regional")
+NETWORKS = ("own", "auto", "fp32", "tf32", "bf16", "compile", "regional")
 GRAPHS = ("step", "loop")
 GUIDED = ("auto", "serial", "batched")
 MOST = 256  # lines that "auto" gives one call: more fill a GPU anyway, and take as much more of its memory
@@ -50,12 +50,14 @@ class Execution:
         batch: micro-batch, or lanes of an adaptive solver. The network always runs at this size (a short tail is
             padded with dummy samples that are dropped), so that a sample does not depend on how many are drawn.
         dtype: of the state: torch.float32, or torch.float64 for parity runs.
-        network: "own" evaluates the network as it is; "auto", "fp32" and "bf16" compile it ahead of time on first use
-            and check it against itself (fastscore.prepare); "compile" runs it through torch.compile as one graph,
-            "regional" block by block.
+        network: "own" evaluates the network as it is; "auto", "fp32", "bf16" and, on CUDA, "tf32" compile it ahead of
+            time on first use and check it against itself (fastscore.prepare); "compile" runs it through torch.compile
+            as one graph, "regional" block by block. TF32 is used in "tf32" alone, and as torch is set in the last two
+            and "own".
         backend: of the fused row: "auto", "reference", "cpp" or "triton"; see ops/backend.py.
-        graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all), or "auto", which times
-            them on the first batch and keeps the fastest. There are none on a CPU.
+        graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all; up to 50,000 kernels), or
+            "auto": "step", and the plain loop with a warning where the network cannot be captured. Of an adaptive
+            solver or a likelihood a tick is one ("step"), of Picard a sweep. None on a CPU, and none with a guide.
         guided: how a row that is mixed of several outputs of one network (classifier-free guidance) evaluates them:
             "serial", one call after the other, each with a micro-batch; "batched", one call with all of their lines,
             in as much more memory; or "auto", batched on CUDA up to 256 lines and serial elsewhere. A network may
@@ -130,6 +132,8 @@ class Execution:
             )
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device = {device} must be cpu or cuda: rows are computed in float64 tables there")
+        if device.type != "cuda" and self.network == "tf32":
+            raise ValueError(f"network = 'tf32' needs a CUDA device, not {device}; use network='fp32' or 'auto'")
         if device.type != "cuda" and self.graph in GRAPHS:
             raise ValueError(f"graph = {self.graph!r} needs a CUDA device, not {device}; use graph='auto'")
         return replace(self, device=device)
@@ -157,7 +161,7 @@ class Execution:
     @property
     def ahead_of_time(self) -> bool:
         """Whether the network is compiled before a run and checked against itself."""
-        return self.network in ("auto", "fp32", "bf16")
+        return self.network in ("auto", "fp32", "tf32", "bf16")
 
     def network_dtype(self, *networks: object) -> torch.dtype:
         """Return the dtype that networks read: that of their parameters, or the state's if they have none.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,17 +28,16 @@ from torch import Tensor
 
 from fastscore.engine.adaptive.control import StepRule
 from fastscore.engine.adaptive.cost import Cost
-from fastscore.engine.adaptive.divergence import PROBES, DivergenceField
-from fastscore.engine.adaptive.field import Field, ScoreField
+from fastscore.engine.adaptive.divergence import PROBES, field_of
 from fastscore.engine.adaptive.levels import NoiseLevels, angle
-from fastscore.engine.adaptive.transport import transport
+from fastscore.engine.adaptive.transport import Transport
 from fastscore.engine.base import columns, prior_at
 from fastscore.engine.request import Request
 from fastscore.engine.subspace import check_inside, check_subspace
 from fastscore.engine.turn import Turn, in_turn, made
 from fastscore.engine.units import inside, log_determinant, samples_of
 from fastscore.errors import short, typed
-from fastscore.execution import GRAPHS, Execution, ExecutionFields
+from fastscore.execution import Execution, ExecutionFields
 from fastscore.model.conditions import Given, Labels, finite
 from fastscore.model.projection import dimensions, onto
 from fastscore.model.score import ScoreModel, one_step_only
@@ -134,10 +133,10 @@ class ProbabilityFlow:
         if model.two_times:
             raise ValueError(one_step_only("a likelihood or an encoding integrates the flow at each single time"))
         self.model, (self.execution, self.net_dtype) = model, asked.around(*model.networks)
-        if self.execution.ahead_of_time or self.execution.graph in GRAPHS:
+        if self.execution.ahead_of_time or self.execution.graph == "loop":
             raise ValueError(
                 f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a likelihood differentiates "
-                "the network; use network='own' or 'compile', and graph='auto'"
+                "the network, in steps of its own; use network='own' or 'compile', and graph='auto' or 'step'"
             )
         self.schedule = schedule if schedule is not None else model.schedule
         chosen = named(solver) if isinstance(solver, str) else solver if solver is not None else Dopri5()
@@ -155,13 +154,14 @@ class ProbabilityFlow:
         if not math.isfinite(values[-1]):
             raise ValueError("a likelihood ends at sigma > 0: give the grid clean=False, or an end")
         self.angles = [angle(v) for v in values]
-        first, last = knots[[0, -1]].tolist()
-        with undisturbed(self.execution.dtype, self.execution.place):
-            self.levels = NoiseLevels(model, self.schedule, "v", first, last, self.execution.place)
+        (first, last), place = knots[[0, -1]].tolist(), self.execution.place
+        with undisturbed(self.execution.dtype, place):
+            self.levels = NoiseLevels(model, self.schedule, "v", first, last, place)
         self.alphas = [float(self.schedule.alpha(t)) for t in knots]
         self.lengths = np.hypot(self.alphas, self.schedule.sigma(knots)).tolist()
         self.prior = prior_at(model, self.schedule, first)
         self.turn = Turn(*model.networks, execution=self.execution, gradients=True)
+        self.transports: dict[tuple[bool, str | None, int], Transport] = {}
 
     @cached_property
     def prepared(self) -> ScoreModel:
@@ -171,16 +171,10 @@ class ProbabilityFlow:
     def release(self) -> None:
         """Free what was made on first use; the next call makes it again."""
         vars(self).pop("prepared", None)
+        self.transports.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return made, (type(self), self.model, self.settings)
-
-    def _field(self, request: Request, kind: str | None, probes: int, model: ScoreModel) -> Field:
-        """Return the right-hand side for a request, with the divergence if it is of a ``kind``."""
-        batch, dtype = self.execution.batch, self.execution.dtype
-        score = ScoreField(model, model, self.levels, "v", None, batch, dtype, self.net_dtype)
-        score.begin(request)
-        return score if kind is None else DivergenceField(score, kind, probes, request.key, batch)
 
     @in_turn
     @typed
@@ -253,17 +247,23 @@ class ProbabilityFlow:
         self, y: Tensor, request: Request, progress: Told, up: bool, kind: str | None = None, probes: int = 0
     ) -> tuple[Tensor, Cost]:
         """Integrate the states [n, width] from one end to the other."""
-        angles, place = self.angles[::-1] if up else self.angles, self.execution.place
-        if isinstance(self.solver, Dopri5 | BogackiShampine):
-            rule = StepRule.of(self.solver)
-        else:
-            rule = StepRule(knots=torch.tensor(angles, dtype=torch.float64, device=place))
         self.turn.look(len(y))
-        with torch.no_grad():
-            forward = self._field(request, kind, probes, self.prepared)
-        return transport(
-            y, forward, lambda: self._field(request, kind, probes, self.model), RungeKutta(self.solver.tableau, place),
-            self.levels, rule, (angles[0], angles[-1]), request.key, self.execution, self.turn, progress,
+        if (key := (up, kind, probes)) not in self.transports:
+            kept = {k: v for k, v in self.transports.items() if k[1] is None}  # one of a divergence at a time
+            self.transports = kept | {key: self._transport_of(*key)}
+        return self.transports[key](y, request, progress)
+
+    def _transport_of(self, up: bool, kind: str | None, probes: int) -> Transport:
+        angles, place = self.angles[::-1] if up else self.angles, self.execution.place
+        knots = torch.tensor(angles, dtype=torch.float64, device=place)
+        rule = StepRule.of(s) if isinstance(s := self.solver, Dopri5 | BogackiShampine) else StepRule(knots=knots)
+        forward, backward = (  # neither holds this flow, which holds them
+            partial(field_of, model, self.levels, self.execution, self.net_dtype, kind, probes)
+            for model in (self.prepared, self.model)
+        )
+        return Transport(
+            forward(), backward, RungeKutta(self.solver.tableau, place), self.levels, rule, (angles[0], angles[-1]),
+            self.execution, self.prepared.networks, self.turn,
         )  # fmt: skip
 
     def _request(

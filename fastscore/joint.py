@@ -21,19 +21,21 @@ from torch import Tensor
 
 from fastscore import plan as plans
 from fastscore.engine.bind import by_rule, ruled, step_of_rows
+from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.given import destinations, with_noise
 from fastscore.engine.in_step import check_in_step, knots_of
-from fastscore.engine.kind import Kind
-from fastscore.engine.loop import Loop, Outputs, recorded
+from fastscore.engine.joint_loop import JointLoop
+from fastscore.engine.loop import Loop
+from fastscore.engine.recorded import Recorded
 from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.subspace import check_subspace
 from fastscore.engine.turn import Turn, keep_up, made
 from fastscore.engine.units import check_alike
 from fastscore.errors import NonFiniteError, typed
-from fastscore.execution import GRAPHS, Execution, ExecutionFields
+from fastscore.execution import Execution, ExecutionFields
 from fastscore.guidance.mixture import BoundPlan, Guidance
-from fastscore.guidance.told import Conditions, check_told
+from fastscore.guidance.told import check_told
 from fastscore.model.joint import JointModel, Tensors, alone
 from fastscore.network.surroundings import undisturbed
 from fastscore.output.progress import Told, followed, within
@@ -62,7 +64,7 @@ class JointSampler:
         clip: bound on the x0 estimate of every part, or None.
         guidance: as for Sampler; a second model is a JointModel of the same parts.
         start: as for Sampler; ``init`` of a run is then a dict by part.
-        execution, fields: as for Sampler; the network runs as it is, in the plain loop.
+        execution, fields: as for Sampler; the network runs as it is.
 
     Raises:
         ValueError: no parts, knots outside a part's schedule, or a solver whose stages differ by schedule.
@@ -92,11 +94,8 @@ class JointSampler:
         }  # fmt: skip
         self.model, self.second, self.start = model, second, start
         self.execution, self.net_dtype = asked.around(*self.networks)
-        if self.execution.network != "own" or self.execution.graph in GRAPHS:
-            raise ValueError(
-                f"network = {self.execution.network!r}, graph = {self.execution.graph!r}: a joint network runs "
-                "as it is, in the plain loop; use network='own' and graph='auto'"
-            )
+        if self.execution.network != "own":
+            raise ValueError(f"network = {self.execution.network!r}: a joint network runs as it is; use network='own'")
         if guidance is not None:
             guidance.check(model)
         made, grid = chosen(solver, grid)
@@ -124,6 +123,8 @@ class JointSampler:
         ends = np.cumsum([0, *widths]).tolist()
         self.columns = {name: slice(*ends[k : k + 2]) for k, name in enumerate(model.parts)}
         self.turn = Turn(*self.networks, execution=self.execution)
+        self.graph = self.execution.graph if self.execution.place.type == "cuda" else "off"
+        self.captured = Recorded[Graphed | None](self.networks, self.execution.place)
 
     def _bind(self, name: str, knots: Array, k: int, clip: float | None) -> BoundPlan:
         """Return the plan of one part, whose draws are every K-th."""
@@ -142,23 +143,27 @@ class JointSampler:
         return BoundPlan(replace(plan, rows=rows), model, guidance, steps=steps)
 
     @cached_property
-    def loops(self) -> dict[str, Loop]:
-        """The loop of each part; its buffers are made on first use."""
+    def loop(self) -> JointLoop:
+        """The loops of all parts; their buffers are made on first use."""
         with undisturbed(self.execution.dtype, self.execution.place):
-            return {
+            loops = {
                 name: Loop(bound, bound.model, self.execution, self.ops, self.net_dtype)
                 for name, bound in self.bound.items()
             }
+            return JointLoop(loops, self.model, self.second, self.guidance, self.columns)
 
-    @cached_property
-    def conditions(self) -> Conditions:
-        """The conditions of a micro-batch."""
-        return Conditions(self.model, self.guidance, self.execution.batch)
+    @property
+    def mode(self) -> str:
+        """The mode of a run: "off" (the plain loop), or captured as "step" or "loop"; "auto" before it was chosen."""
+        if self.graph == "off" or not self.captured.kept:
+            return self.graph
+        graphed = self.captured.kept[0]
+        return "off" if graphed is None else graphed.mode
 
     def release(self) -> None:
-        """Free the memory of the loops; the next run makes them again."""
-        for name in ("loops", "conditions"):
-            vars(self).pop(name, None)
+        """Free the memory of the loops, and graphs; the next run makes them again."""
+        vars(self).pop("loop", None)
+        self.captured = Recorded[Graphed | None](self.networks, self.execution.place)
 
     @property
     def networks(self) -> tuple[object, ...]:
@@ -235,49 +240,15 @@ class JointSampler:
                 yield at, {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
 
     def _run(self, part: Request, told: Callable[[float], None] | None = None) -> Tensor:
-        """Run all rows of a micro-batch, every part's row k before row k + 1 of any; [batch, D of all parts]."""
-        loops = list(self.loops.values())
-        for name, loop in self.loops.items():
-            loop.load(part.columns(self.columns[name]))
-            loop.reset()
-        self.conditions.load(part.told)
-        noise = [recorded(part.columns(c)) for c in self.columns.values()]
-        outputs: Sequence[Outputs] = [(None, None)] * len(loops)
-        for row, kinds in enumerate(zip(*(loop.kinds for loop in loops), strict=True), 1):
-            if kinds[0].evaluate:
-                outputs = self._evaluate(kinds)
-            for k, (loop, kind) in enumerate(zip(loops, kinds, strict=True)):
-                loop.advance(replace(kind, evaluate=False), outputs[k], noise[k])
-            if told is not None:
-                told(row / len(loops[0].kinds))
-        return torch.cat([loop.x for loop in loops], 1)
-
-    def _evaluate(self, kinds: Sequence[Kind]) -> list[Outputs]:
-        """Return F and F2 of each part."""
-        batch = self.execution.batch
-        u = {name: loop.input for name, loop in self.loops.items()}
-        label = {name: loop.label.expand(batch) for name, loop in self.loops.items()}
-        terms, alone = next((kind.terms for kind in kinds if kind.terms), ()), [kind.alone for kind in kinds]
-        second: Sequence[Tensor | None] = [None] * len(kinds)
-        if any(alone) or any(kind.mixed for kind in kinds):
-            inputs = {name: loop.second_input() for name, loop in self.loops.items()}
-            u2, label2 = {k: v for k, (v, _) in inputs.items()}, {k: v.expand(batch) for k, (_, v) in inputs.items()}
-            second = self.second.evaluate(u2, label2, self.conditions.second)
-            if all(alone):
-                return self._projected([(F2, None) for F2 in second])
-        first = self.model.evaluate(u, label, self.conditions.of(terms))
-        if terms and not all(kind.terms for kind in kinds):  # one time is another noise level for another part
-            own = self.model.evaluate(u, label, self.conditions.first)
-            first = [F if kind.terms else F1 for F, F1, kind in zip(first, own, kinds, strict=True)]
-        both = zip(first, second, alone, strict=True)
-        return self._projected([(F2, None) if at and F2 is not None else (F, F2) for F, F2, at in both])
-
-    def _projected(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> list[Outputs]:
-        """Return the outputs of each part on its subspace."""
-        return [
-            pair if loop.subspace is None else loop.subspace.outputs(*pair, loop.row)
-            for loop, pair in zip(self.loops.values(), outputs, strict=True)
-        ]
+        """Run all rows of a micro-batch; [batch, D of all parts]."""
+        loop, graphed = self.loop, None
+        loop.load(part)
+        if self.graph != "off" and part.noise is None:
+            graphed = self.captured.now(lambda: capture(loop, self.graph), lambda: loop.made)
+        x = loop.run(told) if graphed is None else graphed.run()
+        if told is not None:
+            told(1.0)
+        return x
 
     def _report(self, at: slice, part: Request, x: Tensor) -> None:
         for name, columns in self.columns.items():

@@ -67,7 +67,7 @@ class Sampler:
             with a solver left out or that one, is what ``fit_grid`` fitted; a Span for an adaptive solver, to x0.
         steps: of a grid by name, or of the one that suits solver and schedule; 20 if left out.
         clip: bound on the x0 estimate of every row but Langevin's norm-dependent ones, or None.
-        parallel: Picard sweeps over a window of steps in place of single ones; see engine/picard.py. No graphs then.
+        parallel: Picard sweeps over a window of steps in place of single ones; see engine/picard.py.
         guidance: classifier-free guidance or autoguidance; see guidance/mixture.py.
         guide: changes the estimate of x0 in every row that evaluates: DPS, .., see guidance/guides.py; not captured.
         start: what samples start from: "prior"; "data", the ``init`` of a run noised to the grid's first time
@@ -149,7 +149,7 @@ class Sampler:
     @property
     def numerics(self) -> Numerics:
         """The arithmetic of the network as it is evaluated; prepares it if it has not yet been."""
-        return numerics(self.prepared.net, self.execution.network)
+        return numerics(self.prepared.net, self.execution.network, self.execution.place)
 
     @cached_property
     def second_prepared(self) -> ScoreModel:
@@ -201,8 +201,8 @@ class Sampler:
     def warm_up(self, **fields: Unpack[RequestFields]) -> dict[str, float | str]:
         """Compile and capture now rather than on the first batch; return what it took, in seconds.
 
-        Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s``, ``graph`` (the mode that will run),
-        and ``off_s``, ``step_s``, ``loop_s`` where they were timed. Arguments as for ``run``, where a guide needs them.
+        Keys: ``first_s`` (the plain loop, any compilation in it), ``capture_s`` and ``graph`` (the mode that will run).
+        Arguments as for ``run``, where a guide needs them.
         """
         example = {"init": torch.zeros(self.model.shape)} if self.start != "prior" else {}
         fields = cast(RequestFields, example | ({"labels": 0} if self.model.classes else {}) | fields)

@@ -442,4 +442,4 @@ def test_nothing_but_the_capture_chooses_a_stream():
         for path in package.rglob("*.py")
         if any(f"torch.{word}" in path.read_text() or f".{word}" in path.read_text() for word in choosing)
     }
-    assert found == {"engine/capture.py", "testing.py"}  # which times what it has captured; which forbids waiting
+    assert found == {"engine/cuda_graphs.py", "testing.py"}  # which goes back to it; which forbids waiting

@@ -36,7 +36,7 @@ def model(net: nn.Module | None = None) -> fs.ScoreModel:
         ({"batch": 2.5}, "batch = 2.5 must be"),
         ({"batch": True}, "batch = True must be"),
         ({"dtype": torch.float16}, "must be torch.float32 or torch.float64"),
-        ({"network": "full"}, "must be one of own, auto, fp32, bf16, compile, regional"),
+        ({"network": "full"}, "must be one of own, auto, fp32, tf32, bf16, compile, regional"),
         ({"network": "auto", "dtype": torch.float64}, "float32 state"),
         ({"backend": "fast"}, "must be one of auto, reference, cpp, triton"),
         ({"graph": "whole"}, "must be auto, off, step or loop"),

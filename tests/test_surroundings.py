@@ -291,7 +291,7 @@ def test_release_frees_the_memory_and_a_pickle_takes_none_of_it(kind):
     expected = draw(sampler)
     if kind != "flow":
         assert len(pickle.dumps(sampler)) == size  # nothing that was made on first use travels
-        made = {"plan": "engine", "adaptive": "engine", "known": "inpainting", "joint": "conditions"}[kind]
+        made = {"plan": "engine", "adaptive": "engine", "known": "inpainting", "joint": "loop"}[kind]
         alive = weakref.ref(vars(sampler)[made])
         sampler.release()
         gc.collect()

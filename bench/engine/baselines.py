@@ -6,7 +6,7 @@ computed on the device at every step, noise from the global generator, a branch 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +40,17 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
             d = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * old
         x = sigmas[k + 1] / sigmas[k] * x - torch.expm1(-h) * d
         old, h_last = denoised, h
+    return x
+
+
+def ddim(denoise: Denoiser, x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """DDIM on sigmas that end in 0, written to be compiled and captured: coefficients are numbers of the host.
+
+    Source: Song et al. 2020, eq. 12 with eta = 0; Karras et al. 2022, algorithm 1 without its correction.
+    """
+    for k in range(len(sigmas) - 1):
+        ratio = sigmas[k + 1] / sigmas[k]
+        x = ratio * x + (1.0 - ratio) * denoise(x, torch.full((len(x),), sigmas[k], device=x.device))
     return x
 
 

@@ -54,6 +54,7 @@ MODES = (
     Mode("compiled"),
     Mode("network auto", "auto", tolerance=0.05),
 )
+TOLD = ("own", "compile", *(mode.network for mode in MODES))
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -141,7 +142,7 @@ class Problem:
     """The bundled network, eager and compiled; each is compiled once for everybody."""
 
     def __init__(self, setting: Setting) -> None:
-        self.setting, self.batch = setting, 4 if setting.quick else BATCH
+        self.setting, self.batch = setting, 4 if setting.quick else setting.batch or BATCH
         self.net, self.name = score_model(setting.device)
         self.labels = torch.arange(self.batch, device=setting.device) % self.net.classes if self.net.classes else None
         self.like = torch.empty((self.batch, *self.net.shape), device=setting.device)
@@ -162,7 +163,8 @@ class Problem:
 def around(problem: Problem, entry: Entry) -> Case:
     """Return the case around the network."""
     setting, batch, labels = problem.setting, problem.batch, problem.labels
-    modes = [mode for mode in MODES if not (mode.compiles and setting.no_compile)]
+    extra = [Mode(f"network {name}", name, tolerance=0.05) for name in setting.networks if name not in TOLD]
+    modes = [mode for mode in (*MODES, *extra) if not (mode.compiles and setting.no_compile)]
 
     def ours(mode: Mode, size: int = batch) -> fs.Sampler:
         net = problem.nets["compiled" if mode.name == "compiled" else "eager"]
@@ -193,10 +195,11 @@ def around(problem: Problem, entry: Entry) -> Case:
 
     def check() -> list[Check]:
         eager = run("eager")
-        checks = [same_samples("fastscore", eager, entry, problem.model("eager", entry), problem.like)]
+        tolerance = setting.tolerance(entry.tolerance)
+        checks = [same_samples("fastscore", eager, entry, problem.model("eager", entry), problem.like, tolerance)]
         for mode in modes[1:]:
             error = float((run(mode.name) - eager).abs().max() / eager.abs().max())
-            checks.append(Check(f"fastscore {mode.name} equals eager", error, mode.tolerance))
+            checks.append(Check(f"fastscore {mode.name} equals eager", error, setting.tolerance(mode.tolerance)))
         return checks
 
     pairs = [(f"{OURS}, {mode}", f"{PEER}, {net}") for mode in samplers for net in problem.nets]

@@ -18,6 +18,7 @@ def doctor(device: str) -> None:
     from fastscore.engine.selfcheck import checks, fingerprint
     from fastscore.network.bf16 import native_bf16
     from fastscore.network.jit import has_compiler
+    from fastscore.network.prepare import lack
     from fastscore.ops.backend import named_device, resolve
     from fastscore.output.load import load
 
@@ -32,6 +33,9 @@ def doctor(device: str) -> None:
     if place.type == "cpu":
         kind = "bf16 where the scores agree within 1 %" if native_bf16() else "fp32 (this CPU has no bfloat16)"
         click.echo(f"network on cpu: --network auto is {kind if has_compiler() else 'the network as it is'}")
+    else:
+        kind = f"the network as it is: {said}" if (said := lack(place)) else "bf16 where the scores agree within 1 %"
+        click.echo(f"network on {place}: --network auto is {kind}")
     advice = []
     if (busy := load())["busy"]:
         advice.append(

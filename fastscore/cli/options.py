@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastscore.solvers.adaptive import Adaptive
 
 # Words of modules that need torch or NumPy, which no --help is to wait for.
-NETWORKS = ("auto", "own", "fp32", "bf16", "compile", "regional")
+NETWORKS = ("auto", "own", "fp32", "tf32", "bf16", "compile", "regional")
 GRAPHS = ("auto", "off", "step", "loop")
 RULES = ("cfg", "cfg++")
 BACKENDS = ("auto", "reference", "cpp", "triton")

@@ -71,9 +71,9 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Name(NETWORKS),
             default="auto",
             show_default=True,
-            help="Path of the network. auto, fp32, bf16: compiled once for this machine and kept; auto is bf16 where "
-            "the CPU has it and the scores agree within 1 %. own: as it is. compile, regional: torch.compile in this "
-            "process.",
+            help="Path of the network. auto, fp32, bf16, on CUDA tf32: compiled once for this machine and kept; auto "
+            "is bf16 where the device has it and the scores agree within 1 %. own: as it is. compile, regional: "
+            "torch.compile in this process.",
         ),
         click.option("--dtype", "old_dtype", type=Name(("auto", "fp32", "bf16")), hidden=True),
         click.option("--compile", "old_compile", type=Name(("auto", "off", "full", "regional")), hidden=True),

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from fastscore.engine.capture import Graphed, capture
 from fastscore.engine.loop import Loop, Observer, Step, recorded
+from fastscore.engine.recorded import frozen_in
 from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
-from fastscore.network.prepared import Prepared
-from fastscore.network.surroundings import behind, loose_tensors
-from fastscore.network.watch import frozen
 from fastscore.output.progress import Told, followed, within
 
 Callback = Callable[[Step], None]
@@ -60,14 +58,7 @@ class Batches:
 
     def _frozen(self) -> list[object]:
         """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
-        networks, conditions = self.loop.networks, self.loop.conditions
-        code = [id(net.call) for net in networks if isinstance(net, Prepared)]
-        loose = [
-            # Of a tensor of the host's a copy was captured: there what it holds counts too.
-            (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == self.loop.x.device or t._version)
-            for t in loose_tensors(*networks)
-        ]
-        return [*code, conditions.made, *frozen(behind(*networks)), loose]
+        return [self.loop.conditions.made, *frozen_in(self.loop.networks, self.loop.x.device)]
 
     @property
     def mode(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastscore.engine.cuda_graphs import CudaGraphs, Work
 from fastscore.engine.kind import Kind
-from fastscore.engine.loop import Loop, Outputs
+from fastscore.engine.loop import Outputs
 from fastscore.errors import unknown
 from fastscore.execution import GRAPHS
 
@@ -118,6 +118,31 @@ def segments(kinds: Sequence[Kind]) -> list[Segment]:
     return result
 
 
+class Rows(Protocol):
+    """Rows that a graph may be made of: a Loop, or those of several parts side by side."""
+
+    kinds: Any
+    x: Tensor
+    advance: Callable[..., Any]
+
+    @property
+    def networks(self) -> tuple[object, ...]:
+        """Whatever a run evaluates."""
+        ...
+
+    def reset(self) -> None:
+        """Return to the start."""
+        ...
+
+    def point(self, row: int) -> None:
+        """Go to a row."""
+        ...
+
+    def result(self) -> Tensor:
+        """Return a copy of the state."""
+        ...
+
+
 class Graphed:
     """A loop whose rows were recorded: all in one graph ("loop"), or one graph a repeated group ("step").
 
@@ -126,7 +151,7 @@ class Graphed:
         Exception: it cannot be recorded; whatever the recorder raises.
     """
 
-    def __init__(self, loop: Loop, recorder: Recorder, mode: str) -> None:
+    def __init__(self, loop: Rows, recorder: Recorder, mode: str) -> None:
         if mode not in GRAPHS:
             raise unknown("graph", mode, GRAPHS)
         self.loop, self.mode = loop, mode
@@ -149,13 +174,15 @@ class Graphed:
         self.capture_s = time.perf_counter() - start
 
     def _work(self, segment: Segment) -> tuple[Work, Work]:
+        loop = self.loop  # and not what holds the recordings, which hold this: their memory ends with the last user
+
         def reset() -> None:
-            self.loop.point(segment.start)
+            loop.point(segment.start)
 
         def work() -> None:
             outputs: Outputs = (None, None)
-            for kind in self.loop.kinds[segment.start : segment.start + segment.length]:
-                outputs = self.loop.advance(kind, outputs)
+            for kind in loop.kinds[segment.start : segment.start + segment.length]:
+                outputs = loop.advance(kind, outputs)
 
         return reset, work
 
@@ -169,7 +196,7 @@ class Graphed:
         return self.loop.result()
 
 
-def capture(loop: Loop, mode: str) -> Graphed | None:
+def capture(loop: Rows, mode: str) -> Graphed | None:
     """Capture a loop on its CUDA device; None is the plain loop, with a warning that says why.
 
     Args:

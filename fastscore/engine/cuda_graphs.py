@@ -22,7 +22,7 @@ from fastscore.network.watch import tensors
 from fastscore.testing import Capturable
 
 Work = Callable[[], None]
-STREAMS = 64  # that torch has, of two priorities; then they come again
+STREAMS = 32  # that torch has, of each of two priorities; then they come again
 
 _lock = threading.RLock()  # of this process: two captures at once are forbidden, and a warm-up allocates
 _leases: dict[int, _Leases] = {}
@@ -47,7 +47,7 @@ class _Leases:
             RuntimeError: each stream is taken.
         """
         for k in range(0 if self.free else 2 * STREAMS):
-            stream = torch.cuda.Stream(self.device, priority=-1 if k % 2 else 0)
+            stream = torch.cuda.Stream(self.device, priority=0 if k < STREAMS else -1)
             if stream.cuda_stream not in self.taken:
                 self.free.append(stream)
                 break
@@ -58,7 +58,7 @@ class _Leases:
             )
         lease = Lease(self.free.pop())
         self.taken.add(lease.stream.cuda_stream)
-        weakref.finalize(lease, self.give_back, lease.stream)
+        weakref.finalize(lease, self.give_back, lease.stream).atexit = False
         return lease
 
     def give_back(self, stream: torch.cuda.Stream) -> None:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from fastscore.engine.batches import Callback
 from fastscore.engine.loop import Loop
+from fastscore.engine.picard_scales import scales
+from fastscore.engine.recorded import Repeated
 from fastscore.engine.request import Request, bad_samples, micro_batches
 from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError, typed
@@ -36,8 +38,6 @@ from fastscore.network.surroundings import undisturbed
 from fastscore.ops.norms import sum_of_squares
 from fastscore.ops.update import KnownRow
 from fastscore.output.progress import Told, followed, within
-from fastscore.plan.rows import Plan, Row
-from fastscore.process.schedule import transition
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,6 @@ class Parallel:
         ValueError: a row of the plan sets its step from norms.
     """
 
-    mode = "picard"
-
     def __init__(self, loop: Loop, picard: Picard) -> None:
         if any(row.langevin is not None for row in loop.plan.rows):
             raise ValueError(
@@ -98,6 +96,7 @@ class Parallel:
         self.turn, self.guided = Turn(*loop.networks, execution=loop.execution), loop.guide
 
         dtype, device = loop.x.dtype, loop.x.device
+        self.sweeping = Repeated(loop.execution.graph if loop.guide is None else "off", device, loop.networks)
         # After the plan's rows come as many that keep x: one for each, with the known data that it left.
         count, known = len(loop.plan.rows), loop.known_table
         idle = torch.zeros_like(loop.table)
@@ -122,7 +121,7 @@ class Parallel:
         # The row that evaluates each stage; the end stands for itself with the last one, whose outputs are not used.
         self.row_of = torch.tensor([*starts, starts[-1] if starts else 0], device=device)
         self.c_in = stagewise([loop.plan.rows[k].c_in for k in starts], 0.0)
-        self.limit = stagewise([(picard.tolerance * v) ** 2 for v in _scales(loop.plan, starts)], 0.0)
+        self.limit = stagewise([(picard.tolerance * v) ** 2 for v in scales(loop.plan, starts)], 0.0)
         # Rows of each stage: the one that evaluates and those up to the next, then idle ones.
         ends = [*starts[1:], len(loop.plan.rows)]
         longest = max((end - start for start, end in zip(starts, ends, strict=bool(starts))), default=0)
@@ -136,6 +135,13 @@ class Parallel:
         self.place = torch.arange(places, device=device)[:, None]
         self.x = torch.zeros(places, loop.batch, d, dtype=dtype, device=device)
         self.hist = torch.zeros(places, *loop.hist.shape, dtype=dtype, device=device)
+        # Of each sample: its first stage in the window, sweeps and evaluations so far, and its dimensions.
+        self.at, self.swept, self.evaluated, self.size = torch.zeros(4, loop.batch, dtype=torch.int64, device=device)
+
+    @property
+    def mode(self) -> str:
+        """The mode of a run: "picard", or "step" or "auto" as the mode of what repeats a sweep."""
+        return "picard" if self.sweeping.mode == "off" else self.sweeping.mode
 
     def warm_up(self, request: Request) -> dict[str, float | str]:
         """Compile now; return what the first micro-batch took, in seconds."""
@@ -143,7 +149,8 @@ class Parallel:
             self.loop.load(request.padded(self.loop.batch))
             start = time.perf_counter()
             self._run()
-        return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.mode}
+            first, capture_s = time.perf_counter() - start, self.sweeping.capture_s
+        return {"first_s": first - capture_s, "capture_s": capture_s, "graph": self.mode}
 
     def stream(
         self, request: Request, callback: Callback | None = None, progress: Told = False
@@ -177,29 +184,38 @@ class Parallel:
     def _run(self, told: Callable[[float], None] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Run the loaded micro-batch; return samples, sweeps and evaluations of each."""
         loop = self.loop
-        loop.reset()
         self.guided = with_lines(loop.guide, len(loop.model.shape), tuple(map(self._windowed, loop.lines)))
+        sweep = self.sweeping.now(self._sweep, self._finish, lambda: loop.conditions.made)
+        loop.reset()
         for kind in loop.kinds[: self.first]:
             loop.advance(kind, (None, None))
         self.x.copy_(loop.x)  # every state of the window starts as its first one
-        self.hist.zero_()
-        self.size = dimensions(loop.model, loop.conditions.first, loop.batch, self.x.device).clamp_min(1)
-        at = torch.zeros(loop.batch, dtype=torch.int64, device=self.x.device)  # each sample's first stage
-        sweeps, evaluations = torch.zeros_like(at), torch.zeros_like(at)
-        while bool((at < self.stages).any()):
-            stage = (at + self.place).clamp(max=self.stages)
-            live = stage < self.stages
-            sweeps, evaluations = sweeps + live[0], evaluations + live[:-1].sum(0)
-            moved = self._sweep(stage, live)
-            at = (at + moved).clamp(max=self.stages)
-            source = (self.place + moved).clamp(max=self.window)
-            self.x.copy_(self.x.gather(0, source[:, :, None].expand_as(self.x)))
-            self.hist.copy_(self.hist.gather(0, source[:, None, :, None].expand_as(self.hist)))
+        self.size.copy_(dimensions(loop.model, loop.conditions.first, loop.batch, self.x.device).clamp_min(1))
+        for buffer in (self.hist, self.at, self.swept, self.evaluated):
+            buffer.zero_()
+        while bool((self.at < self.stages).any()):
+            sweep()
             if told is not None:
-                told(int(at.sum()) / (self.stages * loop.batch))
-        return self.x[0].clone().view(loop.batch, *loop.model.shape), sweeps, evaluations
+                told(int(self.at.sum()) / (self.stages * loop.batch))
+        return self.x[0].clone().view(loop.batch, *loop.model.shape), self.swept, self.evaluated
 
-    def _sweep(self, stage: Tensor, live: Tensor) -> Tensor:
+    def _finish(self) -> None:
+        """Put every sample at its end, where a sweep changes nothing that matters."""
+        self.at.fill_(self.stages)
+
+    def _sweep(self) -> None:
+        """Renew all states of the window, and move each sample on: the same calls whatever is found."""
+        stage = (self.at + self.place).clamp(max=self.stages)
+        live = stage < self.stages
+        self.swept.add_(live[0])
+        self.evaluated.add_(live[:-1].sum(0))
+        moved = self._renew(stage, live)
+        self.at.add_(moved).clamp_(max=self.stages)
+        source = (self.place + moved).clamp(max=self.window)
+        self.x.copy_(self.x.gather(0, source[:, :, None].expand_as(self.x)))
+        self.hist.copy_(self.hist.gather(0, source[:, None, :, None].expand_as(self.hist)))
+
+    def _renew(self, stage: Tensor, live: Tensor) -> Tensor:
         """Renew all states of the window; return how many stages each sample moves, [batch].
 
         Args:
@@ -279,22 +295,3 @@ class Parallel:
     def _windowed(self, values: Tensor) -> Tensor:
         """Return what each sample has, once for every place of the window."""
         return values.repeat(self.window, *[1] * (values.ndim - 1))
-
-
-def _scales(plan: Plan, starts: list[int]) -> list[float]:
-    """Return the standard deviation that the tolerance of the state entering each stage refers to."""
-    scales = [0.0]  # the first state of all is exact
-    for before, after in pairwise(starts):
-        rows = plan.rows[before:after]
-        noise = max(abs(row.c) for row in rows)
-        scale = max(noise, _posterior_std(plan, rows[0], plan.rows[after]))
-        scales.append(scale or scales[-1])  # a second stage at the same time: as the first
-    return scales[: len(starts)]
-
-
-def _posterior_std(plan: Plan, before: Row, after: Row) -> float:
-    """Standard deviation of x_s given x_t and x_0 where the time falls from t to s; 0 where it does not."""
-    if after.t >= before.t:
-        return 0.0
-    _, added = transition(plan.schedule, after.t, before.t)
-    return float((added**0.5) * plan.schedule.sigma(after.t) / plan.schedule.sigma(before.t))

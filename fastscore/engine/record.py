@@ -7,6 +7,7 @@ from typing import Any
 from fastscore.engine.kind import kinds_of
 from fastscore.engine.mixes import batched_of
 from fastscore.engine.units import described
+from fastscore.network import arithmetic
 
 
 def record_of(sampler: Any) -> dict[str, Any]:
@@ -14,6 +15,7 @@ def record_of(sampler: Any) -> dict[str, Any]:
     plan = sampler.plan
     cost = {"nfe": plan.nfe, "plan_sha256": plan.hash} if plan else {"adaptive": sampler.cost.summary()}
     engines = [vars(sampler)[name] for name in ("engine", "inpainting") if name in vars(sampler)]
+    cuda = {"cuda": arithmetic.described(place)} if (place := sampler.execution.place).type == "cuda" else {}
     return {
         **described(sampler.model),
         "schedule": repr(sampler.schedule) if len(repr(sampler.schedule)) < 500 else type(sampler.schedule).__name__,
@@ -25,6 +27,7 @@ def record_of(sampler: Any) -> dict[str, Any]:
         "backend": sampler.ops.name,
         "graph": engines[-1].mode if engines else "off",
         "network": vars(sampler.numerics),
+        **cuda,
     }
 
 

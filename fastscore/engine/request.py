@@ -261,7 +261,7 @@ def micro_batches(
     turn.look(request.among)
     for start in range(0, n, batch):
         at = slice(start, min(start + batch, n))
-        with turn:
+        with turn.part(begins=start == 0):
             part = request.part(at).padded(batch)
             x = compute(at, part)[: part.valid]
             drawn.append((at, part, x, finite(x)))

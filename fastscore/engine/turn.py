@@ -15,7 +15,7 @@ from fastscore.errors import unknown
 from fastscore.execution import GRAPHS, Execution
 from fastscore.network.jit import Regional
 from fastscore.network.prepare import SMALL
-from fastscore.network.prepared import Prepared
+from fastscore.network.prepared import Prepared, tf32_of
 from fastscore.network.surroundings import behind, evaluating, undisturbed
 from fastscore.plan import STARTS
 
@@ -64,43 +64,52 @@ class Turn:
         self.holder = current_thread().name
 
     def __enter__(self) -> None:
-        self.take()
-        self.exits = ExitStack()
-        try:
-            self.exits.enter_context(self.surroundings())
-        except BaseException:
-            self.lock.release()
-            raise
+        self.entered = self.part()
+        self.entered.__enter__()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self.entered.__exit__(*error)
+
+    @contextmanager
+    def part(self, begins: bool = True) -> Generator[None]:
+        """Take the turn for a run, or for a part of one; ``begins`` as for ``surroundings``."""
+        self.take()
         try:
-            self.exits.close()
+            with self.surroundings(begins):
+                yield
         finally:
             self.lock.release()
 
     @contextmanager
-    def surroundings(self) -> Generator[None]:
-        """Compute as a run does; what was compiled of a network that has changed since is made again first."""
+    def surroundings(self, begins: bool = True) -> Generator[None]:
+        """Compute as a run does.
+
+        Args:
+            begins: whether a run begins: what was compiled of a network that has changed since is made again first,
+                which on a GPU waits for all that it has to do.
+        """
         run, threads = self.execution, self.threads
         with (
-            undisturbed(run.dtype, run.place, threads, self.gradients),
+            undisturbed(run.dtype, run.place, threads, self.gradients, tf32_of(self.networks)),
             evaluating(*self.networks),
             ExitStack() as held,
         ):
             for net in self.networks:
                 if isinstance(net, Prepared | Regional):
-                    held.enter_context(net.steady())
+                    held.enter_context(net.steady(begins))
             yield
 
     def steps(self, work: Iterator[Item]) -> Iterator[Item]:
         """Yield what ``work`` yields: each step of it runs in the turn, and the caller gets its own settings back."""
         self.take()
+        begins = True
         try:
             while True:
-                with self.surroundings():
+                with self.surroundings(begins):
                     item = next(work, None)
                 if item is None:
                     return
+                begins = False
                 yield item
         finally:
             self.lock.release()
@@ -164,9 +173,8 @@ def check_together(
     if execution.graph not in GRAPHS:
         return
     graph = f"graph = {execution.graph!r}"
-    if adaptive:
-        raise ValueError(f"{graph} captures rows, which an adaptive solver has not; use graph='auto'")
-    if parallel:
-        raise ValueError(f"{graph} captures rows in order; leave it or parallel out")
+    if execution.graph == "loop" and (adaptive or parallel):
+        what = "an adaptive solver takes as many steps" if adaptive else "Picard takes as many sweeps"
+        raise ValueError(f"{graph} captures all rows at once, and {what} as it needs; use graph='auto' or 'step'")
     if guided:
         raise ValueError(f"{graph}: a guide is Python that may differentiate; use graph='auto' or 'off'")

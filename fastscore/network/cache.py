@@ -7,6 +7,7 @@ the way from the root it lies. What is kept can be made again, and the whole fol
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastscore.files import TEMPORARY, atomic, cache_folder
 
@@ -94,6 +96,26 @@ def checked_name(name: object) -> str:
     return name
 
 
+def whole(note: Path, entry: Any) -> tuple[Path, bytes]:
+    """Return the file of this cache that a note tells of, and its bytes.
+
+    Args:
+        note: beside it; its stem is the key, with which the file's name begins.
+        entry: what the note holds: "file" and the digest of its bytes, "sha256".
+
+    Raises:
+        ValueError, KeyError, TypeError: another file, or other bytes than were written.
+        OSError: as for ``read``.
+    """
+    name = checked_name(entry["file"])
+    if not name.startswith(note.stem):
+        raise ValueError("it is not of this network")
+    data = read(note.with_name(name))
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ValueError("its bytes are not those that were written")
+    return note.with_name(name), data
+
+
 def used(file: Path) -> None:
     """Note that a file is used now, which keeps it from being pruned."""
     try:
@@ -140,12 +162,16 @@ def sweep(folder: Path) -> None:
 
 
 def inductor(say: Say) -> None:
-    """Give torch's compiler a cache below ours, unless the user or torch has chosen one.
+    """Give torch's compiler a cache below ours, unless the user has chosen one.
 
-    Its own default has a name that can be guessed, in a folder that all users share. Compilers split their command
+    Its own default, which it writes into the environment when it is first used, has a name that can be guessed, in a
+    folder that all users share: whoever makes it first decides what code is read from it. Compilers split their command
     lines at spaces, so a path with one is no place for it; then, and where ours is not safe, it is this process's own.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if chosen and not (
+        Path(chosen).parent == Path(tempfile.gettempdir()) and Path(chosen).name.startswith("torchinductor_")
+    ):
         return
     try:
         folder = private("inductor")

@@ -36,6 +36,7 @@ RECIPE = 2  # of what is compiled; another one makes other packages
 # weights for oneDNN, whose convolutions then work on channels_last activations whatever they were.
 # torch 2.6 cannot freeze linear layers; what fails is compiled again without.
 OPTIONS: tuple[dict[str, Any], ...] = ({"freezing": True}, {})
+KINDS = (".pt2", ".compiled")  # packages, and what torch.compile makes: see network/artefacts.py
 KEPT, KEPT_BYTES, SCRATCH_BYTES = 32, 2 << 30, 256 << 20  # packages; bytes of them; of what the compiler keeps
 
 Call = Callable[..., Tensor]
@@ -75,21 +76,28 @@ class Remembered(Exception):
     """This network could not be compiled before, by the same versions and compiler; the message says why."""
 
 
-def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str) -> str:
+def key_of(net: nn.Module, shape: tuple[int, ...], dtype: str, machine: Sequence[str] | None = None) -> str:
     """Return the digest of what a package depends on.
 
     Weights, buffers, the layers as they print and their plain attributes, the files that define them, the input shape,
     the numerics, the number of threads, versions and processor.
+
+    Args:
+        machine: of code that reads weights as inputs, what it is compiled for in place of threads and processor: their
+            values are then no part of the key.
     """
     digest = hashlib.sha256()
-    facts = [RECIPE, shape, dtype, torch.get_num_threads(), torch.__version__, processor(), repr(net), OPTIONS]
+    where = [torch.get_num_threads(), torch.__version__, processor()]
+    where = where if machine is None else [torch.__version__, *machine]
+    facts = [RECIPE, shape, dtype, *where, repr(net), OPTIONS]
     digest.update(json.dumps(facts, default=str).encode())
     for file in sorted({_source(type(m)) for m in net.modules()} - {""}):
         digest.update(Path(file).read_bytes())
     digest.update(repr(attributes(net)).encode())
     for name, tensor in tensors(net):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(raw(tensor))
+        if machine is None:
+            digest.update(raw(tensor))
     return digest.hexdigest()[:32]
 
 
@@ -112,11 +120,9 @@ def load(key: str, say: Say) -> Package | None:
             if entry["compiler"] == _compiler():
                 raise Remembered(f"{entry['failed']}; remembered in {note}, delete it to try again")
             return None
-        if not str(entry["file"]).startswith(key) or not all(isinstance(e, float) for e in entry["checked"].values()):
+        if not all(isinstance(e, float) for e in entry["checked"].values()):
             raise ValueError("it is not of this network")
-        file = note.with_name(files.checked_name(entry["file"]))
-        if hashlib.sha256(files.read(file)).hexdigest() != entry["sha256"]:
-            raise ValueError("its bytes are not those that were written")
+        file, _ = files.whole(note, entry)
         package = Package(_runner(file), note, entry)
     except FileNotFoundError:
         return None
@@ -181,12 +187,12 @@ def failed(key: str, error: BaseException, say: Say) -> None:
 def tidy(home: Path) -> None:
     """Delete what was used longest ago, packages without a note, notes of old failures, and halves of dead builds."""
     files.sweep(home)
-    packages = list(home.glob("*.pt2"))
+    packages = [file for kind in KINDS for file in home.glob(f"*{kind}")]
     notes = {note.stem for note in home.glob("*.json")}
     files.prune([p for p in packages if p.name[:32] not in notes], 0, 0)
     for package in files.prune(packages, KEPT, KEPT_BYTES):
         (home / f"{package.name[:32]}.json").unlink(missing_ok=True)
-    left = {p.name[:32] for p in home.glob("*.pt2")}
+    left = {p.name[:32] for p in packages if p.exists()}
     files.prune([n for n in home.glob("*.json") if n.stem not in left], KEPT, KEPT_BYTES)
     scratch = home.with_name("inductor")
     if scratch.is_dir():  # headers stay: a process that compiles knows them by their path

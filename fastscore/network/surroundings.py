@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import is_dataclass
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from fastscore.network import arithmetic
 
 PATIENCE = 600.0  # seconds for a micro-batch of another thread in another dtype
 MEMBERS = 100  # containers of more hold data, not networks
@@ -110,27 +112,33 @@ def evaluating(*networks: object) -> Generator[None]:
                     m.training = True
 
 
-class _DefaultDtype:
-    """The default dtype, which is one of the whole process: runs of threads that want different ones take turns."""
+class _Shared:
+    """A setting of the whole process, held for a run: runs of threads that want different values take turns.
 
-    def __init__(self) -> None:
-        self.free, self.outside = threading.Condition(), torch.float32
-        self.inside: list[tuple[int, torch.dtype]] = []  # runs that go on: their threads, and what they want
+    Args:
+        name: in torch.
+        read, write: the setting; what ``read`` returns can be written.
+    """
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
+        self.name, self.read, self.write = name, read, write
+        self.free, self.outside = threading.Condition(), None
+        self.inside: list[tuple[int, Any]] = []  # runs that go on: their threads, and what they want
 
     @contextmanager
-    def of(self, dtype: torch.dtype) -> Generator[None]:
-        """Hold it at a dtype; where the last run ends it is as it was before the first."""
-        run = threading.get_ident(), dtype
+    def of(self, value: Any) -> Generator[None]:
+        """Hold it at a value, or if None at what it is outside; where the last run ends it is as before the first."""
+        run = threading.get_ident(), value
         with self.free:
             if all(thread != run[0] for thread, _ in self.inside):  # within a callback of a run none can wait for that
-                alone = self.free.wait_for(lambda: all(other == dtype for _, other in self.inside), PATIENCE)
+                alone = self.free.wait_for(lambda: all(other == value for _, other in self.inside), PATIENCE)
                 if not alone:
                     raise RuntimeError(
-                        f"a run of another thread has held torch's default dtype, which is one for the process, for "
-                        f"{PATIENCE:.0f} s, and this one needs {dtype}; does its callback wait for this thread?"
+                        f"a run of another thread has held torch's {self.name}, which is one for the process, for "
+                        f"{PATIENCE:.0f} s, and this one needs {value}; does its callback wait for this thread?"
                     )
             if not self.inside:
-                self.outside = torch.get_default_dtype()
+                self.outside = self.read()
             self.inside.append(run)
             self.set()
         try:
@@ -143,20 +151,54 @@ class _DefaultDtype:
 
     def set(self) -> None:
         """Set it to what the latest run wants, or to what it was outside."""
-        dtype = self.inside[-1][1] if self.inside else self.outside
-        if torch.get_default_dtype() != dtype:
-            torch.set_default_dtype(dtype)
+        wanted = self.inside[-1][1] if self.inside else None
+        wanted = self.outside if wanted is None else wanted
+        if self.read() != wanted:
+            self.write(wanted)
+
+    def forget(self, me: int) -> None:
+        """Forget the runs of other threads than ``me``, and the lock that they held."""
+        held, self.free = self.inside, threading.Condition()
+        self.inside = [run for run in held if run[0] == me]
+        if held:
+            self.set()
 
 
-_default = _DefaultDtype()
+def _kernels(state: tuple[bool, ...] | None = None) -> tuple[bool, ...]:
+    """Return, or set: is cuDNN deterministic; may attention be flash, memory-efficient, cuDNN's, plain products."""
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    if state is not None:
+        cudnn.deterministic = state[0]
+        setters = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp
+        for enable, on in zip(setters, state[1:], strict=True):
+            enable(on)
+    attention = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    return cudnn.deterministic, *attention, cuda.math_sdp_enabled()
+
+
+_default = _Shared("default dtype", torch.get_default_dtype, torch.set_default_dtype)
+multiplying = _Shared("TF32 setting", arithmetic.read, arithmetic.write)  # of CUDA's float32: True, False
+_backward = _Shared("choice of kernels", _kernels, _kernels)
+
+
+@contextmanager
+def repeatable(place: torch.device) -> Generator[None]:
+    """Let derivatives of a network on CUDA come out the same each time.
+
+    cuDNN's gradients of convolutions, and those of fused attention, may add in the order in which blocks end; for this
+    length others are taken. Those of attention can be differentiated again, too.
+    """
+    with _backward.of((True, False, False, False, True)) if place.type == "cuda" else nullcontext():
+        yield
 
 
 def _after_fork() -> None:
     """Forget the runs of threads that a forked process has not, and the locks that they held."""
     global _lock
-    me, _lock, _default.free = threading.get_ident(), threading.Lock(), threading.Condition()
-    _default.inside = [run for run in _default.inside if run[0] == me]
-    _default.set()
+    me, _lock = threading.get_ident(), threading.Lock()
+    for shared in (_default, multiplying, _backward):
+        shared.forget(me)
     for m in list(_evaluated):
         _evaluated[m] = [thread for thread in _evaluated[m] if thread == me]
         if not _evaluated[m]:
@@ -174,6 +216,7 @@ def undisturbed(
     place: torch.device | None = None,
     threads: int | None = None,
     gradients: bool = False,
+    tf32: bool | None = None,
 ) -> Generator[None]:
     """Shut out what the caller's thread has set, and record no gradients.
 
@@ -183,6 +226,7 @@ def undisturbed(
             the CPU; left alone otherwise.
         threads: of torch on the CPU; left alone if None. One in a forked process.
         gradients: leave the caller's grad mode.
+        tf32: whether CUDA rounds the factors of float32 products to TF32; as the caller has it if None.
     """
     enabled = gradients and torch.is_grad_enabled()
     threads = 1 if os.getpid() != _PROCESS else threads
@@ -196,6 +240,8 @@ def undisturbed(
         if torch.get_default_device() not in (torch.device("cpu"), place):
             exits.enter_context(torch.device(place or "cpu"))
         exits.enter_context(_default.of(dtype))
+        if place is not None and place.type == "cuda":
+            exits.enter_context(multiplying.of(tf32))
         if threads not in (None, outside):
             exits.callback(torch.set_num_threads, outside)
             torch.set_num_threads(threads)

@@ -17,6 +17,7 @@ from fastscore.execution import Execution
 from fastscore.model.conditions import condition_of
 from fastscore.model.score import ScoreModel, evaluate
 from fastscore.network import cache, package
+from fastscore.network.arithmetic import accelerator
 from fastscore.network.surroundings import evaluating, undisturbed
 from fastscore.ops.noise import NoiseKey
 
@@ -49,17 +50,19 @@ def choose_batch(
     """Choose the micro-batch and the number of threads by timing the network as it is.
 
     For each number of threads the sizes rise until one is not GAIN times faster than the best before
-    it. On a CPU the first choice for a network is kept in the cache and given again, so that runs of one
-    machine agree: samples depend on the micro-batch through the network's rounding. Seconds, not minutes.
+    it, or memory is at its end. The first choice for a network and a processor, or a GPU, is kept in the cache and
+    given again, so that runs of one machine agree: samples depend on the micro-batch through the network's rounding.
+    Seconds, not minutes.
 
     Args:
-        model: its network is timed eagerly; a prepared one takes one micro-batch only.
+        model: its network is timed as Python calls it, also where a run replays it from a CUDA graph: small
+            micro-batches are then faster than they seem here. A prepared one takes one micro-batch only.
         device: that it runs on; where its parameters live if left out.
         sizes: to try, rising.
         threads: to try; physical and logical cores if left out, or $OMP_NUM_THREADS alone where it is set.
 
     Raises:
-        ValueError: no size or a thread count below 1.
+        ValueError: no size, a size or a thread count below 1, or a first size that memory has no room for.
     """
     device = Execution(device).on(model.net).place
     counts = (threads or _counts()) if device.type == "cpu" else (torch.get_num_threads(),)
@@ -67,7 +70,8 @@ def choose_batch(
         raise ValueError(f"sizes = {sizes} and threads = {counts} must be positive")
     name = ""
     if isinstance(model.net, nn.Module):
-        name = package.key_of(model.net, (*sizes, *counts), str(device)) + ".json"
+        on = f"{device} {accelerator(device)}" if device.type == "cuda" else str(device)
+        name = package.key_of(model.net, (*sizes, *counts), on) + ".json"
         try:
             return Choice(**json.loads(cache.read(cache.private("batches", make=False) / name)))
         except (OSError, ValueError, TypeError):
@@ -77,11 +81,17 @@ def choose_batch(
         with undisturbed(place=device, threads=count), evaluating(model.net):
             top = 0.0
             for size in sizes:
-                rate = size / _seconds(model, size, device)
+                rate = _rate(model, size, device)
+                if rate is None:
+                    break
                 rates[f"{count} x {size}"] = round(rate, 1)
                 if rate < GAIN * top:
                     break
                 top, best = rate, max(best, (rate, size, count), key=lambda b: b[0])
+    if not rates:
+        raise ValueError(
+            f"there is no memory for {sizes[0]} samples of {tuple(model.shape)} at once; give smaller sizes"
+        )
     choice = Choice(best[1], best[2] if device.type == "cpu" else None, rates)
     if name:
         try:
@@ -92,6 +102,18 @@ def choose_batch(
         except OSError:
             pass  # measured again next time
     return choice
+
+
+def _rate(model: ScoreModel, size: int, device: torch.device) -> float | None:
+    """Return samples a second at a micro-batch; None if memory has no room for it."""
+    try:
+        return size / _seconds(model, size, device)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+    if device.type == "cuda":  # now that the error no longer holds what it had made
+        torch.cuda.empty_cache()
+    return None
 
 
 def _seconds(model: ScoreModel, size: int, device: torch.device) -> float:

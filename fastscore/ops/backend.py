@@ -21,6 +21,7 @@ from fastscore.ops.quantize import quantize_ref
 from fastscore.ops.update import step_ref, update_ref
 
 TRITON = (3, 6)  # the first that the kernels are written for; torch 2.6 to 2.9 bring older ones
+ROCM = (3, 8)  # the first that does as it is told there: enable_fp_fusion=False
 BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
@@ -133,8 +134,13 @@ def triton_lack() -> str:
         version = importlib.import_module("triton").__version__
     except Exception as error:  # of another torch, half of it removed: it fails in every way there is
         return f"triton is installed but cannot be imported ({type(error).__name__}), install it again"
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < TRITON:
+    release = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if release < TRITON:
         return f"triton {version} cannot compile the kernels, which need {'.'.join(map(str, TRITON))} (torch 2.10)"
+    if torch.version.hip and release < ROCM:
+        return (
+            f"triton {version} fuses products and sums on ROCm, which changes bits; {'.'.join(map(str, ROCM))} does not"
+        )
     return ""
 
 

@@ -190,7 +190,7 @@ def _environment(run: Run) -> Iterator[tuple[str, Any]]:
     for values in (_part(run.record, "versions"), numerics, _part(run.record, "execution")):
         yield from ((k, v) for k, v in values.items() if not isinstance(v, Mapping))
     yield from ((k, run.record[k]) for k in ("backend", "graph", "threads") if k in run.record)
-    for name in ("network", "load"):
+    for name in ("network", "cuda", "load"):
         yield from ((f"{name}: {k}", v) for k, v in _part(run.record, name).items() if v is not None)
 
 

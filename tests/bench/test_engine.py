@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from bench import common
 from bench.engine import network, sampler, scaling
@@ -32,6 +33,24 @@ def test_the_published_loops_agree_with_the_sampler(monkeypatch, quick):
     for case in sampler.cases(quick):
         with pytest.raises(common.RedGate, match="eager equals the published loop"):
             common.measure(case, quick)
+
+
+def test_on_a_gpu_shares_are_parts_of_the_whole(monkeypatch, quick):
+    """As on a GPU, with tapes for graphs: the network and the rows are the device's, whatever the host takes."""
+    monkeypatch.setattr(sampler, "SPEC", {**sampler.SPEC, "size": 8, "width": 8, "patch": 1})
+    monkeypatch.setattr(sampler.fs, "bundled", list, raising=False)
+    monkeypatch.setattr(common.Setting, "graphs", True)
+    monkeypatch.setattr(common.Setting, "no_compile", None)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda net, **options: compiled.append(options.get("mode")) or net)
+    case = next(sampler.cases(quick))
+    assert {"network alone, eager", "network alone, compiled", "rows alone"} == set(case.recorded)
+    assert "reduce-overhead" in compiled and "published, reduce-overhead" in case.variants
+    seconds = dict.fromkeys(case.variants, 1.0) | dict.fromkeys(case.recorded, 0.4)
+    for share in case.derive(seconds)["shares"].values():
+        assert share == pytest.approx({"net": 0.4, "update": 0.4, "gap": 0.2})
+    case.skipped["graph of rows alone"] = "it cannot be captured"
+    assert case.derive(seconds)["shares"] == {}
 
 
 def test_the_network_tables_show_every_numerics():

@@ -81,6 +81,11 @@ def test_no_counter_and_no_power_is_null():
     assert found["sm_clock"].value == 1980
 
 
+def test_the_drivers_version_is_known_or_not():
+    assert telemetry.driver(FakeNVML(nvmlSystemGetDriverVersion=b"580.1")) == "580.1"
+    assert telemetry.driver(FakeNVML(nvmlInit=broken("Driver Not Loaded"))) is None
+
+
 def test_zero_watts_is_not_a_measurement():
     found = figures(FakeNVML(nvmlDeviceGetPowerUsage=0, nvmlDeviceGetTotalEnergyConsumption=[5, 5]))
     assert found["power"].value is None and found["energy_per_item"].value is None

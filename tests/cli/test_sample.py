@@ -196,7 +196,7 @@ def test_how_the_network_ran_is_recorded(run, tmp_path, words):
     code, _, error = run(*IMAGES[:-3], *words.split(), "--quiet", "-n", "2", "--out", tmp_path)
     assert (code, error.count("is now --network own")) == (0, int("dtype" in words))
     report = report_of(tmp_path)
-    none = dict.fromkeys(("error", "threads", "key", "lines"))
+    none = dict.fromkeys(("error", "threads", "key", "lines", "residual", "tf32", "instead"))
     assert report["network"] == {"dtype": "own", "compile": "off", **none}
     assert report["execution"]["network"] == report["settings"]["network"] == "own"
 

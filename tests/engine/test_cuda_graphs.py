@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +31,8 @@ class CompilationError(Exception):
 def fake(monkeypatch) -> Iterator[FakeCuda]:
     monkeypatch.setattr(selfcheck, "ensure", lambda device, ops: None)
     monkeypatch.setattr(cuda_graphs, "_leases", {})
+    quick = SimpleNamespace(collect=int, isenabled=gc.isenabled, enable=gc.enable, disable=gc.disable)
+    monkeypatch.setattr(cuda_graphs, "gc", quick)  # a collection of all that the tests hold takes longer than a capture
     with FakeCuda() as fake:
         yield fake
 
@@ -70,6 +75,8 @@ def test_the_bits_of_the_plain_loop_on_the_devices_of_the_networks(fake):
             assert s.engine.mode == {"auto": "step"}.get(graph, graph)
             replays = {c.device for c in fake.calls[before:] if c.kind == "replay"}
             assert replays == (set() if graph == "off" else {int(place[-1])})
+            waited = {c.device for c in fake.calls[before:] if c.name == "synchronize"}
+            assert waited <= {int(place[-1])}  # no context is made on another device
             if graph != "off":
                 rows, captures = len(s.plan.rows), [c for c in fake.calls[before:] if c.kind == "capture_begin"]
                 assert {c.name for c in captures} == {"thread_local"}
@@ -91,7 +98,7 @@ def test_what_no_graph_can_hold_is_told_before_anything_is_captured(fake):
         ("copies from cpu to cuda:1", lambda u: u + constant.to(u.device)),
         ("copies from cpu to cuda:1", lambda u: u + torch.tensor([1.0, 2.0, 3.0, 4.0], device=u.device)),
         ("copies from cuda:1 to cpu", torch.Tensor.cpu),
-        ("generator", torch.randn_like),
+        ("generator", lambda u: torch.nn.functional.dropout(u, 0.5, True)),
         ("unique", torch.unique),
     ]
     expected = sampler(network(), device="cpu").run(range(3))
@@ -117,6 +124,7 @@ def undisturbed(fake: FakeCuda) -> None:
     assert torch.cuda.current_device() == 0
     assert all(torch.cuda.current_stream(k).stream_id == 0 for k in range(2))
     assert fake.capturing is None
+    assert not fake.open_pools
     assert gc.isenabled()
     assert fake.sync_debug == 0
     assert threading.active_count() == 1
@@ -257,6 +265,77 @@ def test_no_stream_is_shared_by_recordings_that_live_and_each_is_used_again(fake
     leases.take()
 
 
+def test_one_recorder_records_again_and_again(fake):
+    """What a capture leaves on its stream lies in the pool of a graph, and is not used by what comes after."""
+    x, a, b = (torch.full((2, 2), v, device="cuda:0") for v in (1.0, 0.5, 2.0))
+    recorder = cuda_graphs.CudaGraphs(torch.device("cuda:0"))
+
+    def times(m: torch.Tensor) -> Callable[[], None]:
+        return recorder.record(lambda: x.fill_(1.0), lambda: x.copy_(x @ m))
+
+    half, double = times(a), times(b)
+    x.fill_(1.0)
+    double()
+    assert x.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+    half()
+    assert x.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+    undisturbed(fake)
+
+
+def test_a_recording_ends_with_its_last_user(fake):
+    """Without waiting for a garbage collection, which may come when the card is full."""
+    net = network().to("cuda:1")
+    gc.collect()
+    gc.disable()
+    try:
+        s = sampler(net)
+        s.run(range(4))
+        graphs = [weakref.ref(r.graph) for r in s.engine.captured.replays]
+        buffer = weakref.ref(s.engine.loop.x.memory)
+        s.release()
+        assert [graph() for graph in graphs] == [None] * len(graphs)
+        assert buffer() is None
+    finally:
+        gc.enable()
+
+
+class Block(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2.0
+
+
+def test_compiled_code_is_looked_at_as_it_is_written(monkeypatch):
+    """It does not run under a mode, and once it was tried there it never does again."""
+    monkeypatch.setattr(cuda_graphs, "_watch_waiting", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    net = network().eval()
+    whole = torch.compile(net, fullgraph=True, dynamic=False, backend="eager")
+    parts = torch.nn.Sequential(Block(), Block())
+    for part in parts:
+        part.compile(fullgraph=True, backend="eager")
+    u = torch.ones(1, 1, 4, 4)
+    with torch.no_grad():
+        for compiled in (whole, parts):
+            expected = compiled(u)
+            graphs = object.__new__(cuda_graphs.CudaGraphs)
+            graphs.device, graphs.networks = u.device, (compiled,)
+            with graphs._looking() as looking, looking:
+                compiled(u)
+            assert looking.launches == 3 if compiled is whole else 4
+            assert torch.equal(compiled(u), expected)
+            other = threading.Timer(60.0, id)
+            other.start()  # whose compiled code would not run as compiled meanwhile
+            try:
+                with graphs._looking() as looking:
+                    assert looking is None
+                graphs.networks = (network(),)
+                with graphs._looking() as looking:
+                    assert looking is not None
+            finally:
+                other.cancel()
+                other.join()
+
+
 def test_no_garbage_is_collected_while_a_graph_is_recorded(fake):
     fake.collect = "if enabled"
     for enabled in (True, False):
@@ -272,9 +351,11 @@ def test_no_garbage_is_collected_while_a_graph_is_recorded(fake):
 def test_threads_capture_one_at_a_time_and_others_may_go_on(fake):
     """Two capture at once, a third reads values on the host all the time."""
     expected, found, done = sampler(network(), device="cpu").run(range(4)), [], threading.Event()
+    together, nets = threading.Barrier(2), {f"cuda:{k}": network().to(f"cuda:{k}") for k in range(2)}
 
     def draw(place: str) -> None:
-        s = sampler(network().to(place), device=place, graph="step")
+        s = sampler(nets[place], device=place, graph="step")
+        together.wait(60)
         found.append(s.run(range(4)).cpu())
 
     def read() -> None:
@@ -293,6 +374,29 @@ def test_threads_capture_one_at_a_time_and_others_may_go_on(fake):
     reader.join(60)
     assert len(found) == 2
     assert all(torch.equal(x, expected) for x in found)
+    undisturbed(fake)
+
+
+def test_a_second_capture_waits_for_the_first(fake):
+    xs, together, done = [torch.zeros(1, device=f"cuda:{k}") for k in range(2)], threading.Barrier(2), []
+
+    def record(x: torch.Tensor) -> None:
+        def work() -> None:
+            x.add_(1.0)
+            graph = fake.capturing
+            time.sleep(0.1 * (graph is not None and graph.thread == threading.get_ident()))
+
+        recorder = cuda_graphs.CudaGraphs(x.device)
+        together.wait(60)
+        recorder.record(x.zero_, work)()
+        done.append(x.item())
+
+    threads = [threading.Thread(target=record, args=(x,)) for x in xs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == [1.0, 1.0]
     undisturbed(fake)
 
 

@@ -194,6 +194,11 @@ def test_the_compilers_cache_lies_below_ours_unless_the_user_chose(home, monkeyp
     cache.inductor(said.append)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "inductor")
     assert stat.S_IMODE((home / "inductor").stat().st_mode) == 0o700
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # torch did, where anybody may have been first
+    cache.inductor(said.append)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "inductor")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/chosen")
     cache.inductor(said.append)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/chosen"

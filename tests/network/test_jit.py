@@ -124,6 +124,10 @@ def test_a_triton_that_is_old_or_broken_is_said_and_not_used(monkeypatch, module
         resolve("triton", CUDA)
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="3.10.0"))
     assert triton_lack() == ""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert triton_lack() == ""
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="3.7.1"))
+    assert "3.7.1 fuses products and sums on ROCm, which changes bits; 3.8 does not" in triton_lack()
     resolve.cache_clear()
 
 

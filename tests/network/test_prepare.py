@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network import package, timing
 from fastscore.network import prepare as network
-from fastscore.network.bf16 import HeavyInBf16, Traced
+from fastscore.network.bf16 import RECIPES, HeavyInBf16, Traced
+from fastscore.network.cache import private as cache_of
 from fastscore.network.jit import has_compiler
 from fastscore.network.prepare import Inexact, Numerics, Prepared, Trial, Unfit, numerics, prepare
 from fastscore.process.continuous import EDM, VP
@@ -97,9 +99,10 @@ def random_scorenet() -> ScoreModel:
 def test_the_recipe_costs_less_than_one_percent_of_the_score(make):
     model = make()
     trial = Trial(model, model.net, 20, CPU)
-    output, score = trial.errors(Traced(model.net, "bf16")).amax(dim=1).tolist()
-    assert 1e-4 < score < 0.01  # bfloat16 it is, and accurate
-    assert 1e-4 < output < 0.01
+    for recipe in (*RECIPES["cpu"]["bf16"], *RECIPES["cuda"]["bf16"]):
+        output, score = trial.errors(Traced(model.net, recipe)).amax(dim=1).tolist()
+        assert 1e-4 < score < 0.01, recipe  # bfloat16 it is, and accurate
+        assert 1e-4 < output < 0.01, recipe
 
 
 # The check
@@ -215,7 +218,8 @@ def test_auto_takes_the_fastest_numerics_that_hold(monkeypatch, native, errors, 
     said = []
     model = prepare(unet(), 4, network="auto", say=said.append)
     assert (seen, numerics(model.net).dtype) == (asked, dtype)
-    assert len(said) == (dtype == "own")
+    assert len(said) == (len(asked) > 1 or dtype == "own")
+    assert (numerics(model.net).instead == "far") == (dtype == "fp32" and native)
 
 
 def test_small_networks_and_functions_stay_as_they_are():
@@ -491,7 +495,10 @@ def test_lines_of_padding_are_not_computed(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: prepare(m, network="fp16"), "'fp16' .*must be one of own, auto, fp32, bf16, compile, regional"),
+        (
+            lambda m: prepare(m, network="fp16"),
+            "'fp16' .*must be one of own, auto, fp32, tf32, bf16, compile, regional",
+        ),
         (lambda m: Sampler(m, network="fast"), "'fast' .*must be one of own"),
         (lambda m: Sampler(m, network="auto", dtype=torch.float64), "float32 state"),
         (lambda m: prepare(ScoreModel(Prepared(m.net, (), Numerics()), (2,), VP())), "prepared already"),
@@ -598,8 +605,10 @@ def test_the_way_of_cuda_agrees_on_the_cpu():
     )
     model = ScoreModel(Wrapped(layers), (1, 8, 8), EDM(), Parametrization("edm", "log_sigma/4"))
     trial = Trial(model, model.net.eval(), 4, CPU)
-    net = network._jit(trial, "bf16", pytest.fail)
-    assert (net.numerics.dtype, net.numerics.compile) == ("bf16", "full")
+    said: list[str] = []
+    net = network._jit(trial, "bf16", said.append)
+    assert len(said) == 1  # that it compiles
+    assert (net.numerics.dtype, net.numerics.compile, net.numerics.residual) == ("bf16", "full", "bf16")
     assert 1e-4 < trial.errors(net)[1].max() < 0.01
 
 
@@ -626,6 +635,42 @@ def test_the_probe_stops_where_a_larger_micro_batch_gains_nothing(monkeypatch):
     assert choice.batch == 32
     assert "1 x 128" not in choice.rates
     assert torch.get_num_threads() == before
+
+
+def test_the_probe_ends_where_memory_does(monkeypatch):
+    room = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()]
+    for error in room:
+
+        def seconds(model, size, device, error=error):
+            assert size < 256  # nothing larger is tried
+            if size > 64:
+                raise error
+            return 1.0
+
+        monkeypatch.setattr(timing, "_seconds", seconds)
+        model = unet()
+        model.net.head.weight.data.add_(room.index(error))  # another key each time
+        choice = timing.choose_batch(model, sizes=(16, 64, 128, 256), threads=(1,))
+        assert (choice.batch, choice.rates) == (64, {"1 x 16": 16.0, "1 x 64": 64.0})
+        model.net.head.weight.data.mul_(2.0)
+        with pytest.raises(ValueError, match=r"no memory for 128 samples of \(1, 8, 8\) at once; give smaller sizes"):
+            timing.choose_batch(model, sizes=(128,), threads=(1,))
+    monkeypatch.setattr(timing, "_seconds", lambda *_: (_ for _ in ()).throw(RuntimeError("a shape is wrong")))
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        timing.choose_batch(unet(), sizes=(8,))
+
+
+def test_a_choice_is_that_of_its_gpu(monkeypatch):
+    """Two cards in one machine share the processor, not the micro-batch."""
+    keys = set()
+    cuda = SimpleNamespace(place=torch.device("cuda", 0))
+    monkeypatch.setattr(timing, "Execution", lambda device: SimpleNamespace(on=lambda net: cuda))
+    monkeypatch.setattr(timing, "_seconds", lambda *_: 1.0)
+    for name in ("NVIDIA H100", "NVIDIA A100"):
+        monkeypatch.setattr(timing, "accelerator", lambda place, name=name: [name])
+        timing.choose_batch(unet(), sizes=(8,))
+        keys |= {file.name for file in cache_of("batches").iterdir()}
+    assert len(keys) == 2
 
 
 def test_the_probe_times_real_networks(monkeypatch):

@@ -238,7 +238,7 @@ def test_a_recording_is_made_anew_for_tensors_that_were_replaced(monkeypatch):
 
     def capture(loop, mode):
         made.append(mode)
-        return Graphed(loop, Tape(), "loop"), {}
+        return Graphed(loop, Tape(), "loop")
 
     monkeypatch.setattr("fastscore.engine.batches.capture", capture)
     engine.graph = "loop"

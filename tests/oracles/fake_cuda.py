@@ -155,6 +155,7 @@ class Graph:
         graphs.append(weakref.ref(self))
         self.mode, self.thread, self.stream = capture_error_mode, threading.get_ident(), stream
         fake.capturing = stream.capture = self
+        fake.open_pools.add(self.handle)
         if fake.collect:
             gc.enable() if fake.collect == "always" else None
             threshold = gc.get_threshold()
@@ -176,6 +177,7 @@ class Graph:
         if self.invalid:
             self.calls = []
             raise RuntimeError(f"CUDA error: operation failed due to a previous error during capture ({self.invalid})")
+        fake.open_pools.discard(self.handle)
         self.finalizer = weakref.finalize(self, fake.free, self.calls, stream)
 
     def replay(self) -> None:
@@ -288,6 +290,7 @@ class FakeCuda(TorchDispatchMode):
         self.local = threading.local()
         self.capturing: Graph | None = None
         self.pools: dict[Any, list[Any]] = defaultdict(list)
+        self.open_pools: set[Any] = set()  # that the allocator serves; up to torch 2.11 one that broke stays
         self.handles = itertools.count(1)
         self.workspaces: dict[Stream, Any] = {}
         self.planted: list[list[Any]] = []
@@ -373,6 +376,8 @@ class FakeCuda(TorchDispatchMode):
     def workspace(self, stream: Stream) -> None:
         """Give a matrix product the workspace of its stream, which a capture takes from its own pool."""
         space, graph = self.workspaces.get(stream), stream.capture
+        if space is not None and space.graph is not None and (graph is None or space.graph() is not graph):
+            raise IllegalAccess(f"a workspace on {stream} lies in the pool of another graph")
         if space is None:
             space = self.workspaces[stream] = Memory(stream.device_index, graph)
         if graph is not None and (space.graph is None or space.graph() is not graph):
@@ -647,6 +652,9 @@ class FakeCuda(TorchDispatchMode):
             mock.patch.object(torch.cuda.graph, "default_capture_stream", None),
             mock.patch.object(torch._C, "_host_emptyCache", lambda: None, create=True),
             mock.patch.object(torch._C, "_cuda_clearCublasWorkspaces", self.workspaces.clear, create=True),
+            mock.patch.object(
+                torch._C, "_cuda_endAllocateToPool", lambda device, pool: self.open_pools.discard(pool), create=True
+            ),
             mock.patch.object(threading.Thread, "run", run),
         ]
         self.patches = patches

@@ -48,7 +48,7 @@ class Trail:
 
     def add(self, accepted: Tensor, clock: Tensor, state: Tensor) -> None:
         """Take notice of a tick: the lanes (bool) whose step was accepted, and where all of them are now."""
-        self.pending.append((accepted, clock, state.clone() if self.with_states else state[:, :0]))
+        self.pending.append((accepted.clone(), clock.clone(), (state if self.with_states else state[:, :0]).clone()))
 
     def settle(self, occupants: Tensor) -> None:
         """Say which samples were in the lanes during the last ticks, [lanes] on the host."""

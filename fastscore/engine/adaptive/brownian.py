@@ -39,12 +39,19 @@ class Path:
         self.key, self.span, self.lanes = key, span, lanes
         self.ops = ops if dtype == torch.float32 else REFERENCE
         self.index = torch.arange(lanes, device=device)
-        self.table = torch.zeros(lanes, abi.WIDTH, dtype=dtype, device=device)
-        self.table[:, abi.A] = 1.0
-        self.table[:, abi.PUSH] = -1.0
+        # Whether the host may see how many levels are reached, and leave out the rest: never where it is recorded.
+        self.looks = device.type == "cpu"
+        # A row for the first draw and one for each level; intervals of a level are ``length`` units, 2^below.
+        self.table = torch.zeros(1 + LEVELS, lanes, abi.WIDTH, dtype=dtype, device=device)
+        self.table[:, :, abi.A], self.table[0, :, abi.DRAW], self.table[:, :, abi.PUSH] = 1.0, 1.0, -1.0
+        self.below = torch.arange(LEVELS, 0, -1, device=device)[:, None]
+        self.length = 1 << self.below
+        self.first = 1 + (1 << torch.arange(LEVELS, device=device)[:, None])
+        scales = [(span / UNITS / (1 << below)) ** 0.5 for below in range(LEVELS, 0, -1)]
+        self.scales = torch.tensor(scales, dtype=dtype, device=device)[:, None]
         self.no_history = torch.zeros(0, lanes, width, dtype=dtype, device=device)
-        # W at the step's start and at its end; whole units from 0 of the same.
-        self.w_start, self.w_end = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(2))
+        # W at the step's start, at its end, and as it is added up; whole units from 0 of the first two.
+        self.w_start, self.w_end, self.w = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(3))
         self.at, self.to = (torch.zeros(padded, dtype=torch.int64, device=device) for _ in range(2))
 
     def reset(self, lanes: Tensor) -> None:
@@ -61,32 +68,27 @@ class Path:
         units = torch.where(last, remaining, torch.minimum((h * (UNITS / self.span)).to(torch.int64), remaining - 1))
         bits = torch.frexp(units.to(torch.float64))[1].to(torch.int64)
         coarse = (bits - 1 - EXACT).clamp_min(0)
-        self.to = ((self.at + units) >> coarse) << coarse
+        torch.bitwise_left_shift((self.at + units) >> coarse, coarse, out=self.to)
         return (self.to - self.at) * (self.span / UNITS)
 
     def increment(self, lanes: Tensor) -> Tensor:
         """Return W(end) - W(start) of the lanes that are set (bool); [lanes, width], others undefined."""
         s, active = self.to[: self.lanes], lanes[: self.lanes]
-        x = torch.zeros_like(self.w_start)
-        self._add(x, torch.ones_like(s), s * (self.span**0.5 / UNITS), active)
-        for level in range(LEVELS):
-            below = LEVELS - level
-            k = s >> below
-            offset = s - (k << below)
-            reach = torch.minimum(offset, (1 << below) - offset) * (self.span / UNITS / (1 << below)) ** 0.5
-            remainder = (s & ((1 << below) - 1)) * active
-            if s.device.type == "cpu" and not bool(remainder.any()):
-                break  # every path is at a node of an earlier level
-            self._add(x, k + (1 + (1 << level)), reach, active)
-        self.w_end = torch.where(active[:, None], x, self.w_end)
+        k = s >> self.below
+        offset = (s - (k << self.below)).mul_(active)
+        reach = torch.minimum(offset, self.length - offset)
+        self.table[0, :, abi.C] = s * (self.span**0.5 / UNITS) * active
+        self.table[1:, :, abi.DRAW] = k.add_(self.first)
+        self.table[1:, :, abi.C] = reach * self.scales
+        self.w.zero_()
+        # Every path is at a node of an earlier level than those that are left out.
+        count = int(offset.any(1).sum()) if self.looks else LEVELS
+        for row in self.table[: 1 + count]:
+            self.ops.update(self.w, None, self.no_history, row, self.index, self.key)
+        torch.where(active[:, None], self.w, self.w_end, out=self.w_end)
         return self.w_end - self.w_start
 
     def accept(self, lanes: Tensor) -> None:
         """Move the start of the lanes that are set (bool) to the end of their step."""
-        self.at = torch.where(lanes, self.to, self.at)
-        self.w_start = torch.where(lanes[: self.lanes, None], self.w_end, self.w_start)
-
-    def _add(self, x: Tensor, draw: Tensor, weight: Tensor, active: Tensor) -> None:
-        self.table[:, abi.DRAW] = draw.to(x.dtype)
-        self.table[:, abi.C] = (weight * active).to(x.dtype)
-        self.ops.update(x, None, self.no_history, self.table, self.index, self.key)
+        torch.where(lanes, self.to, self.at, out=self.at)
+        torch.where(lanes[: self.lanes, None], self.w_end, self.w_start, out=self.w_start)

@@ -44,7 +44,7 @@ class Controller:
     def __init__(self, rule: StepRule, padded: int, device: torch.device) -> None:
         self.rule = rule
         # 1/e of the last two accepted steps; of a fresh sample, that of its first.
-        self.before = [torch.zeros(padded, dtype=torch.float64, device=device) for _ in range(2)]
+        self.before = torch.zeros(2, padded, dtype=torch.float64, device=device)
         self.fresh = torch.ones(padded, dtype=torch.bool, device=device)
 
     def __call__(self, squared: Tensor, complete: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,11 +59,13 @@ class Controller:
             squared = ((squared * complete).sum() / complete.sum().clamp_min(1)).expand_as(squared)
         e = squared.sqrt()
         inverse = 1.0 / (e + 1e-8)
-        older = [torch.where(self.fresh, inverse, value) for value in self.before]
+        older = torch.where(self.fresh, inverse, self.before)
         p, i, d = (value / rule.order for value in (control.p, control.i, control.d))
         factor = control.safety * inverse ** (p + i + d)
         if p or d:
-            factor = factor * older[0] ** (-p - 2.0 * d) * older[1] ** d
+            factor = factor * older[0] ** (-p - 2.0 * d)
+        if d:
+            factor = factor * older[1] ** d
         if control.smooth:
             factor = 1.0 + torch.atan(factor - 1.0)
             accepted = factor >= 0.81
@@ -72,6 +74,6 @@ class Controller:
             factor = torch.where(accepted, factor, factor.clamp_max(control.safety))
             factor = factor.nan_to_num(control.low).clamp(control.low, control.high)
         advancing = complete & accepted
-        self.before = [torch.where(advancing, new, old) for new, old in zip((inverse, older[0]), older, strict=True)]
-        self.fresh = self.fresh & ~complete
+        torch.where(advancing, torch.stack([inverse, older[0]]), self.before, out=self.before)
+        self.fresh.masked_fill_(complete, False)
         return factor, accepted

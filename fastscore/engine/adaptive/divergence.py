@@ -18,8 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastscore.engine.adaptive.field import ScoreField
-from fastscore.ops.noise import PROBE_DRAW, NoiseKey
+from fastscore.engine.adaptive.field import Field, ScoreField
+from fastscore.engine.adaptive.levels import NoiseLevels
+from fastscore.engine.request import Request
+from fastscore.execution import Execution
+from fastscore.model.score import ScoreModel
+from fastscore.network.surroundings import repeatable
+from fastscore.ops.noise import PROBE_DRAW
 from fastscore.ops.norms import dot
 
 PROBES = ("rademacher", "gaussian", "exact")
@@ -32,22 +37,30 @@ class DivergenceField:
         score: evaluates the network; its quantity is v.
         kind: one of PROBES; "exact" takes D backward passes an evaluation.
         probes: P.
-        key: of all samples of the run; their probes are functions of its seed and ids.
-        lanes: how many.
     """
 
-    def __init__(self, score: ScoreField, kind: str, probes: int, key: NoiseKey, lanes: int) -> None:
-        self.score, self.kind, self.key = score, kind, key
+    def __init__(self, score: ScoreField, kind: str, probes: int) -> None:
+        self.score, self.kind = score, kind
         self.d, self.projects = score.parts[0], score.projects
         self.parts = (self.d, 1 if kind == "exact" else probes)
         # One direction at a time is made of the exact ones.
         count = 0 if kind == "exact" else probes
-        self.probes = torch.zeros(count, lanes, self.d, dtype=score.dtype, device=key.ids.device)
+        self.probes = torch.zeros(count, score.lanes, self.d, dtype=score.dtype, device=score.levels.table.device)
+
+    def begin(self, request: Request) -> None:
+        """Take the request whose samples are about to enter; their probes are functions of its seed and ids."""
+        self.score.begin(request)
+        self.key = request.key
 
     @property
     def sizes(self) -> tuple[int | Tensor, int]:
         """What a tolerance's mean squares divide by."""
         return self.score.sizes[0], self.parts[1]
+
+    @property
+    def made(self) -> tuple[int, int]:
+        """How often static inputs were made anew; those of its own never are."""
+        return self.score.made
 
     def onto(self, y: Tensor, lam: Tensor) -> Tensor:
         """Return states brought back to their subspace."""
@@ -71,7 +84,7 @@ class DivergenceField:
         level = self.score.levels.at(lam).first
         p, q = (column[: len(y), None].to(y.dtype) for column in (level.p, level.q))
         # The fused kernels of attention have no second derivatives.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
+        with torch.enable_grad(), repeatable(y.device), sdpa_kernel(SDPBackend.MATH) if graph else nullcontext():
             x = y[:, : self.d] if graph else y[:, : self.d].detach().requires_grad_()
             on = self.score.onto(x, lam)
             F = self.score.network(on, level)
@@ -91,10 +104,19 @@ class DivergenceField:
     @staticmethod
     def _product(F: Tensor, x: Tensor, e: Tensor, graph: bool, last: bool) -> Tensor:
         """Return e^T dF/dx, [lanes, D], with a graph of its own if wanted; ``last``: that of F is not needed again."""
-        return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
+        with repeatable(x.device):
+            return torch.autograd.grad(F, x, e.to(F.dtype), retain_graph=graph or not last, create_graph=graph)[0]
 
     @staticmethod
     def _axis(x: Tensor, j: int) -> Tensor:
         e = torch.zeros_like(x)
         e[:, j] = 1.0
         return e
+
+
+def field_of(
+    model: ScoreModel, levels: NoiseLevels, execution: Execution, net_dtype: torch.dtype, kind: str | None, probes: int
+) -> Field:
+    """Return the right-hand side of a model's flow, with the divergence if it is of a ``kind``."""
+    score = ScoreField(model, model, levels, "v", None, execution.batch, execution.dtype, net_dtype)
+    return score if kind is None else DivergenceField(score, kind, probes)

@@ -13,7 +13,7 @@ Of a model with a projection the field is that of P y + cos phi o, projected: a 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,14 @@ class Field(Protocol):
     def sizes(self) -> tuple[int | Tensor, int]: ...
     @property
     def projects(self) -> bool: ...
+    @property
+    def made(self) -> tuple[int, int]:
+        """How often its static inputs were made anew."""
+        ...
+
+    def begin(self, request: Request) -> None:
+        """Take the request whose samples are about to enter."""
+        ...
 
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Take notice of the samples that enter lanes."""
@@ -91,22 +99,31 @@ class ScoreField:
         self.denoiser = Denoiser(model, second, net_dtype)
         self.projects = model.projection is not None
         self.sizes: tuple[int | Tensor, int] = self.parts
+        if self.projects:
+            self.sizes = torch.ones(lanes, dtype=torch.int64, device=levels.table.device), 0
+        self.inputs_made, self.kinds = 0, list[Any]()
 
     def begin(self, request: Request) -> None:
-        """Take the request whose samples are about to enter the lanes."""
+        """Take the request whose samples are about to enter the lanes.
 
-        def lines(v: Tensor | None) -> Tensor | None:
-            return None if v is None else v.new_zeros(self.lanes, *v.shape[1:])
-
+        Static inputs stay where they are until they come in another dtype or length, as Conditions do.
+        """
         self.conditions.load(request.told)
-        self.request, self.y, self.mask = request, lines(request.y), lines(request.mask)
-        known = lines(request.known)
+        self.request, self.guided = request, self.guide
+        given = (request.y, request.mask, request.known, *request.guide)
+        kinds = [None if v is None else (v.dtype, v.shape[1:]) for v in given]
+        if self.kinds == kinds:
+            return
+        self.kinds, self.inputs_made = kinds, self.inputs_made + 1
+        self.y, self.mask, known, *lines = (None if v is None else v.new_zeros(self.lanes, *v.shape[1:]) for v in given)
         self.known = None if known is None else known.to(self.dtype)
         self.z = None if self.known is None else torch.zeros_like(self.known)
-        self.lines = tuple(v.new_zeros(self.lanes, *v.shape[1:]) for v in request.guide)
-        self.guided = self.guide
-        if self.projects:
-            self.sizes = torch.ones(self.lanes, dtype=torch.int64, device=request.ids.device), 0
+        self.lines = tuple(v for v in lines if v is not None)
+
+    @property
+    def made(self) -> tuple[int, int]:
+        """How often static inputs were made anew."""
+        return self.conditions.made, self.inputs_made
 
     def load(self, lanes: Tensor, positions: Tensor) -> None:
         """Give lanes what was asked for their new samples."""

@@ -4,6 +4,9 @@ One tick evaluates the network once for all lanes, each at the point that its sa
 is complete accepts or rejects it there and then; one that has arrived leaves its lane, and the next takes it. All of
 that is masked arithmetic on the device: the host looks at a flag every POLL ticks, which only says who has arrived, so
 no value depends on it. A sample's numbers never depend on the lanes around it, nor on which lane it is in.
+
+Whatever outlives a tick is changed where it lies, and a tick makes the same calls whatever it finds: so one can be
+recorded, and replayed for all of them.
 """
 
 from __future__ import annotations
@@ -15,12 +18,17 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.adaptive.adjoint import Trail
+from fastscore.engine.adaptive.arrivals import Seen, StartingStates, joined
 from fastscore.engine.adaptive.brownian import UNITS, Path
 from fastscore.engine.adaptive.control import Controller, StepRule
 from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.field import Field
 from fastscore.engine.adaptive.levels import NoiseLevels
+from fastscore.engine.adaptive.sums import WeightedSums
+from fastscore.engine.cuda_graphs import Work
+from fastscore.engine.recorded import Repeated
 from fastscore.errors import NonFiniteError, StepSizeError
+from fastscore.ops.backend import REFERENCE, Ops
 from fastscore.ops.noise import NoiseKey
 from fastscore.ops.norms import sum_of_squares
 from fastscore.output.progress import Told, followed
@@ -34,7 +42,7 @@ VECTOR, MAX_LANES = 16, 1 << 15
 
 
 class Lanes:
-    """The lanes of one integration, from clock ``start`` to ``end``; buffers are allocated once.
+    """The lanes of one integration, from clock ``start`` to ``end``; buffers are allocated once, y, k_0, .. in one.
 
     Args:
         field: what is integrated.
@@ -48,6 +56,8 @@ class Lanes:
         dtype: of the state.
         path: Brownian paths of the lanes, for a method with noise.
         trail: records the accepted steps.
+        ops: the backend that adds up weighted evaluations.
+        graph, networks: whether ticks are recorded, see Repeated; and what the field evaluates.
     """
 
     def __init__(
@@ -65,6 +75,9 @@ class Lanes:
         dtype: torch.dtype,
         path: Path | None = None,
         trail: Trail | None = None,
+        ops: Ops = REFERENCE,
+        graph: str = "off",
+        networks: tuple[object, ...] = (),
     ) -> None:
         self.field, self.method, self.levels, self.rule = field, method, levels, rule
         self.start, self.end, self.lanes, self.settle = start, end, lanes, settle
@@ -75,16 +88,16 @@ class Lanes:
         def scalar(value: float = 0.0, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.full((self.padded,), value, dtype=dtype, device=device)
 
-        # y, k_0, k_1, ..; rows are added up with weights.
         self.buffer = torch.zeros(method.width, lanes, width, dtype=dtype, device=device)
-        self.spare, self.low = (torch.zeros(lanes, width, dtype=dtype, device=device) for _ in range(2))
+        self.sums = WeightedSums(self.buffer, ops)
+        self.point, self.result, self.error, self.low = (torch.zeros_like(self.buffer[0]) for _ in range(4))
         self.tau, self.h = scalar(start), scalar(rule.first)
-        self.stage, self.nfe, self.steps, self.rejected, self.fault, self.id = (
-            scalar(0, torch.int64) for _ in range(6)
-        )
-        self.live = scalar(0, torch.bool)
+        self.counts = torch.zeros(6, self.padded, dtype=torch.int64, device=device)
+        self.stage, self.nfe, self.steps, self.rejected, self.fault, self.id = self.counts
+        self.live, self.accepted = scalar(0, torch.bool), scalar(0, torch.bool)
         self.cost = Cost.of(torch.zeros(3, 0, dtype=torch.int64), 0, lanes)
         self.controller = Controller(rule, self.padded, device)
+        self.ticking = Repeated(graph, device, networks)
         self.shortest = abs(end - start) * (SHORTEST if path is None else 1.0 / UNITS)
 
     def run(
@@ -103,9 +116,9 @@ class Lanes:
         """
         counts = torch.zeros(3, n, dtype=torch.int64, device="cpu")
         self.cost = Cost.of(counts, 0, self.lanes)
-        self.live.fill_(False)
+        tick = self.ready()
         occupants = torch.full((self.lanes,), -1, dtype=torch.int64, device="cpu")  # their samples' positions
-        loaded, ticks, arrived, start = 0, 0, [], _StartingStates(begin, n, self.lanes)
+        loaded, ticks, arrived, start = 0, 0, [], StartingStates(begin, n, self.lanes)
         with followed(progress, n) as reach:
             free = torch.arange(self.lanes, device="cpu")
             while True:
@@ -117,93 +130,111 @@ class Lanes:
                 if not bool((occupants >= 0).any()):
                     break
                 for _ in range(POLL):
-                    self._tick()
+                    tick()
+                    if self.trail is not None:
+                        self.trail.add(self.accepted, self.tau, self.buffer[0])
                 ticks += POLL
                 if self.trail is not None:
                     self.trail.settle(occupants)
-                finished = (occupants >= 0) & ~self.live[: self.lanes].cpu()
+                seen = self._look()
+                finished = (occupants >= 0) & (seen.live == 0)
                 if reach is not None:
-                    way = ((self.tau - self.start) / (self.end - self.start))[: self.lanes].cpu()
+                    way = (seen.tau - self.start) / (self.end - self.start)
                     reach(loaded - int((occupants >= 0).sum()) + float(way[occupants >= 0].sum()))
                 if not bool(finished.any()):
                     free = free[:0]
                     continue
                 free = finished.nonzero()[:, 0]
-                at, positions = free.to(self.index.device), occupants[free]
-                self._raise_faults(at)
-                counts[:, positions] = torch.stack([self.nfe[at], self.steps[at], self.rejected[at]]).cpu()
+                positions = occupants[free]
+                self._raise_faults(free, seen)
+                counts[:, positions] = seen.cost[:, free]
                 self.cost = Cost.of(counts, ticks, self.lanes)
+                at = free.to(self.index.device)
                 arrived.append((positions, self.buffer[0][at], self.buffer[1][at]))
                 occupants[free] = -1
                 if sum(len(part[0]) for part in arrived) >= self.lanes:
-                    yield _joined(arrived)
+                    yield joined(arrived)
                     arrived = []
         if arrived:
-            yield _joined(arrived)
+            yield joined(arrived)
+
+    def ready(self) -> Work:
+        """Empty the lanes, whose ticks then change nothing that matters, and return what does a tick."""
+        self._empty()
+        if self.path is not None:
+            self.path.looks &= self.ticking.recorder is None
+        return self.ticking.now(self.tick, self._empty, lambda: self.field.made)
+
+    def _empty(self) -> None:
+        self.live.fill_(False)
 
     def _enter(self, lanes: Tensor, positions: Tensor, y: Tensor, key: NoiseKey) -> None:
         """Put new samples into lanes."""
         at, positions = lanes.to(self.index.device), positions.to(self.index.device)
+        self.counts[:, at] = 0
         self.key.ids[at] = self.id[at] = key.ids[positions]
         self.key.seed[at] = key.seed if len(key.seed) == 1 else key.seed[positions]
         self.field.load(at, positions)
-        self.buffer[0][at] = y
+        self.buffer[:, at] = 0.0  # NaN that an earlier sample left would not vanish under a weight of 0
+        self.buffer[0, at] = y
         self.tau[at], self.h[at] = self.start, self.rule.first
-        for count in (self.stage, self.nfe, self.steps, self.rejected, self.fault):
-            count[at] = 0
         self.low[at] = y.abs() * self._scale(self.tau)[at]
         self.live[at], self.controller.fresh[at] = True, True
         if self.path is not None:
             self.path.reset(at)
 
+    def _look(self) -> Seen:
+        """Return where the lanes stand, on the host, by one copy: all that it waits for."""
+        finite = self.buffer[0].abs().amax(1) < math.inf
+        rows = self.counts, self.tau.view(torch.int64)[None], self.live[None]
+        return Seen(torch.cat([*(v[:, : self.lanes] for v in rows), finite[None]]).cpu())
+
     @torch.no_grad()
-    def _tick(self) -> None:
+    def tick(self) -> None:
         """Evaluate every lane once, at its own point, and end the steps that are complete."""
-        method, rule = self.method, self.rule
+        method, rule, live, y = self.method, self.rule, self.live, self.buffer[0]
         h, reach = self._aim()
         place, weights = method.point(self.stage, self.tau, h)
         if self.path is not None:
-            self.buffer[-1] = self.path.increment(self.live & (self.stage == 1))
-        point = self._combine(weights)
+            self.buffer[-1].copy_(self.path.increment(live & (self.stage == 1)))
+        point = self.sums(weights, self.point)
         k = self.field(point, method.lam(self.tau + place * (reach - self.tau)))
         self.buffer[1 + self.stage[: self.lanes], self.index] = k
-        self.stage += self.live
-        self.nfe += self.live
+        self.counts[:2].add_(live)  # stage and nfe
 
-        complete = self.live & (self.stage == method.stages)
+        complete = live & (self.stage == method.stages)
         weights, against = method.finish(self.tau, h)
-        result = point if weights is None else self._combine(weights)
+        result = point if weights is None else self.sums(weights, self.result)
         if self.field.projects:
             result = self.field.onto(result, method.lam(reach))
-        low = accepted = None
+        self.accepted.copy_(complete)
+        advancing = self.accepted[: self.lanes, None]
         if rule.knots is None and against is not None:
-            error = self.field.along(self._combine(against))
-            factor, accepted, low = self._judge(result, error, reach, complete)
-            self.h = torch.where(complete, (h.abs() * factor).clamp_max(rule.control.longest), self.h)
-        accepted = complete if accepted is None else accepted & complete
-        self.steps += complete
-        self.rejected += complete & ~accepted
-        self.tau = torch.where(accepted, reach, self.tau)
-        advancing = accepted[: self.lanes, None]
-        self.buffer[0] = torch.where(advancing, result, self.buffer[0])
-        if self.trail is not None:
-            self.trail.add(accepted, self.tau, self.buffer[0])
-        if low is not None:
-            self.low = torch.where(advancing, low, self.low)
+            error = self.field.along(self.sums(against, self.error))
+            factor, good, low = self._judge(result, error, reach, complete)
+            self.accepted.logical_and_(good)
+            torch.where(complete, (h.abs() * factor).clamp_max_(rule.control.longest), self.h, out=self.h)
+            torch.where(advancing, low, self.low, out=self.low)
+        self.steps.add_(complete)
+        self.rejected.add_(complete ^ self.accepted)
+        torch.where(self.accepted, reach, self.tau, out=self.tau)
+        torch.where(advancing, result, y, out=y)
         if method.fsal:
-            self.buffer[1] = torch.where(advancing, self.buffer[method.stages], self.buffer[1])
+            torch.where(advancing, self.buffer[method.stages], self.buffer[1], out=self.buffer[1])
         if self.path is not None:
-            self.path.accept(accepted)
-        again = torch.ones_like(self.stage) if method.fsal else (~accepted).to(torch.int64)
-        self.stage = torch.where(complete, again, self.stage)
+            self.path.accept(self.accepted)
+        self.stage.masked_fill_(complete, 1)  # a rejected step's first evaluation serves again
+        if not method.fsal:
+            self.stage.masked_fill_(self.accepted, 0)
 
-        arrived = (self.tau == self.end) & (self.stage >= int(self.settle))
+        ended = self.tau == self.end
+        going = live & ~(ended & (self.stage >= int(self.settle)))
         if rule.knots is None:
-            short = (self.tau != self.end) & (self.h < self.shortest)
-            self.fault.masked_fill_(self.live & short, 2)
-            self.fault.masked_fill_(self.live & ~arrived & (self.steps >= rule.attempts), 3)
-        self.fault[: self.lanes].masked_fill_(self.live[: self.lanes] & ~torch.isfinite(k).all(1), 1)
-        self.live = self.live & ~arrived & (self.fault == 0)
+            self.fault.masked_fill_(live & (self.h < self.shortest) & ~ended, 2)
+            self.fault.masked_fill_(going & (self.steps >= rule.attempts), 3)
+        finite = k.abs().amax(1) < math.inf
+        self.fault[: self.lanes].masked_fill_(live[: self.lanes] & ~finite, 1)
+        torch.logical_and(going, self.fault == 0, out=live)
 
     def _aim(self) -> tuple[Tensor, Tensor]:
         """Return the signed step of every lane, and the clock that it leads to: exactly the end for the last one."""
@@ -216,15 +247,6 @@ class Lanes:
         if self.path is not None:
             h = self.path.aim(h, last)
         return h, (self.tau + h).masked_fill(last, self.end)
-
-    def _combine(self, weights: Tensor) -> Tensor:
-        """Return sum_j weights[:, j] buffer[j], each product and each sum rounded on its own, [lanes, width]."""
-        columns = weights[: self.lanes].to(self.buffer.dtype)
-        total = columns[:, 0:1] * self.buffer[0]
-        for j in range(1, weights.shape[1]):
-            torch.mul(columns[:, j : j + 1], self.buffer[j], out=self.spare)
-            total.add_(self.spare)
-        return total
 
     def _judge(self, result: Tensor, error: Tensor, reach: Tensor, complete: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return factor and acceptance of the steps [padded], and |x_low| of the chosen schedule [lanes, width]."""
@@ -240,30 +262,29 @@ class Lanes:
 
     def _scale(self, tau: Tensor) -> Tensor:
         """Return the factor from the state to x of the chosen schedule, [padded, width]; 1 for the further columns."""
-        length = self.levels.at(self.method.lam(tau)).length[:, None].to(self.buffer.dtype)
+        length = self.levels.length(self.method.lam(tau))[:, None].to(self.buffer.dtype)
         state, further = self.field.parts
         if not further:
             return length
         return torch.cat([length.expand(-1, state), torch.ones_like(length).expand(-1, further)], 1)
 
-    def _raise_faults(self, at: Tensor) -> None:
-        fault = torch.where(torch.isfinite(self.buffer[0][at]).all(1), self.fault[at], 1).tolist()
-        faulty = next((k for k, code in enumerate(fault) if code), None)
-        if faulty is None:
+    def _raise_faults(self, at: Tensor, seen: Seen) -> None:
+        lane = next((k for k in at.tolist() if seen.faults[k]), None)
+        if lane is None:
             return
-        lane = at[faulty]
-        sample, lam = int(self.id[lane]), float(self.method.lam(self.tau)[lane])
-        place = f"id {sample} at sigma/alpha = {math.exp(-lam):.4g} after {int(self.nfe[lane])} evaluations"
+        fault, steps, sample = (int(v[lane]) for v in (seen.faults, seen.steps, seen.id))
+        lam = float(self.method.lam(self.tau)[lane])
+        place = f"id {sample} at sigma/alpha = {math.exp(-lam):.4g} after {int(seen.nfe[lane])} evaluations"
         dtype, tolerance = self.buffer.dtype, f"rtol = {self.rule.rtol:g} and atol = {self.rule.atol:g}"
-        if fault[faulty] == 1:
+        if fault == 1:
             raise NonFiniteError(f"{place} ({dtype}) is NaN or Inf; the network's output is not finite there")
-        if fault[faulty] == 2:
+        if fault == 2:
             raise StepSizeError(
                 f"{place} needs a step of less than {self.shortest:.2g} to meet {tolerance} in {dtype}; raise them, or "
                 "end the integration earlier"
             )
         raise StepSizeError(
-            f"{place} has taken {int(self.steps[lane])} steps, the most that the solver allows, for {tolerance}; raise "
+            f"{place} has taken {steps} steps, the most that the solver allows, for {tolerance}; raise "
             "them, or the solver's attempts"
         )
 
@@ -277,24 +298,3 @@ def padded_lanes(lanes: int) -> int:
     if lanes > MAX_LANES:
         raise ValueError(f"batch = {lanes}: an adaptive solver holds at most {MAX_LANES} samples at once")
     return -(-lanes // VECTOR) * VECTOR
-
-
-class _StartingStates:
-    """Initial states, made for as many samples at once as there are lanes."""
-
-    def __init__(self, begin: Callable[[int, int], Tensor], n: int, block: int) -> None:
-        self.begin, self.n, self.block, self.computed = begin, n, block, 0
-        self.queue: Tensor | None = None
-
-    def __call__(self, count: int) -> Tensor:
-        while self.queue is None or len(self.queue) < count:
-            last = min(self.computed + self.block, self.n)
-            new = self.begin(self.computed, last)
-            self.queue, self.computed = new if self.queue is None else torch.cat([self.queue, new]), last
-        head, self.queue = self.queue[:count], self.queue[count:]
-        return head
-
-
-def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-    a, b, c = zip(*parts, strict=True)
-    return torch.cat(a), torch.cat(b), torch.cat(c)

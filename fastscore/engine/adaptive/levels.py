@@ -108,29 +108,33 @@ class NoiseLevels:
             columns.append(folded)
         self.table = torch.tensor(np.concatenate(columns, 1), device=device)
         self.low, self.spacing, self.count = low, (high - low) / (count - 1), count
+        # Cubic Lagrange: the weight of a node is made of the distances to the other three.
+        self.steps = torch.tensor([[-1], [0], [1], [2]], device=device)
+        self.others = torch.tensor([[1, 0, 0, 0], [2, 2, 1, 1], [3, 3, 3, 2]], device=device)
+        self.scales = torch.tensor([[-6.0], [2.0], [-2.0], [6.0]], dtype=torch.float64, device=device)
 
     def at(self, lam: Tensor) -> AtLevel:
-        """Return the columns at ``lam``, float64 [padded], by cubic Lagrange interpolation."""
-        u = ((lam - self.low) / self.spacing).clamp(0.0, self.count - 1.0)
-        k = u.floor().clamp(1.0, self.count - 3.0)
-        f, first = u - k, k.to(torch.int64) - 1
-        below, above, second = f + 1.0, f - 1.0, f - 2.0
-        weights = (
-            f * above * second / -6.0,
-            below * above * second / 2.0,
-            below * f * second / -2.0,
-            below * f * above / 6.0,
-        )
-        total = weights[0][:, None] * self.table[first]
-        for j in range(1, 4):
-            total = total + weights[j][:, None] * self.table[first + j]
-        columns = total.unbind(1)
+        """Return the columns at ``lam``, float64 [padded]."""
+        columns = self._between(self.table, lam).unbind(1)
         if self.guidance is None:
             return AtLevel(columns[0], Coefficients(*columns[1:7]), None, None)
         ratio, (lowest, highest) = torch.exp(-lam), self.guidance.interval
         return AtLevel(
             columns[0], Coefficients(*columns[1:7]), Coefficients(*columns[7:]), (lowest < ratio) & (ratio <= highest)
         )
+
+    def length(self, lam: Tensor) -> Tensor:
+        """Return hypot(alpha, sigma) of the chosen schedule at ``lam``, both float64 [padded]."""
+        return self._between(self.table[:, :1], lam)[:, 0]
+
+    def _between(self, table: Tensor, lam: Tensor) -> Tensor:
+        """Return columns of the table at ``lam``, [padded, columns], by cubic Lagrange interpolation."""
+        u = ((lam - self.low) / self.spacing).clamp_(0.0, self.count - 1.0)
+        k = u.floor().clamp_(1.0, self.count - 3.0)
+        one, two, three = ((u - k) - self.steps)[self.others].unbind(0)
+        weights = (one * two).mul_(three).div_(self.scales)
+        parts = table[k.to(torch.int64) + self.steps].mul_(weights[:, :, None])
+        return parts[0].add_(parts[1]).add_(parts[2]).add_(parts[3])
 
 
 def angle(lam: float) -> float:

@@ -48,8 +48,6 @@ class AdaptiveBatches:
         start: as for make_plan: "prior", "data" or "state".
     """
 
-    mode = "off"
-
     def __init__(
         self,
         model: ScoreModel,
@@ -89,6 +87,9 @@ class AdaptiveBatches:
             key=self.key,
             dtype=dtype,
             path=path,
+            ops=ops,
+            graph=execution.graph if guide is None else "off",  # a guide is Python that may look at values
+            networks=(*model.networks, *second.networks),
         )
         self.alpha, self.sigma = float(schedule.alpha(first)), float(schedule.sigma(first))
         top = float(torch.hypot(*(torch.as_tensor(v(schedule.T)) for v in (schedule.alpha, schedule.sigma))))
@@ -97,6 +98,11 @@ class AdaptiveBatches:
         self.base = None if law is None else columns(law, model.shape, self.lanes.buffer)
         self.output = _output(self.method.quantity, angle(self.ends[1]), span.clean, schedule, last)
         self.turn = Turn(*model.networks, *second.networks, guide, execution=execution)
+
+    @property
+    def mode(self) -> str:
+        """The mode of a run: "off", or "step" where a tick was captured; "auto" before it was tried."""
+        return self.lanes.ticking.mode
 
     @property
     def cost(self) -> Cost:
@@ -112,7 +118,9 @@ class AdaptiveBatches:
             start = time.perf_counter()
             y = self.lanes.buffer[0]
             self.field(y, self.method.lam(self.lanes.tau)).sum().item()  # waits for the device
-        return {"first_s": time.perf_counter() - start, "capture_s": 0.0, "graph": self.mode}
+            first = time.perf_counter() - start
+            self.lanes.ready()
+        return {"first_s": first, "capture_s": self.lanes.ticking.capture_s, "graph": self.mode}
 
     def stream(
         self, request: Request, callback: Callback | None = None, progress: Told = False

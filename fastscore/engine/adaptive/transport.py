@@ -13,6 +13,7 @@ from fastscore.engine.adaptive.cost import Cost
 from fastscore.engine.adaptive.field import Field
 from fastscore.engine.adaptive.lanes import Lanes
 from fastscore.engine.adaptive.levels import NoiseLevels
+from fastscore.engine.request import Request
 from fastscore.engine.turn import Turn
 from fastscore.execution import Execution
 from fastscore.ops.noise import NoiseKey
@@ -20,32 +21,31 @@ from fastscore.output.progress import Told
 from fastscore.solvers.adaptive_steps import Method
 
 
-def transport(
-    y: Tensor,
-    forward: Field,
-    backward: Callable[[], Field],
-    method: Method,
-    levels: NoiseLevels,
-    rule: StepRule,
-    ends: tuple[float, float],
-    key: NoiseKey,
-    execution: Execution,
-    turn: Turn,
-    progress: Told,
-) -> tuple[Tensor, Cost]:
-    """Return the states [n, width] at the second of the ``ends``, with a gradient in y if y asks for one; and the cost.
+class Transport:
+    """The integration from the first of the ``ends`` of the clock to the second; its lanes serve call after call.
 
     Args:
-        y: states at the first of the ends of the clock.
-        forward: the field, begun with a request; ``backward`` makes it again, of a network that can be differentiated.
-        key: of the samples.
-        turn: taken now; and again for backward.
+        forward: the field; ``backward`` makes it again, of a network that can be differentiated.
+        method, levels, rule: as for Lanes.
+        networks: what the field evaluates.
+        turn: taken again for backward.
     """
-    batch, place = execution.batch, execution.place
-    trail = Trail() if torch.is_grad_enabled() and y.requires_grad and len(y) else None
-    start, out = y.detach(), torch.empty_like(y, requires_grad=False)
-    with torch.no_grad():
-        lanes = Lanes(
+
+    def __init__(
+        self,
+        forward: Field,
+        backward: Callable[[], Field],
+        method: Method,
+        levels: NoiseLevels,
+        rule: StepRule,
+        ends: tuple[float, float],
+        execution: Execution,
+        networks: tuple[object, ...],
+        turn: Turn,
+    ) -> None:
+        batch, place = execution.batch, execution.place
+        self.forward, self.backward, self.method, self.ends, self.turn = forward, backward, method, ends, turn
+        self.lanes = Lanes(
             forward,
             method,
             levels,
@@ -55,15 +55,30 @@ def transport(
             settle=False,
             key=NoiseKey(*(torch.zeros(batch, dtype=torch.int64, device=place) for _ in range(2))),
             dtype=execution.dtype,
-            trail=trail,
+            graph=execution.graph,
+            networks=networks,
         )
-        for at, arrived, _ in lanes.run(len(y), lambda first, last: start[first:last], key, progress):
-            out[at.to(out.device)] = arrived
-    if trail is None:
-        return out, lanes.cost
 
-    def back(gradient: Tensor) -> Tensor:
-        with turn, torch.no_grad():
-            return pull_back(backward(), method, start, trail.knots(*ends), gradient, batch)
+    def __call__(self, y: Tensor, request: Request, progress: Told) -> tuple[Tensor, Cost]:
+        """Return the states [n, width] at the end, with a gradient in y if y asks for one; and the cost.
 
-    return transported(y, out, back), lanes.cost
+        Args:
+            y: states at the start, whose lines are the request's.
+        """
+        lanes, trail = self.lanes, Trail() if torch.is_grad_enabled() and y.requires_grad and len(y) else None
+        start, out = y.detach(), torch.empty_like(y, requires_grad=False)
+        with torch.no_grad():
+            self.forward.begin(request)
+            lanes.trail = trail
+            for at, arrived, _ in lanes.run(len(y), lambda first, last: start[first:last], request.key, progress):
+                out[at.to(out.device)] = arrived
+        if trail is None:
+            return out, lanes.cost
+
+        def back(gradient: Tensor) -> Tensor:
+            with self.turn, torch.no_grad():
+                field = self.backward()
+                field.begin(request)
+                return pull_back(field, self.method, start, trail.knots(*self.ends), gradient, lanes.lanes)
+
+        return transported(y, out, back), lanes.cost

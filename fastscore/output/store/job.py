@@ -138,7 +138,8 @@ class Job:
             **machine(execution.place),
             "batch": execution.batch,
             "dtype": str(execution.dtype).removeprefix("torch."),
-            "network": {k: network.get(k) for k in ("dtype", "compile", "lines")},
+            "network": {k: network.get(k) for k in ("dtype", "compile", "lines")}
+            | {k: v for k in ("residual", "tf32") if (v := network.get(k)) is not None},  # on CUDA
             **({"guided": "batched"} if record.get("guided") == "batched" else {}),
             **versions(self.manifest.format),
         }
