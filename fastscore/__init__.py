@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastscore.engine.policy import random_window
     from fastscore.engine.request import Request
     from fastscore.engine.rollout import Rollout, Transition
+    from fastscore.engine.serve import Engine, Handle
     from fastscore.engine.trajectory import Traced, Trajectory, trajectory
     from fastscore.errors import NonFiniteError, SelfCheckError, StepSizeError
     from fastscore.execution import Execution
@@ -132,6 +133,7 @@ _HOME = {
     "engine.policy": "random_window",
     "engine.request": "Request",
     "engine.rollout": "Rollout Transition",
+    "engine.serve": "Engine Handle",
     "engine.trajectory": "Traced Trajectory trajectory",
     "errors": "NonFiniteError SelfCheckError StepSizeError",
     "flow": "ProbabilityFlow dequantize",

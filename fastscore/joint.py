@@ -212,7 +212,7 @@ class JointSampler:
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         result = destinations(out, request, self.model.shape, self.execution)
-        for at, x in self._batches(request, progress):
+        for at, x in self._batches(request, progress, at_once=not progress):
             for name, part in x.items():
                 result[name][at] = part
         return result
@@ -229,14 +229,14 @@ class JointSampler:
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         return ((request.ids[at], x) for at, x in self._batches(request, progress))
 
-    def _batches(self, request: Request, progress: Told) -> Iterator[tuple[slice, Tensors]]:
+    def _batches(self, request: Request, progress: Told, at_once: bool = False) -> Iterator[tuple[slice, Tensors]]:
         """Yield (positions in the request, samples by part) a micro-batch at a time."""
         with followed(progress, len(request)) as reach:
 
             def compute(at: slice, part: Request) -> Tensor:
                 return self._run(part, within(reach, at.start, part.valid))
 
-            for at, x in micro_batches(request, self.execution.batch, self.turn, compute, self._report):
+            for at, x in micro_batches(request, self.execution.batch, self.turn, compute, self._report, at_once):
                 yield at, {k: x[:, c].reshape(-1, *self.model.shape[k]) for k, c in self.columns.items()}
 
     def _run(self, part: Request, told: Callable[[float], None] | None = None) -> Tensor:

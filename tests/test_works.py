@@ -24,6 +24,9 @@ REFUSALS = {
     ("callback", "adaptive ODE"): "callback",
     ("callback", "adaptive SDE"): "callback",
     ("callback", "joint"): "callback",
+    ("rules with momentum", "Engine"): "momentum",
+    ("recorded noise", "Engine"): "noise",
+    ("callback", "Engine"): "callback",
 }
 
 
@@ -48,6 +51,12 @@ def test_one_seed_a_sample(column):
     mixed = run(column, {}, {}, {}, ids=ids, seed=seeds)
     alone = [run(column, {}, {}, {}, ids=(k,), seed=seed) for k, seed in zip(ids, seeds, strict=True)]
     assert torch.equal(mixed, torch.cat(alone))
+
+
+def test_an_engine_draws_what_a_plan_alone_draws():
+    for feature in features():
+        if (feature, "Engine") not in REFUSALS:
+            assert torch.equal(attempt(feature, "Engine")[0], attempt(feature, "plan")[0]), feature
 
 
 def test_the_readme_shows_it():

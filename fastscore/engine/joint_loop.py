@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class Kinds:
     def evaluate(self) -> bool:
         """Whether the network is evaluated."""
         return self.parts[0].evaluate
+
+    @cached_property
+    def updates(self) -> tuple[Kind, ...]:
+        """The kinds of what is left once the network was evaluated."""
+        return tuple(replace(kind, evaluate=False) for kind in self.parts)
 
     @property
     def network(self) -> bool:
@@ -104,8 +110,8 @@ class JointLoop:
         """Do the row that the counters point at, and advance them; return the outputs to hand to the next."""
         if kinds.evaluate:
             outputs = self._evaluate(kinds.parts)
-        for k, (loop, kind) in enumerate(zip(self.loops.values(), kinds.parts, strict=True)):
-            loop.advance(replace(kind, evaluate=False), outputs[k] if kind.network else (None, None), self.noise[k])
+        for k, (loop, kind) in enumerate(zip(self.loops.values(), kinds.updates, strict=True)):
+            loop.advance(kind, outputs[k] if kind.network else (None, None), self.noise[k])
         return outputs
 
     def _evaluate(self, kinds: Sequence[Kind]) -> list[Outputs]:

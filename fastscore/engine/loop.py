@@ -124,7 +124,7 @@ class Loop:
         if known:
             self.known, self.mask = zeros(batch, d), zeros(batch, d, dtype=torch.bool)
             self.known_table = torch.tensor(lower_known(plan), dtype=dtype, device=device)
-        self.subspace = Subspace(bound, self.conditions, self.x) if model.projection is not None else None
+        self.subspace = Subspace.of(bound, self.conditions, self.x) if model.projection is not None else None
         self.y: Tensor | None = None  # read by guides, which are never captured
         self.lines: tuple[Tensor, ...] = ()  # what the guide holds for each sample; ``guided`` is the guide with them
         self.guided = guide

@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, TypeVar
+from weakref import WeakMethod
 
 import torch
 
 from fastscore.engine.capture import Recorder, first_reason
 from fastscore.engine.cuda_graphs import CudaGraphs, Work
 from fastscore.network.prepared import Prepared
-from fastscore.network.surroundings import behind, loose_tensors
+from fastscore.network.surroundings import all_behind
 from fastscore.network.watch import frozen
 
 Made = TypeVar("Made")
@@ -26,12 +27,13 @@ Made = TypeVar("Made")
 def frozen_in(networks: tuple[object, ...], device: torch.device) -> list[object]:
     """Return what a recording on a device has frozen of networks: the code that ran, and where tensors lie."""
     code = [id(net.call) for net in networks if isinstance(net, Prepared)]
+    modules, tensors = all_behind(*networks)
     loose = [
         # Of a tensor of the host's a copy was captured: there what it holds counts too.
         (t.data_ptr(), t.shape, t.stride(), t.is_inference() or t.device == device or t._version)
-        for t in loose_tensors(*networks)
+        for t in tensors
     ]
-    return [*code, *frozen(behind(*networks)), loose]
+    return [*code, *frozen(modules), loose]
 
 
 class Recorded(Generic[Made]):
@@ -98,8 +100,8 @@ class Repeated:
         """Return what does the work, recorded now if it must be.
 
         Args:
-            work: changes what outlives it where it lies, and makes the same calls whatever it finds.
-            reset: puts its buffers back, before each trial of it.
+            work: a method that changes what outlives it where it lies, and makes the same calls whatever it finds.
+            reset: a method that puts its buffers back, before each trial of it.
             made: as for Recorded.
 
         Raises:
@@ -113,7 +115,7 @@ class Repeated:
         start = time.perf_counter()
         try:
             with torch.no_grad():
-                return recorder.record(reset, work)
+                return recorder.record(_unheld(reset), _unheld(work))
         except Exception as error:  # of a network, of a compiler, of torch: whatever it is, nothing was recorded
             reason = first_reason(error)
             if self.graph != "auto":
@@ -124,3 +126,15 @@ class Repeated:
             return None
         finally:
             self.capture_s = time.perf_counter() - start
+
+
+def _unheld(method: Work) -> Work:
+    """Return a method that does not hold its object: that one holds the recording, which holds this, and ends it."""
+    weak = WeakMethod(method)
+
+    def call() -> None:
+        bound = weak()
+        assert bound is not None
+        bound()
+
+    return call

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastscore.engine.request import Request
 from fastscore.guidance.mixture import BoundPlan
-from fastscore.guidance.told import Conditions
 from fastscore.kernels import abi
+from fastscore.model.condition_shapes import Condition
 from fastscore.model.projection import Projected, dimensions, onto
 from fastscore.model.score import ScoreModel
 from fastscore.ops.noise import Noise
 from fastscore.ops.norms import langevin_ref
 from fastscore.plan.rows import lower_known
-from fastscore.process.schedule import Schedule
+from fastscore.process.schedule import Array, Schedule
 
 OFF = 1e-4  # of a sample's largest number: what rounding, or alpha for 1, may leave of what lies off the subspace
 LOOKED_AT = 8  # samples whose projection is tried on random vectors
+
+
+class Told(Protocol):
+    """What the samples of a micro-batch or of lanes are told; ``first`` is their own condition."""
+
+    @property
+    def first(self) -> Condition: ...
+
+
+def places(bound: BoundPlan) -> tuple[Array, Array]:
+    """Return, of the rows of a plan, alpha where the next one reads the state, and the data in both outputs."""
+    return lower_known(bound.plan)[:, abi.A], np.array(bound.data_weights)
 
 
 class Subspace:
@@ -32,18 +45,26 @@ class Subspace:
     the samples' own: a null condition tells the network something else, and changes no sample's subspace.
 
     Args:
-        bound: the plan, with the model that has the projection.
-        conditions: of the micro-batch.
-        x: the state, [batch, D].
+        model: that has the projection.
+        conditions: of the samples: their own are ``first``.
+        alpha: at which the row after each row reads the state, [rows].
+        weights: how much of the data the outputs of each row hold, [2, rows].
+        dimensions: of each sample's subspace, [batch] like x; None where no row asks for them.
     """
 
-    def __init__(self, bound: BoundPlan, conditions: Conditions, x: Tensor) -> None:
-        self.model, self.conditions = bound.model, conditions
-        # alpha at which the next row reads the state; and how much of the data an output holds.
-        self.alpha = torch.tensor(lower_known(bound.plan)[:, abi.A], dtype=x.dtype, device=x.device)
-        self.weights = torch.tensor(bound.data_weights, dtype=x.dtype, device=x.device)
+    def __init__(
+        self, model: Projected, conditions: Told, alpha: Tensor, weights: Tensor, dimensions: Tensor | None = None
+    ) -> None:
+        self.model, self.conditions = model, conditions
+        self.alpha, self.weights, self.dimensions = alpha, weights, dimensions
+
+    @classmethod
+    def of(cls, bound: BoundPlan, conditions: Told, x: Tensor) -> Subspace:
+        """Return that of a plan, for states like x, [batch, D]."""
         norms = {row.langevin.norm for row in bound.plan.rows if row.langevin is not None}
-        self.dimensions = x.new_zeros(len(x)) if norms & {"expected", "tutorial"} else None
+        dimensions = x.new_zeros(len(x)) if norms & {"expected", "tutorial"} else None
+        alpha, weights = (x.new_tensor(v) for v in places(bound))
+        return cls(bound.model, conditions, alpha, weights, dimensions)
 
     def load(self) -> None:
         """Take notice of new conditions."""

@@ -38,15 +38,14 @@ def behind(*networks: object) -> list[nn.Module]:
     globals that it names, small containers, and the attributes of callable objects. A module that a function finds
     in another way is named by ``ScoreModel.modules``.
     """
-    return _behind(networks)[0]
+    return all_behind(*networks)[0]
 
 
-def loose_tensors(*networks: object) -> list[torch.Tensor]:
-    """Return the tensors that networks find as they find modules, in no module: what a function closes over, .."""
-    return _behind(networks)[1]
+def all_behind(*networks: object) -> tuple[list[nn.Module], list[torch.Tensor]]:
+    """Return the modules as ``behind`` does, and tensors that are found so in no module: what a function closes over.
 
-
-def _behind(networks: tuple[object, ...]) -> tuple[list[nn.Module], list[torch.Tensor]]:
+    One walk finds both: it is made before each micro-batch that is replayed.
+    """
     found: dict[nn.Module, None] = {}
     loose: list[torch.Tensor] = []
     seen: dict[int, object] = {}  # holds what was seen, so that no id comes twice

@@ -476,3 +476,51 @@ def test_the_devices_that_are_not_there_have_their_rules(fake):
     assert host.isnan().all()
     torch.cuda.current_stream().record_event().synchronize()
     assert torch.equal(host, x.cpu())
+
+
+@pytest.mark.slow
+def test_every_bundled_model_and_every_kind_of_loop_is_captured(fake):
+    """To the plain loop's values, and no row of a run makes the host wait."""
+    from fastscore.model.analytic import NAMES, by_name
+    from fastscore.model.folder import bundled
+
+    def drawn(model: fs.ScoreModel, place: str, **options: object) -> torch.Tensor:
+        named = {"labels": [1, 0, 2]} if model.classes else {}
+        s = fs.Sampler(model, **{"steps": 2, "batch": 3, "device": place} | options)
+        x = s.run(range(3), **named)
+        if place != "cpu":
+            before = len(fake.syncs)
+            s.engine.captured.run()
+            assert fake.syncs[before:] == []
+        return x.cpu()
+
+    net = network()
+    for load in [
+        *(lambda name=name: fs.load_model(name) for name in bundled()),
+        *(lambda name=name: by_name(name) for name in NAMES),
+    ]:
+        expected, model_there = drawn(load(), "cpu"), load()
+        for m in model_there.networks:
+            if isinstance(m, torch.nn.Module):
+                m.to("cuda:1")
+        assert torch.equal(drawn(model_there, "cuda:1", graph="step"), expected), model_there
+    m = replace(model(net), classes=3, null=3)
+    loops = [
+        {"solver": "heun"},
+        {"solver": "ancestral"},
+        {"solver": fs.PredictorCorrector(fs.ReverseDiffusion(), fs.Langevin(norm="batch"))},
+        {"solver": fs.PredictorCorrector(fs.ReverseDiffusion(), fs.Langevin(norm="sample"))},
+        {"solver": "dpmpp-2m", "guidance": fs.Guidance(2.0)},
+        {"solver": "dpmpp-2m", "guidance": fs.Guidance(2.0, interval=(0.2, 5.0))},
+        {"solver": "ddim", "guidance": fs.Guidance(0.5, rule="cfg++")},
+        {"clip": 1.0},
+    ]
+    expected = [drawn(m, "cpu", **options) for options in loops]
+    net.to("cuda:1")
+    for options, x in zip(loops, expected, strict=True):
+        for graph in ("step", "loop"):
+            assert torch.equal(drawn(m, "cuda:1", graph=graph, **options), x), options
+    image = torch.linspace(-1.0, 1.0, 16).view(SHAPE)
+    known = fs.Known(image, torch.arange(16).view(SHAPE) < 8)
+    there = sampler(net, graph="step").run(range(3), known=known).cpu()
+    assert torch.equal(there, sampler(net, graph="off").run(range(3), known=known).cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -210,7 +211,7 @@ class Scaled(torch.nn.Module):
 class Counted(Tape):
     made = 0
 
-    def record(self, reset, work):
+    def record(self, reset, work, tried=False):
         Counted.made += 1
         return super().record(reset, work)
 
@@ -269,6 +270,30 @@ def test_what_cannot_be_recorded_runs_plain_or_is_named():
     with pytest.raises(ValueError, match=r"graph = 'step': the network cannot be captured .*use graph='off'"):
         s.run(range(6))
     assert not s.engine.turn.busy
+
+
+class Holding(Tape):
+    """Holds what it recorded, as CUDA graphs do."""
+
+    def record(self, reset, work, tried=False):
+        replay = super().record(reset, work)
+        return partial(lambda replay, *held: replay(), replay, reset, work)
+
+
+def test_a_recording_ends_with_its_last_user_and_waits_for_no_collection():
+    adaptive, picard, flow = sampler(SOLVERS["dopri5"]), swept(), fs.ProbabilityFlow(elementwise_model(SHAPE), batch=2)
+    flow.encode(torch.zeros(1, *SHAPE))
+    lanes = next(iter(flow.transports.values())).lanes
+    adaptive.engine.lanes.ticking.recorder = picard.engine.sweeping.recorder = lanes.ticking.recorder = Holding
+    adaptive.run(range(2), labels=0), picard.run(range(2), labels=0), flow.encode(torch.zeros(1, *SHAPE))
+    ends = [weakref.ref(thing) for thing in (adaptive.engine.lanes, picard.engine, lanes)]
+    assert {ends[0]().ticking.mode, ends[1]().sweeping.mode, ends[2]().ticking.mode} == {"step"}
+    gc.disable()
+    try:
+        del adaptive, picard, flow, lanes
+        assert [end() for end in ends] == [None, None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

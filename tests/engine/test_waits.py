@@ -9,6 +9,7 @@ from fake_cuda import FakeCuda
 from torch import nn
 
 import fastscore as fs
+from fastscore.model.joint import JointModel, Part
 from fastscore.ops.quantize import quantize_ref
 from fastscore.output.writer import Writer
 
@@ -88,3 +89,24 @@ def test_a_writer_waits_for_nothing_and_writes_what_has_arrived():
             writer.finish()
         assert fake.current_device() == 0
     assert np.array_equal(samples, expected.numpy())
+
+
+def test_a_joint_run_waits_at_its_end():
+    def joint():
+        net = Net()
+        parts = {name: Part((2,), fs.EDM()) for name in "ab"}
+        return net, JointModel(lambda u, t: {k: net(v, t[k]) for k, v in u.items()}, parts, modules=(net,))
+
+    settings = {"solver": fs.DDIM(), "steps": 2, "batch": 2, "backend": "reference"}
+    expected = fs.JointSampler(joint()[1], **settings).run(range(12))
+    with FakeCuda() as fake:
+        net, model = joint()
+        net.to("cuda:0")
+        made = fs.JointSampler(model, graph="off", **settings)
+        request = made.request(range(12))
+        made.run(range(2))
+        del fake.calls[:]
+        x = made.run(request)
+        found = [k for k, call in enumerate(fake.calls) if call.kind == "sync"]
+        assert len(found) == 6 and found[0] > max(k for k, call in enumerate(fake.calls) if call.name == "atan")
+        assert all(torch.equal(x[k].cpu(), expected[k]) for k in "ab")

@@ -30,7 +30,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 aten = torch.ops.aten
@@ -369,8 +369,9 @@ class FakeCuda(TorchDispatchMode):
 
     def free(self, calls: list[Any], stream: Stream) -> None:
         """Free the memory of a graph that has died, and as torch 2.12 does the workspace of its stream."""
-        for *_, outs, fresh, _, _ in calls:
-            _poison(outs, fresh)
+        with _disable_current_modes(), torch.no_grad():  # whatever goes on where a collection finds it
+            for *_, outs, fresh, _, _ in calls:
+                _poison(outs, fresh)
         self.workspaces.pop(stream, None)
 
     def workspace(self, stream: Stream) -> None:

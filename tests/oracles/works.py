@@ -15,7 +15,7 @@ import fastscore as fs
 
 PAGE = Path(__file__).parents[2] / "fastscore" / "WORKS.md"
 SHAPE, IDS = (2, 3), (4, 0, 9)
-COLUMNS = ("plan", "plan + Langevin", "Picard", "adaptive ODE", "adaptive SDE", "joint")
+COLUMNS = ("plan", "plan + Langevin", "Picard", "adaptive ODE", "adaptive SDE", "joint", "Engine")
 
 
 def net(u: Tensor, c_noise: Tensor, cond: Tensor | dict | None = None) -> Tensor:
@@ -58,6 +58,7 @@ def run(
         "Picard": fs.DDIM(0.5),
         "adaptive ODE": fs.BogackiShampine(0.1, 0.1),
         "adaptive SDE": fs.GottaGoFast(1.0, 1.0),
+        "Engine": fs.DDIM(0.5),
     }[column]
     grid = None if column.startswith("adaptive") else fs.uniform(4)
     parallel = fs.Picard(3) if column == "Picard" else None
@@ -69,6 +70,9 @@ def run(
         parallel=parallel,
         **settings,
     )
+    if column == "Engine":
+        engine = fs.Engine(sampler.model, batch=batch)
+        return engine.submit(sampler, ids, seed, **asked).result().flatten(1)
     return sampler.run(ids, seed, **asked).flatten(1)
 
 

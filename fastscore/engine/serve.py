@@ -1,0 +1,282 @@
+"""Serving: requests to one network at any time and from any thread, all of them in its lanes together.
+
+What ``sampler.run`` draws at once and alone, ``engine.submit(sampler, ..)`` promises: the same samples to the bit, as
+lanes of the network come free, in the company of whatever else was asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fastscore.engine.dispatch import Dispatch, Promise
+from fastscore.engine.request import Request, RequestFields
+from fastscore.engine.turn import Turn
+from fastscore.errors import typed
+from fastscore.execution import Execution, ExecutionFields
+from fastscore.model.score import ScoreModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+TURN = 32  # ticks in a row: what has changed in a network counts after them
+
+
+class Handle(Promise):
+    """The samples of a request to come: a ``concurrent.futures.Future`` of what ``sampler.run`` would return.
+
+    Who waits for it does the work, if no thread of the engine does. Iteration yields (ids, samples) as they are done.
+
+    Attributes:
+        ids: of the samples, int64 [n].
+    """
+
+    def __init__(self, engine: Engine, ids: Tensor) -> None:
+        super().__init__()
+        self.engine, self.ids = engine, ids
+
+    def result(self, timeout: float | None = None) -> Tensor:
+        """Return the samples, [n, *shape].
+
+        Raises:
+            concurrent.futures.TimeoutError: they are not done in ``timeout`` seconds; the work goes on where it was.
+            concurrent.futures.CancelledError: the request was cancelled.
+            NonFiniteError, StepSizeError: of one of its samples; or what the network raised.
+        """
+        return super().result(self.engine._drive(self.done, timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the request failed with, or None; raises as ``result`` does if it is not done or cancelled."""
+        return super().exception(self.engine._drive(self.done, timeout))
+
+    def cancel(self) -> bool:
+        """Give the request up, on its way or not; return whether it is given up: False if it was done before."""
+        with self.engine._changed:
+            fresh = not self.done()
+            if not super().cancel():
+                return False
+            if fresh:
+                self.set_running_or_notify_cancel()
+            self.engine._changed.notify_all()
+        return True
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        seen = 0
+
+        def more() -> bool:
+            return len(self.arrived) > seen or self.done()
+
+        while True:
+            self.engine._drive(more)
+            if seen == len(self.arrived):
+                self.result()  # raises what there is to raise
+                return
+            at, seen = self.arrived[seen], seen + 1
+            assert self.samples is not None
+            yield self.ids[at], self.samples[at]
+
+
+class Engine:
+    """Continuous batching: one network, and samples of any plans, seeds, classes and guidance in its lanes.
+
+        engine = Engine(model, batch=64)
+        fast, good = Sampler(model, steps=8, batch=64), Sampler(model, solver="heun", steps=50, batch=64)
+        a = engine.submit(fast, ids=range(4), seed=1, labels=3)
+        b = engine.submit(good, ids=range(2), labels=[0, 5])
+        x = a.result()
+
+    A tick evaluates the network once, at ``batch`` lines, each sample at its own row; a sample that is done leaves its
+    lane to the next one. Lanes go to the request that holds the fewest, so that none waits for all of a large one; then
+    to the longest plan, so that lanes run empty together; but to the one that came first once four times ``batch``
+    samples have entered since its turn. A sample is the one that ``sampler.run`` draws, to the bit, if the network's
+    rounding does not depend on a line's place in the batch.
+
+    It starts no thread: who waits for a handle, or reads ``stream``, does the work of all. ``start`` gives it one.
+    All methods may be called from any thread. Requests that cannot share a call of the network (an adaptive solver has
+    lanes of its own; so have guides, second networks, and conditions of another shape) take turns with the others.
+
+    Args:
+        model: the score model; that of every sampler.
+        execution, fields: how it is computed, as of a Sampler: device, batch, dtype, network, backend, graph.
+
+    Attributes:
+        ticks: how many there were, of all lanes.
+
+    Raises:
+        ValueError: an execution that does not fit the network.
+    """
+
+    @typed
+    def __init__(
+        self, model: ScoreModel, *, execution: Execution | None = None, **fields: Unpack[ExecutionFields]
+    ) -> None:
+        self.model = model
+        self._changed = threading.Condition(threading.RLock())
+        self._dispatch = Dispatch(model, Execution.of(execution, **fields), self._changed)
+        self._driver, self._closed = 0, False
+        self._thread: threading.Thread | None = None
+        self._turn = Turn()
+
+    @property
+    def ticks(self) -> int:
+        """How many ticks there were, of all lanes."""
+        return self._dispatch.ticks
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are not done."""
+        return len(self._dispatch.going)
+
+    def submit(
+        self,
+        sampler: Any,
+        ids: Sequence[int] | Tensor | Request,
+        seed: int | Sequence[int] | Tensor = 0,
+        **fields: Unpack[RequestFields],
+    ) -> Handle:
+        """Ask for the samples ``ids`` of ``seed``; return the handle of what ``sampler.run`` would return.
+
+        Args:
+            sampler: of this model, with the engine's device, batch, dtype, network and backend. Making one costs some
+                milliseconds: keep those that come again.
+            ids, seed, fields: as for ``run``.
+
+        Raises:
+            ValueError: whatever ``sampler.run`` refuses; a sampler of another model or execution; or what others
+                cannot be beside: norms over a batch, Picard sweeps, rules with momentum, recorded noise.
+            TypeError: a keyword that is none of a request's, as ``callback``: a tick has rows of many plans.
+            RuntimeError: the engine is closed.
+        """
+        strange = sorted(fields.keys() - RequestFields.__annotations__.keys())
+        if strange:
+            known = ", ".join(RequestFields.__annotations__)
+            raise TypeError(f"unexpected keyword {', '.join(strange)}: what an engine's samples are given is {known}")
+        with self._changed:
+            self._open()
+            self._dispatch.check(sampler)
+        request = sampler._fitting(ids) if isinstance(ids, Request) else sampler.request(ids, seed, **fields)
+        handle = Handle(self, request.ids)
+        with self._changed:
+            self._open()
+            self._dispatch.add(handle, sampler, request)
+            networks, execution = self._dispatch.groups.networks, self._dispatch.groups.execution
+            if (*map(id, self._turn.networks), self._turn.execution) != (*map(id, networks), execution):
+                self._turn = Turn(*networks, execution=execution)
+            self._changed.notify_all()
+        return handle
+
+    def stream(self, handles: Iterable[Handle] | None = None) -> Iterator[Handle]:
+        """Yield handles as they are done, failed or cancelled; work where no thread does.
+
+        Args:
+            handles: which; those that are not done, and whatever is submitted on the way, if left out.
+        """
+        left: dict[Promise, None] = {} if handles is None else dict.fromkeys(handles)
+
+        def some() -> bool:
+            return any(handle.done() for handle in left)
+
+        while True:
+            if handles is None:
+                with self._changed:
+                    left |= dict.fromkeys(job.handle for job in self._dispatch.going)
+            if not left:
+                return
+            self._drive(some)
+            for handle in [handle for handle in left if handle.done()]:
+                del left[handle]
+                assert isinstance(handle, Handle)
+                yield handle
+
+    def start(self) -> Engine:
+        """Give the engine a thread of its own, which works while there is anything to do; return the engine.
+
+        Raises:
+            RuntimeError: the engine is closed.
+        """
+        with self._changed:
+            self._open()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="fastscore-engine", daemon=True)
+                self._thread.start()
+        return self
+
+    def close(self, cancel: bool = False) -> None:
+        """Take no more requests, and finish those that there are, or cancel them; then free lanes and thread."""
+        with self._changed:
+            self._closed = True
+            for job in list(self._dispatch.jobs) if cancel else ():
+                job.handle.cancel()
+            self._changed.notify_all()
+        self._drive(lambda: not self._dispatch.going)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._dispatch.groups.release()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self.close(cancel=kind is not None)
+
+    def _open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this engine is closed; make another one")
+
+    def _work(self) -> None:
+        """The engine's own thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._driver and (self._dispatch.jobs or self._closed))
+                if not self._dispatch.jobs:
+                    return
+                self._driver = threading.get_ident()
+            self._ticks(lambda: False, None)
+
+    def _drive(self, until: Callable[[], bool], timeout: float | None = None) -> float | None:
+        """Work, or wait for who does, until something holds, nothing is left to do, or the time is over.
+
+        Returns: the seconds that are left.
+
+        Raises:
+            RuntimeError: called by what a tick calls, which would wait for itself.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def left() -> float | None:
+            return None if end is None else max(0.0, end - time.monotonic())
+
+        while not until() and self._dispatch.jobs and left() != 0.0:
+            if self._driver == threading.get_ident():
+                raise RuntimeError("this engine is in the middle of a tick, which cannot wait for the next one")
+            with self._changed:
+                self._changed.wait_for(lambda: until() or not self._dispatch.jobs or self._idle, left())
+                if until() or not self._idle:
+                    continue
+                self._driver = threading.get_ident()
+            self._ticks(until, end)
+        return left()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nobody drives the engine."""
+        thread = self._thread
+        return not self._driver and (thread is None or not thread.is_alive())
+
+    def _ticks(self, until: Callable[[], bool], end: float | None) -> None:
+        """Do some ticks, in the surroundings of a run; this thread is the one that drives."""
+        try:
+            with self._turn.surroundings():
+                self._dispatch.begin()
+                for _ in range(TURN):
+                    self._dispatch.tick()
+                    if until() or not self._dispatch.jobs or (end is not None and time.monotonic() >= end):
+                        break
+        finally:
+            with self._changed:
+                self._driver = 0
+                self._changed.notify_all()
