@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NETWORKS = ("own", "auto", "fp32", "tf32", "bf16", "compile", "regional")
 GRAPHS = ("step", "loop")
+GUIDED = ("auto", "serial", "batched")
+MOST = 256  # lines that "auto" gives one call: more fill a GPU anyway, and take as much more of its memory
 
 
 class ExecutionFields(TypedDict, total=False):
@@ -34,6 +36,7 @@ class ExecutionFields(TypedDict, total=False):
     network: str
     backend: str
     graph: str
+    guided: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Execution:
         graph: CUDA graphs: "off", "step" (one a repeated group of rows), "loop" (one for all; up to 50,000 kernels), or
             "auto": "step", and the plain loop with a warning where the network cannot be captured. Of an adaptive
             solver or a likelihood a tick is one ("step"), of Picard a sweep. None on a CPU, and none with a guide.
+        guided: how a row that is mixed of several outputs of one network (classifier-free guidance) evaluates them:
+            "serial", one call after the other, each with a micro-batch; "batched", one call with all of their lines,
+            in as much more memory; or "auto", batched on CUDA up to 256 lines and serial elsewhere. A network may
+            round differently in another number of lines, so this is part of what samples are a function of. Second
+            models, adaptive solvers, Picard, rollouts and joint models are serial, and so are networks that were
+            compiled ahead of time for one number of lines, on CUDA.
 
     Raises:
         ValueError: a value outside these ranges, or two that exclude each other.
@@ -66,6 +75,7 @@ class Execution:
     network: str = "own"
     backend: str = "auto"
     graph: str = "auto"
+    guided: str = "auto"
 
     def __post_init__(self) -> None:
         if self.device is not None:
@@ -80,6 +90,8 @@ class Execution:
             raise unknown("backend", self.backend, BACKENDS)
         if self.graph not in ("auto", "off", *GRAPHS):
             raise ValueError(f"graph = {self.graph!r} must be auto, off, {' or '.join(GRAPHS)}")
+        if self.guided not in GUIDED:
+            raise unknown("guided", self.guided, GUIDED)
         if self.ahead_of_time and self.dtype != torch.float32:
             raise ValueError(f"network = {self.network!r} computes for a float32 state; use network='own'")
 
@@ -135,6 +147,16 @@ class Execution:
     def place(self) -> torch.device:
         """The device, of an execution that ``on`` returned."""
         return _device(self.device or "cpu")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the network may have been compiled for the lines of one micro-batch and no others."""
+        return self.ahead_of_time and self.place.type == "cuda"
+
+    def batches(self, calls: int) -> bool:
+        """Return whether so many evaluations of one network at one input are one call."""
+        few = self.place.type == "cuda" and calls * self.batch <= MOST
+        return calls > 1 and not self.fixed and (self.guided == "batched" or (self.guided == "auto" and few))
 
     @property
     def ahead_of_time(self) -> bool:

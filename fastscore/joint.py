@@ -105,6 +105,8 @@ class JointSampler:
         if isinstance(made, Adaptive) or isinstance(grid, Span):
             raise ValueError(f"{type(made).__name__}: parts share the times of a grid, so no solver chooses its own")
         self.guidance = ruled(guidance, made)
+        if self.guidance is not None and self.execution.guided == "batched":
+            raise ValueError("guided = 'batched': a joint network is evaluated once for each output; use guided='auto'")
         if not isinstance(grid, Grid | Times):
             named_grid = default_grid(made, first, first, steps, spacing=grid)
             assert isinstance(named_grid, Grid)

@@ -118,7 +118,7 @@ class Sampler:
         if clip is not None and (adaptive or (guidance is not None and guidance.plusplus)):
             guide, clip = StaticThreshold(clip) if guide is None else Chain((guide, StaticThreshold(clip))), None
         self.parallel, self.guidance, self.guide, self.start = parallel, guidance, guide, start
-        check_together(self.execution, parallel is not None, guide is not None, start, adaptive)
+        check_together(self.execution, parallel is not None, guide is not None, start, adaptive, second is not model)
         self.grid = fitting(model, self.schedule, self.solver, grid, steps, guide)
         self.bound: BoundPlan | None = None
         if not isinstance(self.solver, Adaptive):

@@ -77,7 +77,8 @@ class Actor(Batches):
         self.replay = Replay(sampler, bound, self.transitions, sampler.prepared, sampler.second_prepared)
         with undisturbed(execution.dtype, execution.place):
             first, second = sampler.prepared, sampler.second_prepared
-            loop = Loop(bound, first, execution, sampler.ops, sampler.net_dtype, second)
+            serial = replace(execution, guided="serial")  # as replays are, which differentiate
+            loop = Loop(bound, first, serial, sampler.ops, sampler.net_dtype, second)
             self.numbers = torch.arange(len(rows), device=execution.place)
             self.c, self.c_in = (loop.table[rows, column].unsqueeze(1) for column in (abi.C, abi.C_IN))
             self.table = torch.zeros_like(loop.table[rows])  # rows that leave z alone

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.score import ScoreModel
 from fastscore.plan.rows import Plan, Row
 
@@ -38,6 +39,18 @@ class Kind:
         norm, second = row.langevin.norm if row.langevin else None, row.q2 != 0.0
         mixed, alone = second or row.calls == "F, F2", row.calls == "F2"
         return cls(row.evaluate, row.evaluate or row.reads_m, row.noisy, norm, second, mixed, alone, terms=row.terms)
+
+
+def kinds_of(bound: BoundPlan, guide: bool) -> tuple[Kind, ...]:
+    """Return the kinds of a plan's rows; ``guide``: whether one stands between the networks and the rows."""
+    rows = bound.plan.rows
+    kinds = [replace(Kind.of(row), first=k == 0) for k, row in enumerate(rows)]
+    if guide:
+        kinds = [
+            replace(kind, mixed=row.calls == "F, F2" or x0.q2 != 0.0, terms=x0.terms)
+            for kind, row, x0 in zip(kinds, rows, bound.x0, strict=True)
+        ]
+    return tuple(kinds)
 
 
 def labels_of(plan: Plan, first: ScoreModel, second: ScoreModel, like: Tensor) -> list[Tensor]:

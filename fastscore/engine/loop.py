@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.base import base_at, columns
-from fastscore.engine.kind import Kind, kept, labels_of, told_of
+from fastscore.engine.kind import Kind, kept, kinds_of, labels_of, told_of
+from fastscore.engine.mixes import Mixes
 from fastscore.engine.request import Request
 from fastscore.engine.subspace import Subspace
 from fastscore.execution import Execution
@@ -86,7 +87,7 @@ class Loop:
         self.bound, self.plan, self.model, self.batch, self.ops, self.guide = bound, plan, model, batch, ops, guide
         self.execution = execution
         self.second = second or model
-        self.kinds = (replace(Kind.of(plan.rows[0]), first=True), *(Kind.of(row) for row in plan.rows[1:]))
+        self.kinds = kinds_of(bound, guide is not None)
         d = int(np.prod(model.shape))
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -106,7 +107,9 @@ class Loop:
         # Each sample's own row, for steps that depend on its norms.
         self.scratch, self.scratch_row = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
         self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
-        self.u = zeros(batch, d, dtype=net_dtype or dtype)
+        self.conditions = Conditions(model, bound.guidance, batch)
+        self.mixes = Mixes(bound, model, execution, self.kinds, self.conditions, net_dtype or dtype)
+        self.u = self.mixes.inputs[0]
         self.u2 = self.u if bound.guidance is None else torch.zeros_like(self.u)
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
@@ -114,7 +117,6 @@ class Loop:
         self.update, self.draw_prior = (
             ops.bind(self.x, self.hist, self.table, self.idx, key, self.u) for key in (self.key, self.prior)
         )
-        self.conditions = Conditions(model, bound.guidance, batch)
         self.init, first = zeros(batch, d) if plan.rows[0].a else None, plan.rows[0]
         law = base_at(model, plan.schedule, first.t) if first.a and not first.noisy and first.draw == 0 else None
         self.base = None if law is None else columns(law, model.shape, self.x)
@@ -131,10 +133,6 @@ class Loop:
         if guide is not None:
             self.denoiser = Denoiser(model, self.second, self.u.dtype)
             self.levels = Level.table(bound, dtype, device)
-            self.kinds = tuple(
-                replace(kind, mixed=row.calls == "F, F2" or x0.q2 != 0.0, terms=x0.terms)
-                for kind, row, x0 in zip(self.kinds, plan.rows, bound.x0, strict=True)
-            )
 
     @property
     def networks(self) -> tuple[object, ...]:
@@ -159,6 +157,7 @@ class Loop:
             z = noise.normal(torch.zeros_like(self.row), self.init.shape[1], self.init.dtype)
             torch.addcmul(self.base[0], self.base[1], z, out=self.init)
         self.conditions.load(part.told)
+        self.mixes.load()
         if self.subspace is not None:
             self.subspace.load()
         self.y, self.lines = part.y, part.guide
@@ -269,19 +268,21 @@ class Loop:
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
-        conditions = self.conditions
+        told, null, together = self.conditions.of(kind.terms), self.conditions.second, self.mixes.of(kind)
         if self.guided is not None and self.denoiser is not None:
-            denoise = self.denoiser.at(self.level(self.row), kind.mixed, conditions.of(kind.terms), conditions.second)
+            denoise = self.denoiser.at(self.level(self.row), kind.mixed, told, null, together)
             x = self.x.view_as(self.input)
             if kind.alone:
                 return denoise.of_second(x), None
             D, free = denoise.guided(self.guided, x, self.y)
             return D, denoise.of_second(x) if kind.mixed and self.bound.plusplus else free
         if kind.alone:
-            F = self._output(self.second, self.input, kept(self.label2), conditions.second)
-            return (F, None) if self.subspace is None else self.subspace.outputs(F, None, self.row)
-        F = self._output(self.model, self.input, kept(self.label), conditions.of(kind.terms))
-        F2 = self._output(self.second, *self.second_input(), conditions.second) if kind.mixed else None
+            F, F2 = self._output(self.second, self.input, kept(self.label2), null), None
+        elif together is not None:
+            F, F2 = together.again(kept(self.label))
+        else:
+            F = self._output(self.model, self.input, kept(self.label), told)
+            F2 = self._output(self.second, *self.second_input(), null) if kind.mixed else None
         return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 
     def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Told) -> Tensor:

@@ -68,7 +68,7 @@ class Picard:
 class Parallel:
     """Runs micro-batches of a loop's plan by Picard sweeps; stands where Batches does.
 
-    The host reads one flag a sweep: whether any sample is left.
+    The host looks once a sweep: how far each sample is.
 
     Args:
         loop: the plan bound to a network, and the home of its tables and inputs.
@@ -136,7 +136,8 @@ class Parallel:
         self.x = torch.zeros(places, loop.batch, d, dtype=dtype, device=device)
         self.hist = torch.zeros(places, *loop.hist.shape, dtype=dtype, device=device)
         # Of each sample: its first stage in the window, sweeps and evaluations so far, and its dimensions.
-        self.at, self.swept, self.evaluated, self.size = torch.zeros(4, loop.batch, dtype=torch.int64, device=device)
+        *_, self.size = course = torch.zeros(4, loop.batch, dtype=torch.int64, device=device)
+        self.at, self.swept, self.evaluated = self.course = course[:3]
 
     @property
     def mode(self) -> str:
@@ -173,7 +174,7 @@ class Parallel:
                 self.loop.load(part)
                 told = within(reach, at.start, part.valid)
                 x, sweeps, evaluations = self._run(told)
-                self.sweeps[at], self.evaluations[at] = sweeps[: part.valid].cpu(), evaluations[: part.valid].cpu()
+                self.sweeps[at], self.evaluations[at] = sweeps[: part.valid], evaluations[: part.valid]
                 return x
 
             yield from micro_batches(request, batch, self.turn, compute, self._report)
@@ -182,7 +183,7 @@ class Parallel:
         raise NonFiniteError(f"{bad_samples(x, part.ids)}; a run without parallel names the row")
 
     def _run(self, told: Callable[[float], None] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the loaded micro-batch; return samples, sweeps and evaluations of each."""
+        """Run the loaded micro-batch; return samples, and on the host sweeps and evaluations of each."""
         loop = self.loop
         self.guided = with_lines(loop.guide, len(loop.model.shape), tuple(map(self._windowed, loop.lines)))
         sweep = self.sweeping.now(self._sweep, self._finish, lambda: loop.conditions.made)
@@ -191,13 +192,15 @@ class Parallel:
             loop.advance(kind, (None, None))
         self.x.copy_(loop.x)  # every state of the window starts as its first one
         self.size.copy_(dimensions(loop.model, loop.conditions.first, loop.batch, self.x.device).clamp_min(1))
-        for buffer in (self.hist, self.at, self.swept, self.evaluated):
+        for buffer in (self.hist, self.course):
             buffer.zero_()
-        while bool((self.at < self.stages).any()):
+        course = torch.zeros(self.course.shape, dtype=torch.int64)
+        while bool((course[0] < self.stages).any()):
             sweep()
+            course = self.course.cpu()  # all that the host waits for
             if told is not None:
-                told(int(self.at.sum()) / (self.stages * loop.batch))
-        return self.x[0].clone().view(loop.batch, *loop.model.shape), self.swept, self.evaluated
+                told(int(course[0].sum()) / (self.stages * loop.batch))
+        return self.x[0].clone().view(loop.batch, *loop.model.shape), course[1], course[2]
 
     def _finish(self) -> None:
         """Put every sample at its end, where a sweep changes nothing that matters."""

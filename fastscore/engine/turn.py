@@ -153,12 +153,23 @@ def made(kind: Callable[..., Result], model: object, settings: dict[str, Any]) -
     return kind(model, **settings)
 
 
-def check_together(execution: Execution, parallel: bool, guided: bool, start: str, adaptive: bool) -> None:
+def check_together(
+    execution: Execution, parallel: bool, guided: bool, start: str, adaptive: bool, second: bool
+) -> None:
     """Raise ValueError for settings that do not go together, whatever the model."""
     if start not in STARTS:
         raise unknown("start", start, STARTS)
     if adaptive and parallel:
         raise ValueError("parallel sweeps over rows, which an adaptive solver has not; leave it out")
+    if execution.guided == "batched":
+        for at, why in (
+            (adaptive, "an adaptive solver evaluates one output after the other"),
+            (parallel, "Picard's sweeps evaluate one output after the other"),
+            (second, "a second model is a network of its own"),
+            (execution.fixed, f"network = {execution.network!r} is compiled for {execution.batch} lines on CUDA"),
+        ):
+            if at:
+                raise ValueError(f"guided = 'batched': {why}; use guided='auto'")
     if execution.graph not in GRAPHS:
         return
     graph = f"graph = {execution.graph!r}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastscore.data.affine import Affine
 from fastscore.guidance.mixture import BoundPlan
+from fastscore.guidance.together import Together
 from fastscore.model.condition_shapes import Condition, Told, own
 from fastscore.model.projection import onto
 from fastscore.model.score import ScoreModel, evaluate
@@ -119,9 +120,9 @@ class Denoiser:
         self.model, self.second, self.dtype = model, second, dtype
         self.memory: dict[str, Tensor] = {}
 
-    def at(self, level: Level, mixed: bool, cond: Told, cond2: Condition) -> Denoiser:
-        """Move to a level; ``mixed`` if there is a second output, whose condition is ``cond2``."""
-        self.level, self.mixed, self.cond, self.cond2 = level, mixed, cond, cond2
+    def at(self, level: Level, mixed: bool, cond: Told, cond2: Condition, together: Together | None = None) -> Denoiser:
+        """Move to a level; ``mixed`` if there is a second output, of ``cond2``; ``together`` makes one call of all."""
+        self.level, self.mixed, self.cond, self.cond2, self.together = level, mixed, cond, cond2, together
         return self
 
     def guided(self, guide: Guide, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,21 +170,24 @@ class Denoiser:
         """Return the level with the axes of x, and F and F2 like x."""
         v = {f.name: getattr(self.level, f.name) for f in fields(Level)}
         c = {name: value.reshape(-1, *[1] * (x.ndim - 1)) for name, value in v.items()}
-        F = evaluate(self.model, (c["c_in"] * x).to(self.dtype), v["c_noise"], self.cond).view_as(x).to(x.dtype)
+        u = (c["c_in"] * x).to(self.dtype)
+        outputs = None if self.together is None else self.together.at(u, v["c_noise"])
+        F = (outputs[0] if outputs else evaluate(self.model, u, v["c_noise"], self.cond)).view_as(x).to(x.dtype)
         if x.requires_grad and not F.requires_grad:
             raise ValueError(
                 "this guide differentiates the network, whose output has no gradient; use network='own' and no no_grad"
             )
-        if not self.mixed:
-            return c, F, None
-        u2 = (c["c_in2"] * x).to(self.dtype)
-        return c, F, evaluate(self.second, u2, v["c_noise2"], self.cond2).view_as(x).to(x.dtype)
+        F2 = outputs[1] if outputs else self._of_second(x, c["c_in2"]) if self.mixed else None
+        return c, F, None if F2 is None else F2.view_as(x).to(x.dtype)
+
+    def _of_second(self, x: Tensor, c_in2: Tensor) -> Tensor:
+        return evaluate(self.second, (c_in2 * x).to(self.dtype), self.level.c_noise2, self.cond2)
 
     def of_second(self, x: Tensor) -> Tensor:
         """Return the second network's own estimate at x [N, *shape], which no guide changes: [N, D]."""
         c = {name: getattr(self.level, name).reshape(-1, *[1] * (x.ndim - 1)) for name in ("p2", "r2", "c_in2")}
-        F2 = evaluate(self.second, (c["c_in2"] * x).to(self.dtype), self.level.c_noise2, self.cond2)
-        return self._onto(c["p2"] * x + c["r2"] * F2.view_as(x).to(x.dtype)).flatten(1)
+        F2 = self._of_second(x, c["c_in2"]).view_as(x).to(x.dtype)
+        return self._onto(c["p2"] * x + c["r2"] * F2).flatten(1)
 
     def _onto(self, D: Tensor) -> Tensor:
         """Return an estimate on the subspace of the data, by the sample's own condition and never the null one."""

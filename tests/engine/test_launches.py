@@ -80,3 +80,18 @@ def test_launches_of_a_row(name, monkeypatch):
     found = {kind: seen for kind, seen in rows_of(made, **fields)}
     assert max(seen.count for seen in found.values()) == most, {k: v.names for k, v in found.items()}
     assert min(seen.count for seen in found.values()) >= 2
+
+
+def test_launches_of_a_row_whose_evaluations_are_one_call():
+    """Its input is written once more, and its outputs are read where they lie."""
+    F = torch.linspace(-1.0, 1.0, 8 * D).view(8, D)
+    model = ScoreModel(
+        lambda u, t, cond: F[: len(u)], (D,), fs.EDM(), fs.Parametrization("edm", "log_sigma/4"), classes=3, null=3
+    )
+    made = fs.Sampler(model, solver=fs.DPMpp2M(), steps=4, batch=4, guidance=fs.Guidance(2.0), guided="batched")
+    made.ops = operators("triton")
+    for _, seen in rows_of(made, labels=1):
+        assert seen.names in (
+            ["fastscore::update", "fastscore::step"],
+            ["aten::copy_", "fastscore::update", "fastscore::step"],
+        )

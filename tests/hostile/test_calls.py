@@ -240,6 +240,7 @@ FUNCTIONS = {
             "network": "own",
             "backend": "auto",
             "graph": "auto",
+            "guided": "auto",
         },
     ),
     "JointSampler": (

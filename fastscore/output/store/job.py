@@ -132,13 +132,15 @@ class Job:
     def ready(self) -> Job:
         """Return it with its numerics, which only the prepared network has: this may compile."""
         sampler = drawn_by(self.source)
-        execution, network = sampler.execution, sampler.record().get("network", {})
+        execution, record = sampler.execution, sampler.record()
+        network = record.get("network", {})
         numerics = {
             **machine(execution.place),
             "batch": execution.batch,
             "dtype": str(execution.dtype).removeprefix("torch."),
             "network": {k: network.get(k) for k in ("dtype", "compile", "lines")}
             | {k: v for k in ("residual", "tf32") if (v := network.get(k)) is not None},  # on CUDA
+            **({"guided": "batched"} if record.get("guided") == "batched" else {}),
             **versions(self.manifest.format),
         }
         return replace(self, manifest=replace(self.manifest, numerics=numerics))

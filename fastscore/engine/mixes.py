@@ -1,0 +1,57 @@
+"""The mixed rows of a loop whose evaluations are one call: which they are, and what they read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from fastscore.engine.kind import Kind
+from fastscore.execution import Execution
+from fastscore.guidance.mixture import BoundPlan
+from fastscore.guidance.together import Together, calls_of
+from fastscore.guidance.told import Conditions
+from fastscore.model.score import ScoreModel
+
+Mix = tuple[tuple[float, ...], bool]  # weights of what F is the sum of, and whether there is an F2
+
+
+def batched_of(bound: BoundPlan, execution: Execution, kinds: Sequence[Kind]) -> dict[Mix, int]:
+    """Return the mixtures whose evaluations are one call, and of how many each; see Execution.guided."""
+    if bound.guidance is None or bound.guidance.model is not None:
+        return {}
+    mixes = {(kind.terms, kind.mixed): 0 for kind in kinds if kind.evaluate and not kind.alone}
+    return {mix: calls for mix in mixes if execution.batches(calls := calls_of(*mix))}
+
+
+class Mixes:
+    """What makes one call of a row's evaluations, by the kind of the row.
+
+    Attributes:
+        inputs: what networks read, u first and then once for each further evaluation, [most, batch, D].
+    """
+
+    def __init__(
+        self,
+        bound: BoundPlan,
+        model: ScoreModel,
+        execution: Execution,
+        kinds: Sequence[Kind],
+        conditions: Conditions,
+        dtype: torch.dtype,
+    ) -> None:
+        batched = batched_of(bound, execution, kinds)
+        sizes = max([1, *batched.values()]), execution.batch, math.prod(model.shape)
+        self.inputs = torch.zeros(sizes, dtype=dtype, device=execution.place)
+        self.made = {mix: Together(model, conditions, *mix, self.inputs) for mix in batched}
+
+    def load(self) -> None:
+        """Lay out the conditions of a micro-batch, which were loaded."""
+        for together in self.made.values():
+            together.load()
+
+    def of(self, kind: Kind) -> Together | None:
+        """Return what makes one call of a row's evaluations; None where they are calls of their own."""
+        together = None if kind.alone else self.made.get((kind.terms, kind.mixed))
+        return together if together is not None and together.fits else None
