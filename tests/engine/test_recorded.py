@@ -301,11 +301,11 @@ def test_a_loop_of_unknown_length_is_refused(adaptive):
         execution = fs.Execution(graph=graph)
         if message:
             with pytest.raises(ValueError, match=message):
-                check_together(execution, not adaptive, False, "prior", adaptive)
+                check_together(execution, not adaptive, False, "prior", adaptive, False)
         else:
-            check_together(execution, not adaptive, False, "prior", adaptive)
+            check_together(execution, not adaptive, False, "prior", adaptive, False)
             with pytest.raises(ValueError, match="a guide is Python"):
-                check_together(execution, not adaptive, True, "prior", adaptive)
+                check_together(execution, not adaptive, True, "prior", adaptive, False)
 
 
 # --- the host -----------------------------------------------------------------------------------
