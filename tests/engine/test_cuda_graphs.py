@@ -308,6 +308,8 @@ class Block(torch.nn.Module):
 
 def test_compiled_code_is_looked_at_as_it_is_written(monkeypatch):
     """It does not run under a mode, and once it was tried there it never does again."""
+    there = threading.active_count()
+    monkeypatch.setattr(cuda_graphs, "_others", lambda: threading.active_count() > there)
     monkeypatch.setattr(cuda_graphs, "_watch_waiting", lambda mode: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     net = network().eval()

@@ -58,6 +58,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     selfcheck.ensure(CPU, backend.REFERENCE)
 
 
+@pytest.mark.slow
 def test_what_only_some_rows_show_is_refused():
     """Mistakes that the rows of two solvers in float32 do not show."""
 
