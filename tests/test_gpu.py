@@ -19,6 +19,7 @@ from fastscore.engine import selfcheck
 from fastscore.engine.adaptive.lanes import POLL
 from fastscore.engine.picard import Picard
 from fastscore.flow import ProbabilityFlow
+from fastscore.guidance.mixture import Guidance
 from fastscore.joint import JointSampler
 from fastscore.model.analytic import by_name, mixture, score_model
 from fastscore.model.joint import JointModel, Part
@@ -49,8 +50,12 @@ pytestmark = pytest.mark.gpu
 SOLVERS = {"2m": DPMpp2M(), "heun": Heun(), "pc": PredictorCorrector(ReverseDiffusion(), Langevin())}
 
 
-def sampler(solver: str, **kw) -> Sampler:
-    m = ScoreModel(lambda u, t, cond: u / (1.0 + u * u), (3, 16, 16), EDM(), Parametrization("edm", "log_sigma/4"))
+def sampler(solver: str, classes: int = 0, **kw) -> Sampler:
+    def net(u, t, cond):
+        return u / (1.0 + u * u) + (0.0 if cond is None else 0.125 * cond.to(u).view(-1, 1, 1, 1))
+
+    reads, null = Parametrization("edm", "log_sigma/4"), classes or None
+    m = ScoreModel(net, (3, 16, 16), EDM(), reads, classes=classes, null=null)
     return Sampler(m, solver=SOLVERS[solver], grid=karras(8), batch=8, **kw)
 
 
@@ -79,6 +84,42 @@ def test_no_row_makes_the_host_wait(solver):
         fast.engine.loop.run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("graph", ["off", "step"])
+@pytest.mark.parametrize("guided", [None, "serial", "batched"])
+def test_a_run_of_many_micro_batches_waits_at_its_end_only(guided, graph):
+    """The last copies of what was asked are waited for by events, which this mode does not mind."""
+    kw = {"graph": graph} if guided is None else {"graph": graph, "guided": guided, "guidance": Guidance(2.0)}
+    fast = sampler("2m", device="cuda", classes=3, **kw)
+    request = fast.request(range(800), labels=1)
+    expected, out = fast.run(request), torch.empty(800, 3, 16, 16, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fast.run(request, out=out)
+        torch.cuda._sleep(1_000_000_000)
+        written = [x for _, x in zip(range(2), fast.stream(request), strict=False)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(out, expected) and torch.equal(written[1][1], expected[8:16])
+
+
+@pytest.mark.parametrize("graph", ["off", "step", "loop"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_rows_whose_evaluations_are_one_call(backend, graph):
+    """The CPU's bits where a network keeps to its lines; and another one's rounding apart."""
+    kw = {"backend": backend, "graph": graph, "guidance": Guidance((2.0, -0.5), (0.1, 20.0)), "classes": 3}
+    fields = {"labels": [0, 1, 2, 1, 0], "others": [[1, 1, 0, 2, 2]], "negative": [2, 0, 1, 0, 1]}
+    expected = sampler("2m", **{**kw, "graph": "off", "backend": "reference"}).run(range(5), 3, **fields)
+    for guided in ("auto", "serial"):
+        fast = sampler("2m", device="cuda", guided=guided, **kw)
+        assert fast.record()["guided"] == {"auto": "batched"}.get(guided, guided)
+        for _ in range(2):
+            assert torch.equal(fast.run(range(5), 3, **fields).cpu(), expected)
+    model, kw = image_model(), {"backend": backend, "graph": graph, "guidance": Guidance(2.0)}
+    samplers = [Sampler(model, steps=6, batch=8, guided=guided, **kw) for guided in ("batched", "serial")]
+    drawn = [s.run(range(8), labels=1) for s in samplers]
+    assert (drawn[0] - drawn[1]).abs().mean() < 1e-2 * drawn[1].abs().mean()
 
 
 @pytest.mark.parametrize("graph", ["off", "loop"])

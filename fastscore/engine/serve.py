@@ -93,7 +93,8 @@ class Engine:
     lane to the next one. Lanes go to the request that holds the fewest, so that none waits for all of a large one; then
     to the longest plan, so that lanes run empty together; but to the one that came first once four times ``batch``
     samples have entered since its turn. A sample is the one that ``sampler.run`` draws, to the bit, if the network's
-    rounding does not depend on a line's place in the batch.
+    rounding does not depend on a line's place in the batch; nor, where a guided run on CUDA evaluates more lines at a
+    time (Execution.guided), on their number.
 
     It starts no thread: who waits for a handle, or reads ``stream``, does the work of all. ``start`` gives it one.
     All methods may be called from any thread. Requests that cannot share a call of the network (an adaptive solver has

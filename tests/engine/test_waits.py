@@ -135,3 +135,71 @@ def test_weights_are_looked_at_once_a_run_and_conditions_with_each_micro_batch(m
         del looked[:]
         sampler.run(range(6), cond=conds[0])
         assert len(looked) == 1
+
+
+def waits(fake, run):
+    """Return the waits of a run between its rows and after the last one, those before the first left out."""
+    run()  # what is made on first use
+    del fake.calls[:]
+    run()
+    rows = [k for k, call in enumerate(fake.calls) if call.name == "atan"]
+    found = [(k, call.name) for k, call in enumerate(fake.calls) if call.kind == "sync"]
+    return [name for k, name in found if rows[0] < k < rows[-1]], [name for k, name in found if k > rows[-1]]
+
+
+class Blank:
+    def log(self, data, *, step):
+        pass
+
+
+@pytest.mark.slow
+def test_what_is_asked_and_who_looks_on_make_nobody_wait_between_rows():
+    """Ids and labels arrive before the first row; a bar follows one micro-batch behind, while the next one is drawn."""
+    with FakeCuda() as fake:
+        net = Net().to("cuda:1")
+        made = sampler(net, graph="off")
+        model = fs.ScoreModel(net, (2,), fs.EDM(), made.model.parametrization, classes=3, null=3)
+        labelled = fs.Sampler(model, solver=fs.DDIM(), steps=2, batch=2, backend="reference", graph="off")
+        ids, seen = list(range(8)), []
+        for run in (
+            lambda: made.run(ids),
+            lambda: made.run(torch.tensor(ids, device="cuda:1")),
+            lambda: made.run(range(7), seed=ids[1:]),
+            lambda: made.run(ids, callback=seen.append),
+            lambda: made.run(made.request(range(16)).at(range(0, 16, 2))),
+            lambda: labelled.run(ids, labels="random"),
+            lambda: labelled.run(ids, labels=[1] * 8),
+        ):
+            between, after = waits(fake, run)
+            assert (between, len(after)) == ([], 4)
+        for run in (lambda: made.run(ids, progress=seen.append), lambda: made.run(ids, log=Blank())):
+            between, after = waits(fake, run)
+            behind = [name for name in between if name == "Event.synchronize"]
+            # The estimates of the first micro-batch are shown as they come.
+            assert (len(behind), len(after)) == (2, 2) and len(between) - len(behind) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_what_evaluates_as_it_goes_waits_as_often_as_it_must():
+    """Picard's sweeps and adaptive steps end when the host sees that they may; parts of a joint model never ask."""
+    reads, back = fs.Parametrization("edm", "log_sigma/4"), "copy from cuda:1 to cpu"
+    with FakeCuda() as fake:
+        net, common = Net().to("cuda:1"), {"batch": 2, "backend": "reference", "graph": "off"}
+        parts = {name: fs.Part((d,), fs.EDM(), reads) for name, d in (("a", 2), ("b", 3))}
+        both = fs.JointModel(lambda u, t: {k: net(v, t[k]) for k, v in u.items()}, parts)
+        joint = fs.JointSampler(both, solver=fs.DDIM(), steps=2, device="cuda:1", **common)
+        between, after = waits(fake, lambda: joint.run(range(8)))
+        assert (between, len(after)) == ([], 4)
+        model = fs.ScoreModel(net, (2,), fs.EDM(), reads)
+        parallel = fs.Sampler(model, solver=fs.DDIM(), steps=4, parallel=fs.Picard(3), **common)
+        request, seen = parallel.request(range(6)), []
+        for progress in (False, seen.append):
+            between, after = waits(fake, lambda told=progress: parallel.run(request, progress=told))
+            found = [*between, *after]
+            assert found.count(back) == int(parallel.engine.sweeps[::2].sum())
+            assert found.count("Event.synchronize") == 3 == len(found) - found.count(back)
+        adaptive = fs.Sampler(model, solver=fs.Dopri5(1e-1, 1e-1), **common)
+        request = adaptive.request(range(2))
+        between, after = waits(fake, lambda: adaptive.run(request))
+        assert [*between, *after].count(back) <= adaptive.cost.ticks / 4 + 1
