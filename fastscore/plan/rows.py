@@ -22,6 +22,7 @@ from fastscore.kernels import abi
 from fastscore.process.schedule import Array, Schedule
 
 NORMS = ("sample", "batch", "expected", "tutorial")
+REPEATS = 10_000  # the most that a solver does a thing again in one step: more are gigabytes of rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fastscore.errors import typed, unknown
-from fastscore.plan.rows import NORMS, LangevinStep, Row
+from fastscore.plan.rows import NORMS, REPEATS, LangevinStep, Row
 from fastscore.process.schedule import Schedule
 
 
@@ -99,5 +99,5 @@ def alpha_i(schedule: Schedule, t: float, cleaner: float) -> float:
 def _check(snr: float, corrections: int) -> None:
     if not 0.0 < snr < math.inf:
         raise ValueError(f"snr = {snr} must be positive (0.16 is Song et al.'s choice for CIFAR-10 VE)")
-    if corrections < 1:
-        raise ValueError(f"corrections = {corrections} must be at least 1")
+    if not 1 <= corrections <= REPEATS:
+        raise ValueError(f"corrections = {corrections} must lie in 1 .. {REPEATS}")

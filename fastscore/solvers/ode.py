@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastscore.errors import typed
-from fastscore.plan.rows import Row
+from fastscore.plan.rows import REPEATS, Row
 from fastscore.process.schedule import Array, Schedule, lam, t_of_lam
 from fastscore.solvers.adaptive import Tableau
 from fastscore.solvers.exponential import one_step_rows, step_coefficients, with_first_order_ends
@@ -143,8 +143,8 @@ class ImplicitMidpoint:
     order = 2
 
     def __post_init__(self) -> None:
-        if self.sweeps < 1:
-            raise ValueError(f"ImplicitMidpoint: sweeps = {self.sweeps} must be at least 1")
+        if not 1 <= self.sweeps <= REPEATS:
+            raise ValueError(f"ImplicitMidpoint: sweeps = {self.sweeps} must lie in 1 .. {REPEATS}")
         if self.exponential and not self.denoise:
             raise ValueError("ImplicitMidpoint: exponential=True ends with D; leave denoise=False out")
 

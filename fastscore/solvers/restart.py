@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastscore.errors import short, typed
-from fastscore.plan.rows import Row, Solver
+from fastscore.plan.rows import REPEATS, Row, Solver
 from fastscore.process.schedule import Array, Schedule, t_of_lam, transition
 from fastscore.solvers.compose import between, planned, ratio, renoise
 from fastscore.solvers.ode import Heun
@@ -27,8 +27,9 @@ class Interval:
     times: int = 1
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.low < self.high < math.inf and self.steps > 0 and self.times > 0):
-            raise ValueError(f"{self}: low < high must be positive, steps and times at least 1")
+        counts = 1 <= self.steps <= REPEATS and 1 <= self.times <= REPEATS
+        if not (0.0 < self.low < self.high < math.inf and counts):
+            raise ValueError(f"{self}: low < high must be positive, steps and times lie in 1 .. {REPEATS}")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ class RePaint:
 
     def __post_init__(self) -> None:
         planned("RePaint", self.solver)
-        if self.jump < 1 or self.times < 1:
-            raise ValueError(f"RePaint: jump = {self.jump} and times = {self.times} must be at least 1")
+        if self.jump < 1 or not 1 <= self.times <= REPEATS:
+            raise ValueError(
+                f"RePaint: jump = {self.jump} must be at least 1, and times = {self.times} lie in 1 .. {REPEATS}"
+            )
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:
         last = len(t) - 2 if t[-1] == schedule.t_clean else len(t) - 1
