@@ -38,8 +38,8 @@ class Guidance:
     """A mixture of outputs: its weights, where it acts, and the output that it leads away from.
 
     A row outside the interval, and every row at weight 1 of "cfg", makes one evaluation and has the bits of the model
-    alone. A mixed row calls the networks one after the other, each at the micro-batch of the run: a sample is still a
-    function of its own settings, seed and id.
+    alone. A mixed row calls the networks one after the other, each at the micro-batch of the run, or one network once
+    with the lines of all calls (Execution.guided): a sample is still a function of its own settings, seed and id.
 
     Args:
         weight: w; 1 is the model itself, 0 the second model, above 1 leads away from the second. Several: one for each
