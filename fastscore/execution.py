@@ -62,8 +62,8 @@ class Execution:
             "serial", one call after the other, each with a micro-batch; "batched", one call with all of their lines,
             in as much more memory; or "auto", batched on CUDA up to 256 lines and serial elsewhere. A network may
             round differently in another number of lines, so this is part of what samples are a function of. Second
-            models, adaptive solvers, Picard, rollouts and joint models are serial, and so are networks that were
-            compiled ahead of time for one number of lines, on CUDA.
+            models, adaptive solvers, Picard, rollouts and joint models are serial; so are, on CUDA, networks compiled
+            ahead of time unless all evaluations of a plan are mixed alike, as they take one number of lines.
 
     Raises:
         ValueError: a value outside these ranges, or two that exclude each other.
@@ -150,13 +150,13 @@ class Execution:
 
     @property
     def fixed(self) -> bool:
-        """Whether the network may have been compiled for the lines of one micro-batch and no others."""
+        """Whether the network may have been compiled for one number of lines and no others."""
         return self.ahead_of_time and self.place.type == "cuda"
 
     def batches(self, calls: int) -> bool:
         """Return whether so many evaluations of one network at one input are one call."""
         few = self.place.type == "cuda" and calls * self.batch <= MOST
-        return calls > 1 and not self.fixed and (self.guided == "batched" or (self.guided == "auto" and few))
+        return calls > 1 and (self.guided == "batched" or (self.guided == "auto" and few))
 
     @property
     def ahead_of_time(self) -> bool:

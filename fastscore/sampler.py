@@ -18,6 +18,7 @@ from fastscore.engine.bind import bind, check_adaptive, fitting, ruled
 from fastscore.engine.fitted import settled
 from fastscore.engine.given import destination, with_noise
 from fastscore.engine.loop import Loop, Step
+from fastscore.engine.mixes import compiled_lines
 from fastscore.engine.picard import Parallel, Picard
 from fastscore.engine.record import record_of
 from fastscore.engine.request import Request, RequestFields
@@ -139,9 +140,7 @@ class Sampler:
         return self._prepare(self.model)
 
     def _prepare(self, model: ScoreModel) -> ScoreModel:
-        rows = () if self.plan is None else self.plan.rows
-        together = 1 if self.parallel is None else min(self.parallel.window, max(1, sum(row.evaluate for row in rows)))
-        return prepare(model, self.execution.batch * together, self.execution.device, self.execution.network)
+        return prepare(model, compiled_lines(self), self.execution.device, self.execution.network)
 
     rollout, replay, replay_means = policy.rollout, policy.replay, policy.replay_means
     trajectory = trajectory.trajectory

@@ -1,13 +1,14 @@
-"""The mixed rows of a loop whose evaluations are one call: which they are, and what they read."""
+"""The mixed rows of a loop whose evaluations are one call: which they are, what they read, and in how many lines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from fastscore.engine.kind import Kind
+from fastscore.engine.kind import Kind, kinds_of
 from fastscore.execution import Execution
 from fastscore.guidance.mixture import BoundPlan
 from fastscore.guidance.together import Together, calls_of
@@ -21,8 +22,28 @@ def batched_of(bound: BoundPlan, execution: Execution, kinds: Sequence[Kind]) ->
     """Return the mixtures whose evaluations are one call, and of how many each; see Execution.guided."""
     if bound.guidance is None or bound.guidance.model is not None:
         return {}
-    mixes = {(kind.terms, kind.mixed): 0 for kind in kinds if kind.evaluate and not kind.alone}
+    evaluating = [kind for kind in kinds if kind.evaluate]
+    if execution.fixed and len({1 if kind.alone else calls_of(kind.terms, kind.mixed) for kind in evaluating}) > 1:
+        return {}
+    mixes = {(kind.terms, kind.mixed): 0 for kind in evaluating if not kind.alone}
     return {mix: calls for mix in mixes if execution.batches(calls := calls_of(*mix))}
+
+
+def batched_by(sampler: Any) -> dict[Mix, int]:
+    """Return the mixtures that are one call in a run of a sampler."""
+    if sampler.plan is None or sampler.parallel is not None:
+        return {}
+    return batched_of(sampler.bound, sampler.execution, kinds_of(sampler.bound, sampler.guide is not None))
+
+
+def compiled_lines(sampler: Any) -> int:
+    """Return how many lines a sampler prepares its networks for: those of a call, where they take no other number."""
+    together = 1
+    if sampler.plan is not None and sampler.parallel is not None:
+        together = min(sampler.parallel.window, max(1, sum(row.evaluate for row in sampler.plan.rows)))
+    elif sampler.execution.fixed:
+        together = max([1, *batched_by(sampler).values()])
+    return sampler.execution.batch * together
 
 
 class Mixes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastscore.engine.kind import kinds_of
-from fastscore.engine.mixes import batched_of
+from fastscore.engine.mixes import batched_by
 from fastscore.engine.units import described
 from fastscore.network import arithmetic
 
@@ -35,6 +34,4 @@ def guided(sampler: Any) -> dict[str, str]:
     """Return how a guided sampler evaluates rows that are mixed of one network's outputs; see Execution.guided."""
     if sampler.guidance is None:
         return {}
-    bound, rows_in_order = sampler.bound, sampler.parallel is None and sampler.plan is not None
-    kinds = kinds_of(bound, sampler.guide is not None) if rows_in_order else ()
-    return {"guided": "batched" if kinds and batched_of(bound, sampler.execution, kinds) else "serial"}
+    return {"guided": "batched" if batched_by(sampler) else "serial"}

@@ -166,7 +166,6 @@ def check_together(
             (adaptive, "an adaptive solver evaluates one output after the other"),
             (parallel, "Picard's sweeps evaluate one output after the other"),
             (second, "a second model is a network of its own"),
-            (execution.fixed, f"network = {execution.network!r} is compiled for {execution.batch} lines on CUDA"),
         ):
             if at:
                 raise ValueError(f"guided = 'batched': {why}; use guided='auto'")

@@ -13,6 +13,7 @@ import fastscore as fs
 from fastscore.engine import cuda_graphs, selfcheck
 from fastscore.engine.batches import Batches
 from fastscore.engine.capture import Graphed, Tape
+from fastscore.engine.mixes import batched_by, compiled_lines
 from fastscore.output.store.job import job_of
 
 LABELS = [0, 1, 2, 2, 1]
@@ -153,9 +154,21 @@ def test_where_it_is_one_call_is_said(monkeypatch):
             m.net.to("cuda:1")
             run = sampler(m, fs.Guidance(weights), batch=batch, backend="reference")
             assert run.record()["guided"] == how, batch
-        fixed = fs.Execution("cuda:0", network="bf16")
-        assert not fixed.batches(2) and not replace(fixed, guided="batched").batches(2)
-        assert fs.Execution("cuda:0").batches(2) and not fs.Execution("cuda:0", guided="serial").batches(2)
+        for settings, lines in (
+            ({}, 6),
+            ({"guided": "serial"}, 3),
+            ({"guidance": fs.Guidance((2.0, 1.0))}, 9),
+            ({"guidance": fs.Guidance(2.0, (0.1, 5.0))}, 3),  # rows of one call and of two
+            ({"guidance": fs.Guidance(0.6, rule="cfg++"), "solver": fs.Heun()}, 3),
+            ({"guidance": fs.Guidance(0.6, rule="cfg++"), "solver": fs.DDIM()}, 6),
+            ({"parallel": fs.Picard(4)}, 12),
+            ({"network": "own"}, 3),
+        ):
+            m = model()
+            m.net.to("cuda:1")
+            run = sampler(m, **{"network": "bf16", "backend": "reference"} | settings)
+            assert compiled_lines(run) == lines, settings
+            assert not run.execution.fixed or bool(batched_by(run)) == (lines in (6, 9))
     said = [job_of(sampler(guided=g), fs.Request.of(model(), torch.device("cpu"), range(3), labels=0)).ready().manifest
             for g in ("serial", "batched")]  # fmt: skip
     assert "guided" not in said[0].numerics and said[1].numerics["guided"] == "batched"

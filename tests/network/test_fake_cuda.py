@@ -13,16 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastscore.engine import selfcheck
+from fastscore.guidance.mixture import Guidance
 from fastscore.model.nets import build
 from fastscore.model.score import ScoreModel
 from fastscore.network import arithmetic, prepared
 from fastscore.network import prepare as network
 from fastscore.network.bf16 import Recipe, Traced
+from fastscore.network.prepared import Prepared
 from fastscore.network.timing import choose_batch
 from fastscore.ops.backend import REFERENCE
 from fastscore.process.continuous import EDM
 from fastscore.process.parametrization import Parametrization
 from fastscore.sampler import Sampler
+from fastscore.solvers import DDIM
 
 FakeCuda: Any = pytest.importorskip("fake_cuda").FakeCuda
 SPEC = {"name": "UNet", "channels": 3, "size": 8, "width": 16, "mult": [1], "blocks": [1], "attention": [0]}
@@ -179,3 +182,35 @@ def test_doctor_says_what_auto_is_there(fake, monkeypatch, run):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (7, 0))
     _, out, _ = run("doctor", "--device", "cuda:1")
     assert "auto is the network as it is: Fake CUDA is sm_70; compiled networks need sm_80 or newer" in out
+
+
+@pytest.mark.slow
+def test_guided_rows_are_one_call_of_a_network_that_was_compiled_for_it(fake):
+    """For twice the lines where every row makes both evaluations, and for a micro-batch where some make one."""
+
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.SiLU(), nn.Conv2d(8, 3, 1))
+            self.classes = nn.Embedding(4, 3)
+
+        def forward(self, u, c_noise, cond):
+            return self.layers(u + self.classes(cond)[:, :, None, None]) * (1.0 + c_noise[:, None, None, None])
+
+    torch.manual_seed(0)
+    reads = Parametrization("edm", "log_sigma/4")
+    given = ScoreModel(Labelled().to("cuda:1"), (3, 4, 4), EDM(), reads, classes=3, null=3)
+    drawn = []
+    for guidance, guided, lines in (
+        (Guidance(2.0), "auto", 8),
+        (Guidance(2.0), "serial", 4),
+        (Guidance(2.0, (0.5, 20.0)), "auto", 4),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            settings = {"solver": DDIM(eta=1.0), "guidance": guidance, "guided": guided}
+            sampler = Sampler(given, steps=3, batch=4, network="fp32", graph="step", **settings)
+            drawn.append(sampler.run(range(6), labels=[0, 1, 2, 0, 1, 2]).cpu())
+        assert isinstance(sampler.prepared.net, Prepared) and sampler.prepared.net.inputs[0][0] == lines
+        assert sampler.record()["guided"] == ("batched" if lines == 8 else "serial")
+    assert torch.allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-4) and not torch.allclose(drawn[0], drawn[2])
