@@ -77,7 +77,14 @@ def eta_of(
     if isinstance(eta, EtaWindow) and eta.of == "ratio":
         with np.errstate(divide="ignore"):  # pure noise
             times = schedule.sigma(times) / schedule.alpha(times)
-    value = checked(name, f"{symbol}(t, s)", eta(*times.tolist()), "float", __name__)
+    try:
+        value = eta(*times.tolist())
+    except TypeError as error:  # a network, say, whose signature takes anything
+        raise ValueError(
+            f"{name}: {symbol} = {short(eta)} raised {error}; it must take two numbers, the times of a step, and "
+            "return one"
+        ) from error
+    value = checked(name, f"{symbol}(t, s)", value, "float", __name__)
     checked_eta(name, value, f"{symbol}(t, s)", most)
     return float(value)
 

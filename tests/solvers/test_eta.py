@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from cases import SETTINGS
 
 import fastscore as fs
@@ -105,6 +106,10 @@ def test_by_name():
     ("make", "message"),
     [
         (lambda: fs.EtaWindow(1.0, 2.0, of="sigma"), "of = 'sigma' must be time or ratio"),
+        (
+            lambda: make_plan(fs.DDIM(torch.nn.Linear(1, 1)), fs.VP(), fs.uniform(3)(fs.VP())),
+            r"DDIM: eta = Linear\(.* raised .*must take two numbers",
+        ),
         (lambda: fs.DDIM(lambda t: 1.0), "DDIM: eta = <function .* must take two numbers, the times of a step"),
         (lambda: fs.SASolver(tau=lambda: 1.0), "SASolver: tau = <function .* must take two numbers"),
         (lambda: steps(fs.DDIM(lambda t, s: 1.5)), r"DDIM: eta\(t, s\) = 1.5 must lie in 0 .. 1"),
