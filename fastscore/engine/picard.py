@@ -121,7 +121,7 @@ class Parallel:
         # The row that evaluates each stage; the end stands for itself with the last one, whose outputs are not used.
         self.row_of = torch.tensor([*starts, starts[-1] if starts else 0], device=device)
         self.c_in = stagewise([loop.plan.rows[k].c_in for k in starts], 0.0)
-        self.limit = stagewise([(picard.tolerance * v) ** 2 for v in scales(loop.plan, starts)], 0.0)
+        self.limit = stagewise([(w := picard.tolerance * v) * w for v in scales(loop.plan, starts)], 0.0)
         # Rows of each stage: the one that evaluates and those up to the next, then idle ones.
         ends = [*starts[1:], len(loop.plan.rows)]
         longest = max((end - start for start, end in zip(starts, ends, strict=bool(starts))), default=0)

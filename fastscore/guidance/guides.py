@@ -123,7 +123,7 @@ class DPS:
             square = _residual(self.operator, D, y).flatten(1).square().sum(1)
             if self.noise is None:
                 return -self.scale * square / square.detach().sqrt().clamp_min(torch.finfo(square.dtype).tiny)
-            return -self.scale * square / (2.0 * self.noise**2)
+            return -self.scale * square / (2.0 * self.noise * self.noise)
 
         return _through(denoise, x, alpha, sigma, log_prob)
 
@@ -164,13 +164,13 @@ class PiGDM:
                 "PiGDM takes one noise level for all columns, and this model's have units of their own: use DPS, or "
                 "train on data of unit scale"
             )
-        variance = self.data_std**2
+        variance = self.data_std * self.data_std
         r2 = variance * sigma**2 / (alpha**2 * variance + sigma**2)
 
         def log_prob(D: Tensor) -> Tensor:
             residual = _residual(self.operator, D, y)
             # Its gradient is that of (y - A D) at a constant weight, which is the formula above.
-            weighted = self.operator.solve(residual.detach(), r2, self.noise**2)
+            weighted = self.operator.solve(residual.detach(), r2, self.noise * self.noise)
             return -self.scale * (residual * weighted).flatten(1).sum(1)
 
         return _through(denoise, x, alpha, sigma, log_prob)

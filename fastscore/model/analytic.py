@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastscore.data.toys import GAUSSIANS, TOYS, toy
 from fastscore.errors import typed, unknown
-from fastscore.model.condition_shapes import sizes
+from fastscore.model.condition_shapes import plain, sizes
 from fastscore.model.score import ScoreModel
 from fastscore.process.continuous import Trig
 from fastscore.process.parametrization import Parametrization
@@ -43,6 +43,8 @@ class GaussianMixture:
     stds: Tensor
 
     def __post_init__(self) -> None:
+        for name, v in (("weights", self.weights), ("means", self.means), ("stds", self.stds)):
+            plain(f"mixture: {name}", v)
         k = len(self.means) if self.means.ndim > 1 else 0
         if self.weights.shape != (k,) or self.stds.shape != (k,) or k == 0:
             raise ValueError(
@@ -118,7 +120,7 @@ class Empirical:
     chunk: int = 8192
 
     def __post_init__(self) -> None:
-        points = self.points
+        points = plain("points", self.points)
         if points.ndim < 2 or not points.numel() or not points.is_floating_point() or not points.isfinite().all():
             raise ValueError(f"Empirical: points {tuple(points.shape)} must be [M, *shape], M > 0, and finite floats")
         if self.chunk < 1:

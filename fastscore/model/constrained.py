@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscore.model.condition_shapes import plain
 from fastscore.model.projection import Projection
 from fastscore.ops.norms import dot, ordered_sum
 
@@ -39,7 +40,11 @@ class Constrained(Projection):
         for name, v, axes in (("matrix", self.matrix, 2), ("values", self.values, 1)):
             if v is None and name == "values":
                 continue
-            fits = isinstance(v, Tensor) and v.numel() and (v.ndim == axes or v.ndim > axes == 2)
+            fits = (
+                isinstance(v, Tensor)
+                and plain(f"Constrained: {name}", v).numel()
+                and (v.ndim == axes or v.ndim > axes == 2)
+            )
             if v is None or not (fits and len(v) == len(self.matrix) and bool(v.isfinite().all())):
                 what = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
                 raise ValueError(f"Constrained: {name} is {what}; A [k, *shape] and b [k] must be finite tensors")

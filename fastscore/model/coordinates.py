@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.errors import typed
-from fastscore.model.condition_shapes import Condition
+from fastscore.model.condition_shapes import Condition, plain
 from fastscore.model.conditions import constant
 from fastscore.model.score import ScoreModel
 
@@ -196,7 +196,7 @@ def _in_blocks(x: Tensor, size: int, linear: Callable[[Tensor], Tensor]) -> Tens
 
 
 def _checked(a: Tensor, ndim: int, name: str) -> Tensor:
-    constant(**{name: a})
+    constant(**{name: plain(name, a)})
     if a.ndim != ndim or not a.numel() or not torch.isfinite(a).all():
         raise ValueError(f"{name} {tuple(a.shape)} must be finite numbers in {ndim} dimensions")
     return a.detach().to(torch.float64).clone()

@@ -59,5 +59,5 @@ def gaussian_moments(plan: Plan, mean: ArrayLike, std: ArrayLike) -> tuple[Array
             step[2 + row.push] = 0.0
             step[2 + row.push, :2] = pk, qk
         mu, cov = mu @ step.T, step @ cov @ step.T
-        cov[..., 0, 0] += row.c**2
+        cov[..., 0, 0] += row.c * row.c  # inf, where a power raises
     return mu[..., 0], np.sqrt(np.maximum(cov[..., 0, 0], 0.0))

@@ -287,7 +287,10 @@ def dynamic_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[
     """Return the shift e^mu of an image of so many tokens, at least 1; mu is linear between two (tokens, mu)."""
     if not 1 <= tokens <= 1 << 40:
         raise ValueError(f"tokens = {tokens} must be at least 1 and at most {1 << 40}")
-    return math.exp(base[1] + (top[1] - base[1]) * (tokens - base[0]) / (top[0] - base[0]))
+    mu = base[1] + (top[1] - base[1]) * (tokens - base[0]) / (top[0] - base[0]) if top[0] != base[0] else math.inf
+    if not abs(mu) <= 700.0:
+        raise ValueError(f"tokens = {tokens}, base = {base}, top = {top} make mu = {mu:.3g}, outside -700 .. 700")
+    return math.exp(mu)
 
 
 def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Times:

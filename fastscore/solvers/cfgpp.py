@@ -19,6 +19,7 @@ from fastscore.errors import typed, unknown
 from fastscore.plan.cfgpp import called, with_cfgpp
 from fastscore.plan.rows import Row, Solver
 from fastscore.process.schedule import Array, Schedule, t_of_lam
+from fastscore.solvers.compose import planned
 from fastscore.solvers.eta import checked_eta, etas_of
 from fastscore.solvers.exponential import ancestral_split, exponential_moments
 from fastscore.solvers.sde import DDIM
@@ -42,6 +43,7 @@ class CFGPlusPlus:
     guided_by_cfgpp = True
 
     def __post_init__(self) -> None:
+        planned("CFGPlusPlus", self.solver)
         with_cfgpp(self.solver)
 
     def steps(self, schedule: Schedule, t: Array) -> list[list[Row]]:

@@ -58,7 +58,7 @@ class Langevin:
             raise unknown("norm", self.norm, NORMS)
 
     def rows(self, schedule: Schedule, t: float, cleaner: float) -> list[Row]:
-        scale = 2.0 * alpha_i(schedule, t, cleaner) * self.snr**2
+        scale = 2.0 * alpha_i(schedule, t, cleaner) * (self.snr * self.snr)
         cap = math.inf if self.norm == "tutorial" else float(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2)
         return [self.row(t, scale, cap)] * self.corrections
 
@@ -83,7 +83,8 @@ class AnnealedLangevin:
         _check(self.snr, self.corrections)
 
     def rows(self, schedule: Schedule, t: float, cleaner: float) -> list[Row]:
-        step = 2.0 * alpha_i(schedule, t, cleaner) * (self.snr * float(schedule.sigma(t))) ** 2
+        size = self.snr * float(schedule.sigma(t))
+        step = 2.0 * alpha_i(schedule, t, cleaner) * (size * size)
         return [self.row(t, step)] * self.corrections
 
     def row(self, t: float, step: float) -> Row:

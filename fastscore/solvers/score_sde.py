@@ -106,7 +106,7 @@ class ScoreSDE:
             alpha = _forward(schedule, index, n)[0] ** 2
         else:  # 1 on VE; sub-VP raises an AttributeError in their code
             alpha = alpha_i(schedule, t, max(t - 1.0 / n, schedule.t_clean))
-        scale = 2.0 * alpha * self.corrector.snr**2
+        scale = 2.0 * alpha * (self.corrector.snr * self.corrector.snr)
         if isinstance(self.corrector, AnnealedLangevin):
             scale *= float(schedule.sigma(t)) ** 2
         return [self.corrector.row(t, scale)] * self.corrector.corrections
