@@ -80,9 +80,7 @@ class Guidance:
         if isinstance(self.weight, tuple) and len(self.weight) == 1:
             object.__setattr__(self, "weight", self.weight[0])
         if not all(map(math.isfinite, self.weights)) or (self.several and not any(self.weights)):
-            raise ValueError(
-                f"guidance weight = {self.weight} must be finite (1 is the model itself), several not all 0"
-            )
+            raise ValueError(f"guidance weight = {self.weight} must be finite (1: the model itself), several not all 0")
         if not 0.0 <= self.steps[0] < self.steps[1] <= 1.0:
             raise ValueError(f"guidance steps = {self.steps} must be shares 0 <= start < stop <= 1 of the steps")
         low, high = self.interval
