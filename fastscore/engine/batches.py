@@ -60,6 +60,16 @@ class Batches:
         """Return what a graph has frozen: the code that ran, and where weights and conditions lie."""
         return [self.loop.conditions.made, *frozen_in(self.loop.networks, self.loop.x.device)]
 
+    def _keep_up(self, begins: bool) -> None:
+        """Forget a graph of tensors that were replaced, which is more than a change of what they hold.
+
+        Weights are looked at where a run begins, as for a compiled network: a graph holds those that it reads.
+        """
+        if self.graph == "off" or "captured" not in vars(self):
+            return
+        if self.frozen[0] != self.loop.conditions.made or (begins and self.frozen != self._frozen()):
+            del self.captured
+
     @property
     def mode(self) -> str:
         """The mode of a run: "off" (the plain loop), or captured as "step" or "loop"; "auto" before it was chosen."""
@@ -100,15 +110,18 @@ class Batches:
 
             def compute(at: slice, part: Request) -> Tensor:
                 told = within(reach, at.start, part.valid)
-                return self._run(part, callback, told)
+                return self._run(part, callback, told, begins=at.start == 0)
 
             yield from micro_batches(request, self.loop.batch, self.turn, compute, self._report, at_once)
 
-    def _run(self, part: Request, callback: Callback | None, told: Callable[[float], None] | None) -> Tensor:
+    def _run(
+        self, part: Request, callback: Callback | None, told: Callable[[float], None] | None, begins: bool
+    ) -> Tensor:
         loop, count, rows = self.loop, part.valid, len(self.loop.plan.rows)
         seen: Container[int] = callback.rows if isinstance(callback, Chosen) else range(rows)
         callback = callback if seen else None
         loop.load(part)
+        self._keep_up(begins)
 
         def observe(k: int, x0: Tensor | None) -> None:
             if told is not None:
@@ -118,8 +131,6 @@ class Batches:
                 estimate = None if x0 is None else x0[:count].reshape(shape)
                 callback(Step(k, row.t, row.s, part.ids[:count], loop.x[:count].clone().reshape(shape), estimate))
 
-        if self.graph != "off" and "captured" in vars(self) and self.frozen != self._frozen():
-            del self.captured  # a tensor was replaced, which is more than a change of what it holds
         graphed = self.captured if callback is None and part.noise is None else None
         if graphed is None:
             watched = callback is not None or told is not None

@@ -184,7 +184,7 @@ class CudaGraphs:
         Compiled code does not run under such a mode; it is told to run as it is written, which holds for the whole
         process, as does torch's own watch over waiting. Both are left alone while other threads are there.
         """
-        if threading.active_count() > 1:
+        if _others():
             modules = behind(*self.networks)
             plain = all(isinstance(net, nn.Module) for net in self.networks if callable(net))
             compiled = any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in modules)
@@ -228,3 +228,8 @@ def _watch_waiting(mode: int | str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is a prototype
         torch.cuda.set_sync_debug_mode(mode)
+
+
+def _others() -> bool:
+    """Return whether other threads are there."""
+    return threading.active_count() > 1

@@ -67,3 +67,8 @@ def told_of(plan: Plan, labels: Sequence[Tensor]) -> Tensor:
     c_in2 = labels[0].new_tensor([[row.c_in2] for row in plan.rows])
     told = torch.cat([*(v.view(len(plan.rows), -1) for v in labels), c_in2], 1)
     return torch.cat([told, torch.zeros_like(told[:1])])
+
+
+def kept(label: Tensor) -> Tensor:
+    """Return a label as a network gets it: on a CPU a copy, which it may keep; on a GPU that would be a launch."""
+    return label if label.is_cuda else label.clone()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.base import base_at, columns
-from fastscore.engine.kind import Kind, kinds_of, labels_of, told_of
+from fastscore.engine.kind import Kind, kept, kinds_of, labels_of, told_of
 from fastscore.engine.mixes import Mixes
 from fastscore.engine.request import Request
 from fastscore.engine.subspace import Subspace
@@ -264,7 +264,7 @@ class Loop:
     def second_input(self) -> tuple[Tensor, Tensor]:
         """Return input and label of the second evaluation of the row that the counter points at."""
         torch.mul(self.scale2, self.x, out=self.u2)  # the input again, or that of a second network
-        return self.u2.view_as(self.input), self.label2
+        return self.u2.view_as(self.input), kept(self.label2)
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
@@ -277,11 +277,11 @@ class Loop:
             D, free = denoise.guided(self.guided, x, self.y)
             return D, denoise.of_second(x) if kind.mixed and self.bound.plusplus else free
         if kind.alone:
-            F, F2 = self._output(self.second, self.input, self.label2, null), None
+            F, F2 = self._output(self.second, self.input, kept(self.label2), null), None
         elif together is not None:
-            F, F2 = together.again(self.label)
+            F, F2 = together.again(kept(self.label))
         else:
-            F = self._output(self.model, self.input, self.label, told)
+            F = self._output(self.model, self.input, kept(self.label), told)
             F2 = self._output(self.second, *self.second_input(), null) if kind.mixed else None
         return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 

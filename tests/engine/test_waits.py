@@ -9,6 +9,7 @@ from fake_cuda import FakeCuda
 from torch import nn
 
 import fastscore as fs
+from fastscore.engine import batches
 from fastscore.model.joint import JointModel, Part
 from fastscore.ops.quantize import quantize_ref
 from fastscore.output.writer import Writer
@@ -178,3 +179,27 @@ def test_what_evaluates_as_it_goes_waits_as_often_as_it_must():
         request = adaptive.request(range(2))
         between, after = waits(fake, lambda: adaptive.run(request))
         assert [*between, *after].count(back) <= adaptive.cost.ticks / 4 + 1
+
+
+def test_weights_are_looked_at_once_a_run_and_conditions_with_each_micro_batch(monkeypatch):
+    class Told(Net):
+        def forward(self, u, c_noise, cond=None):
+            return super().forward(u, c_noise) + cond.to(u.dtype).mean(1, keepdim=True)
+
+    def made(net):
+        model = fs.ScoreModel(net, (2,), fs.EDM(), fs.Parametrization("edm", "log_sigma/4"), cond_shape=(None,))
+        return fs.Sampler(model, solver=fs.DDIM(), steps=2, batch=2, backend="reference")
+
+    conds = [torch.arange(6.0).view(6, 1), torch.arange(6).view(6, 1) * torch.tensor([1, 2]), torch.ones(6, 3) / 7.0]
+    expected = [made(Told()).run(range(6), cond=cond) for cond in conds]
+    looked = []
+    with FakeCuda():
+        sampler = made(Told().to("cuda:0"))
+        for cond, x in zip([*conds, conds[0]], [*expected, expected[0]], strict=True):
+            assert torch.equal(sampler.run(range(6), cond=cond).cpu(), x)
+        assert sampler.engine.mode == "step"
+        monkeypatch.setattr(batches, "frozen_in", lambda *_: looked.append(1) or [])
+        sampler.engine.frozen = sampler.engine._frozen()
+        del looked[:]
+        sampler.run(range(6), cond=conds[0])
+        assert len(looked) == 1
