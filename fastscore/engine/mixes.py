@@ -22,11 +22,10 @@ def batched_of(bound: BoundPlan, execution: Execution, kinds: Sequence[Kind]) ->
     """Return the mixtures whose evaluations are one call, and of how many each; see Execution.guided."""
     if bound.guidance is None or bound.guidance.model is not None:
         return {}
-    evaluating = [kind for kind in kinds if kind.evaluate]
-    if execution.fixed and len({1 if kind.alone else calls_of(kind.terms, kind.mixed) for kind in evaluating}) > 1:
+    calls = {(kind.terms, kind.mixed): calls_of(kind.terms, kind.mixed) for kind in kinds if kind.evaluate}
+    if execution.fixed and len({*calls.values()}) > 1:
         return {}
-    mixes = {(kind.terms, kind.mixed): 0 for kind in evaluating if not kind.alone}
-    return {mix: calls for mix in mixes if execution.batches(calls := calls_of(*mix))}
+    return {mix: n for mix, n in calls.items() if execution.batches(n)}
 
 
 def batched_by(sampler: Any) -> dict[Mix, int]:
@@ -73,6 +72,6 @@ class Mixes:
             together.load()
 
     def of(self, kind: Kind) -> Together | None:
-        """Return what makes one call of a row's evaluations; None where they are calls of their own."""
-        together = None if kind.alone else self.made.get((kind.terms, kind.mixed))
+        """Return what makes one call of a row that evaluates both outputs; None where they are calls of their own."""
+        together = self.made.get((kind.terms, kind.mixed))
         return together if together is not None and together.fits else None

@@ -59,7 +59,7 @@ class Guidance:
             int(stop n), and if it lies in the interval. Where it acts then depends on the grid; diffusers counts so.
 
     Raises:
-        ValueError: a weight that is not finite, an interval or shares that are empty, or another rule.
+        ValueError: a weight that is not finite, several of 0, an interval or shares that are empty, or another rule.
 
     Source: Ho & Salimans 2022 (classifier-free; their w is w - 1 here, and so is that of diffusers'
     use_original_formulation); Liu et al. 2022, eq. 11 (several conditions); Kynkaanniemi et al. 2024, section 3
@@ -79,8 +79,8 @@ class Guidance:
             raise unknown("guidance rule", self.rule, RULES)
         if isinstance(self.weight, tuple) and len(self.weight) == 1:
             object.__setattr__(self, "weight", self.weight[0])
-        if not all(map(math.isfinite, self.weights)):
-            raise ValueError(f"guidance weight = {self.weight} must be finite (1 is the model itself)")
+        if not all(map(math.isfinite, self.weights)) or (self.several and not any(self.weights)):
+            raise ValueError(f"guidance weight = {self.weight} must be finite (1: the model itself), several not all 0")
         if not 0.0 <= self.steps[0] < self.steps[1] <= 1.0:
             raise ValueError(f"guidance steps = {self.steps} must be shares 0 <= start < stop <= 1 of the steps")
         low, high = self.interval

@@ -41,8 +41,6 @@ class Together:
     def load(self) -> None:
         """Lay out the conditions that were loaded, one evaluation after the other."""
         conditions = self.conditions
-        if not conditions.made:
-            return
         told = [*(conditions.all[k] for k in self.places), *([conditions.second] if self.second else [])]
         if self.made != conditions.made:
             self.made, shapes = conditions.made, [[(v.dtype, v.shape) for v in tensors_of(cond)] for cond in told]

@@ -266,6 +266,7 @@ def bad(guidance, net=None, **asked):
     [
         (lambda: Guidance(()), "must be a number or a list of numbers"),
         (lambda: Guidance((2.0, math.inf)), "must be finite"),
+        (lambda: Guidance((0.0, 0.0)), "several not all 0"),
         (lambda: Guidance((2.0, "3")), "list of numbers"),
         (lambda: Guidance(2.0, steps=(0.5, 0.5)), "shares 0 <= start < stop <= 1"),
         (lambda: Guidance(2.0, steps=(0.0, 1.5)), "shares 0 <= start < stop <= 1"),

@@ -65,6 +65,11 @@ CASES = {
     "several": ({"guidance": fs.Guidance((1.5, 0.0, 1.0, -0.5), (0.1, 5.0))}, SEVERAL, {3, 12}),
     "of one": ({"guidance": fs.Guidance((2.0, -1.0))}, {"others": [[2, 0, 1, 1, 0]]}, {6}),
     "cfg++": ({"guidance": fs.Guidance(0.6, rule="cfg++"), "solver": fs.Heun()}, {}, {3, 6}),
+    "several, cfg++": (
+        {"guidance": fs.Guidance((0.5, 0.3, 0.0, 0.2), rule="cfg++"), "solver": fs.Heun()},
+        SEVERAL,
+        {3, 9, 12},
+    ),
     "rule": ({"guide": fs.Chain((fs.CFGRescale(0.7), fs.StaticThreshold(1.0)))}, {}, {6}),
     "rule, cfg++": ({"guidance": fs.Guidance(0.6, rule="cfg++"), "clip": 1.0}, {}, {3, 6}),
     "pc": ({"solver": PC}, {}, {6}),
@@ -112,6 +117,14 @@ def test_conditions_by_name_and_those_of_another_length():
                 fields = {"cond": {"tokens": tokens, "mask": torch.ones(2)}, "labels": LABELS}
                 made.append(run.run(range(5), **fields, negative=negative))
         assert set(m.net.lines) == lines, (null, negative)
+    m = model(**NAMED)
+    run, labels = sampler(m, guided="batched"), {"labels": LABELS}
+    for tokens in (TOKENS, torch.ones(5, 3), TOKENS):  # the null condition has two
+        m.net.lines.clear()
+        x = run.run(range(5), **labels, cond={"tokens": tokens, "mask": torch.ones(2)}, negative=None)
+        assert set(m.net.lines) == {6 if tokens is TOKENS else 3}
+        away = run.run(range(5), **labels, cond={"tokens": tokens, "mask": torch.ones(2)}, negative={"tokens": tokens})
+        assert not torch.equal(x, away) and m.net.lines[-1] == 6
         assert torch.equal(made[0], made[2]) and torch.equal(made[1], made[3]) and not torch.equal(made[0], made[1])
 
 
@@ -149,6 +162,7 @@ def test_where_it_is_one_call_is_said(monkeypatch):
     monkeypatch.setattr(selfcheck, "ensure", lambda device, ops: None)
     monkeypatch.setattr(cuda_graphs, "_leases", {})
     with FakeCuda():
+        assert fs.Execution("cuda:0").batches(2) and not fs.Execution("cuda:0").batches(1)
         for batch, weights, how in ((128, 2.0, "batched"), (129, 2.0, "serial"), (85, (1.0, 2.0), "batched")):
             m = model()
             m.net.to("cuda:1")
@@ -163,9 +177,12 @@ def test_where_it_is_one_call_is_said(monkeypatch):
             ({"guidance": fs.Guidance(0.6, rule="cfg++"), "solver": fs.DDIM()}, 6),
             ({"parallel": fs.Picard(4)}, 12),
             ({"network": "own"}, 3),
+            ({"guidance": fs.Guidance(2.0, model=model())}, 3),
         ):
             m = model()
             m.net.to("cuda:1")
+            second = settings.get("guidance", fs.Guidance(1.0)).model
+            second.net.to("cuda:1") if second is not None else None
             run = sampler(m, **{"network": "bf16", "backend": "reference"} | settings)
             assert compiled_lines(run) == lines, settings
             assert not run.execution.fixed or bool(batched_by(run)) == (lines in (6, 9))
