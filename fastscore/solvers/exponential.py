@@ -239,8 +239,8 @@ def one_step_rows(
     for i, (a1, v) in enumerate(zip(a, weights, strict=True)):
         if a0 == 0.0:
             raise ValueError(
-                f"a stage from t = {times[0]:.6g} to {times[i]:.6g} leaves nothing of the state, with which the next one "
-                "goes on: take a smaller eta, or shorter steps"
+                f"a stage from t = {times[0]:.6g} to {times[i]:.6g} leaves nothing of the state, with which the next "
+                "one goes on: take a smaller eta, or shorter steps"
             )
         change = [new - a1 / a0 * old for new, old in zip(v, [*before, 0.0], strict=True)]
         w = [0.0] * (max(slots[:i], default=-1) + 1)

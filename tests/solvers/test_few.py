@@ -168,5 +168,5 @@ def test_what_cannot_be_is_refused(make, message):
 
 
 def test_a_stage_that_forgets_the_state_is_refused():
-    with pytest.raises(ValueError, match="leaves nothing of the state.* take a smaller eta, or shorter steps"):
+    with pytest.raises(ValueError, match=r"leaves nothing of the state.* take a smaller eta, or shorter steps"):
         make_plan(fs.SEEDS(eta=1e6), fs.VP(), fs.uniform(3)(fs.VP()))
