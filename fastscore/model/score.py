@@ -200,7 +200,7 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told) -> Tenso
             f"the network uses a tensor of floats as an index: {error}. If that is c_noise, which is {c_noise.dtype}, "
             "and the label a table's index, wrap it: fastscore.adapters.wrap(net, 'x, round(t)')"
         ) from error
-    return apart(checked(F, u), u).reshape(len(u), -1)
+    return apart(checked(F, u), u).reshape(len(u), -1).contiguous()  # kernels read it by one offset
 
 
 def one_step_only(why: str) -> str:

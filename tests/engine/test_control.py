@@ -143,3 +143,15 @@ def test_the_limits_of_a_step_and_the_threshold_are_the_oracles():
         engine = found(name, solver)
         for change in changes:
             assert not agree(engine, expected(name, LIMITS[change](settings))), change
+
+
+def test_a_first_step_that_was_rejected_is_what_the_next_remembers():
+    """Of this sample, and not of whoever was in its lane before."""
+    solver = DPMAdaptive(2, 1e-3, 1e-3, first=6.0, control=PI)
+    alone, refilled = (
+        Sampler(MODEL, schedule=EDM(), solver=solver, batch=batch, dtype=torch.float64) for batch in (8, 2)
+    )
+    expected = alone.run(range(8), SEED)
+    assert sum(alone.cost.rejected.tolist()) > 0
+    torch.testing.assert_close(refilled.run(range(8), SEED), expected, rtol=1e-9, atol=1e-9)
+    assert refilled.cost.steps.tolist() == alone.cost.steps.tolist()

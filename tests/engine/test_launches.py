@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastscore as fs
-from fastscore.model.score import ScoreModel
+from fastscore.model.score import ScoreModel, evaluate
 from fastscore.ops.backend import operators
 
 D = 8
@@ -96,3 +96,19 @@ def test_launches_of_a_row_whose_evaluations_are_one_call(monkeypatch):
             ["fastscore::update", "fastscore::step"],
             ["aten::copy_", "fastscore::update", "fastscore::step"],
         )
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda u: torch.ones(3, 1, 1).expand(len(u), 3, 4, 4),
+        lambda u: torch.ones(len(u), 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        lambda u: torch.ones(len(u), 3, 4, 8)[..., ::2],
+    ],
+    ids=["expanded", "channels last", "strided"],
+)
+def test_outputs_lie_as_kernels_read_them(net):
+    model = ScoreModel(lambda u, t, cond: net(u), (3, 4, 4), fs.EDM(), fs.Parametrization("x0"))
+    F = evaluate(model, torch.zeros(2, 3, 4, 4), torch.ones(1), None)
+    assert F.is_contiguous()
+    assert F.shape == (2, 48)

@@ -74,6 +74,6 @@ class Controller:
             factor = torch.where(accepted, factor, factor.clamp_max(control.safety))
             factor = factor.nan_to_num(control.low).clamp(control.low, control.high)
         advancing = complete & accepted
-        torch.where(advancing, torch.stack([inverse, older[0]]), self.before, out=self.before)
+        torch.where(advancing, torch.stack([inverse, older[0]]), older, out=self.before)
         self.fresh.masked_fill_(complete, False)
         return factor, accepted
