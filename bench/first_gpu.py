@@ -30,14 +30,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run by its path, not as a module
-    sys.path[:1] = []  # bench is found after what is installed: fastscore without an install has no kernels
-    sys.path.append(str(ROOT))
+    # bench is found after what is installed: fastscore without an install has no kernels
+    sys.path.append(str(Path(sys.path.pop(0)).resolve().parent))
 
-from bench.card import lines, summary  # noqa: E402 - after the path is set
-from bench.card.plan import PHASES, Phase  # noqa: E402
+from bench.card import lines, summary
+from bench.card.plan import PHASES, Phase
 
+ROOT = Path(__file__).resolve().parents[1]
 ENTRY = ROOT / "bench" / "card"
 RESERVE = 5.0  # seconds at the end, for the summary
 GRACE = 20.0  # that a timed phase waits for what runs beside the ones before it

@@ -76,9 +76,11 @@ class Case:
 def cases() -> dict[str, Case]:
     """Return what is captured in every mode."""
     classes = partial(model, classes=4, null=4)
-    labels: Callable[[], dict[str, Any]] = lambda: {"labels": 1}  # noqa: E731
     ramp = torch.linspace(-1.0, 1.0, 3 * 16 * 16).reshape(SHAPE)
     pc = fs.PredictorCorrector(fs.ReverseDiffusion(), fs.Langevin())
+
+    def labels() -> dict[str, Any]:
+        return {"labels": 1}
 
     def second(device: torch.device) -> dict[str, Any]:
         return {"guidance": fs.Guidance(2.0, model=model(device, Elementwise(0.5)))}

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_cuda import FakeCuda
 
 from bench import first_gpu
 from bench.card import bits, captures, env, lines, nets, networks, profiles, pytests, rows, spare, summary, whole
@@ -474,7 +475,6 @@ def test_figures_are_what_they_say(tmp_path, monkeypatch):
 @pytest.mark.nightly
 def test_phases_run_on_a_device_that_is_pretended_whole(tmp_path, monkeypatch):
     """Samplers, graphs and events on a fake of CUDA: no branch of a dry run."""
-    fake = pytest.importorskip("fake_cuda")
     monkeypatch.setenv("FASTSCORE_BACKEND", "reference")
     monkeypatch.setattr(torch, "compile", lambda net, **options: net)
 
@@ -484,7 +484,7 @@ def test_phases_run_on_a_device_that_is_pretended_whole(tmp_path, monkeypatch):
 
     gc.disable()
     try:
-        with fake.FakeCuda(devices=1):
+        with FakeCuda(devices=1):
             done = Small(tmp_path, "P", 600.0, dry=False)
             for name in ("2M", "CFG", "known"):
                 done.do(name, lambda name=name: captures.matrix(done, captures.cases()[name]))
