@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastscore.engine.kind import Kind, kept
+from fastscore.engine.kind import Kind
 from fastscore.engine.loop import Loop, Outputs, recorded
 from fastscore.engine.request import Request
 from fastscore.guidance.mixture import Guidance
@@ -117,7 +117,7 @@ class JointLoop:
     def _evaluate(self, kinds: Sequence[Kind]) -> list[Outputs]:
         """Return F and F2 of each part."""
         u = {name: loop.input for name, loop in self.loops.items()}
-        label = {name: kept(loop.label).expand(self.batch) for name, loop in self.loops.items()}
+        label = {name: loop.labels.label().expand(self.batch) for name, loop in self.loops.items()}
         terms, alone = next((kind.terms for kind in kinds if kind.terms), ()), [kind.alone for kind in kinds]
         second: Sequence[Tensor | None] = [None] * len(kinds)
         if any(alone) or any(kind.mixed for kind in kinds):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fastscore.guidance.mixture import BoundPlan
@@ -60,15 +58,3 @@ def labels_of(plan: Plan, first: ScoreModel, second: ScoreModel, like: Tensor) -
         like.new_tensor(values)[:, slice(None) if model.two_times else 0].contiguous()
         for values, model in zip(pairs, (first, second), strict=True)
     ]
-
-
-def told_of(plan: Plan, labels: Sequence[Tensor]) -> Tensor:
-    """Return what each row tells its networks, [rows + 1, ..]: both labels, the second input's scale; 0 at the end."""
-    c_in2 = labels[0].new_tensor([[row.c_in2] for row in plan.rows])
-    told = torch.cat([*(v.view(len(plan.rows), -1) for v in labels), c_in2], 1)
-    return torch.cat([told, torch.zeros_like(told[:1])])
-
-
-def kept(label: Tensor) -> Tensor:
-    """Return a label as a network gets it: on a CPU a copy, which it may keep; on a GPU that would be a launch."""
-    return label if label.is_cuda else label.clone()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastscore.engine.base import base_at, columns
-from fastscore.engine.kind import Kind, kept, kinds_of, labels_of, told_of
+from fastscore.engine.kind import Kind, kinds_of
+from fastscore.engine.labels import Labels
 from fastscore.engine.mixes import Mixes
 from fastscore.engine.request import Request
 from fastscore.engine.subspace import Subspace
@@ -94,16 +95,8 @@ class Loop:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.table = torch.tensor(lower(plan), dtype=dtype, device=device)
-        self.labels, self.labels2 = labels_of(plan, model, self.second, self.table)
-        self.c_in2 = torch.tensor([row.c_in2 for row in plan.rows], dtype=dtype, device=device)
-        self.told = told_of(plan, (self.labels, self.labels2))
-        self.row, self.now = zeros(1, dtype=torch.int64), self.told[:1].clone()
-        # What the row that the counter points at tells the networks: views of one line, which moves on with it.
-        labels = (self.labels, self.labels2)
-        *lines, self.scale2 = self.now.split([*(v[0].numel() for v in labels), 1], 1)
-        self.label: Tensor
-        self.label2: Tensor
-        self.label, self.label2 = [line.view_as(v[:1]) for line, v in zip(lines, labels, strict=True)]
+        self.labels = Labels(plan, model, self.second, self.table)
+        self.row = self.labels.row
         # Each sample's own row, for steps that depend on its norms.
         self.scratch, self.scratch_row = zeros(batch, abi.WIDTH), torch.arange(batch, device=device)
         self.x, self.hist = zeros(batch, d), zeros(plan.slots, batch, d)
@@ -184,8 +177,7 @@ class Loop:
 
     def point(self, row: int) -> None:
         """Point the row counter at a row."""
-        self.row.fill_(row)
-        self.now.copy_(self.told[row : row + 1])
+        self.labels.point(row)
 
     @torch.no_grad()
     def run(
@@ -241,7 +233,7 @@ class Loop:
             self.x.copy_(self.subspace.state(self.x, self.row))
             # The next input again, with the arithmetic of a row.
             self.u.copy_(self.table.index_select(0, self.row)[:, abi.C_IN : abi.C_IN + 1] * self.x)
-        self.ops.step(self.row, self.told, self.now)
+        self.labels.step(self.ops)
         return outputs
 
     def _update(self, kind: Kind, F: Tensor | None, F2: Tensor | None, noise: Noise, ops: Ops) -> None:
@@ -263,8 +255,8 @@ class Loop:
 
     def second_input(self) -> tuple[Tensor, Tensor]:
         """Return input and label of the second evaluation of the row that the counter points at."""
-        torch.mul(self.scale2, self.x, out=self.u2)  # the input again, or that of a second network
-        return self.u2.view_as(self.input), kept(self.label2)
+        torch.mul(self.labels.scale(), self.x, out=self.u2)  # the input again, or that of a second network
+        return self.u2.view_as(self.input), self.labels.label(1)
 
     def _evaluate(self, kind: Kind) -> Outputs:
         """Return the network's outputs for the row that the counter points at."""
@@ -277,11 +269,11 @@ class Loop:
             D, free = denoise.guided(self.guided, x, self.y)
             return D, denoise.of_second(x) if kind.mixed and self.bound.plusplus else free
         if kind.alone:
-            F, F2 = self._output(self.second, self.input, kept(self.label2), null), None
+            F, F2 = self._output(self.second, self.input, self.labels.label(1), null), None
         elif together is not None:
-            F, F2 = together.again(kept(self.label))
+            F, F2 = together.again(self.labels.label())
         else:
-            F = self._output(self.model, self.input, kept(self.label), told)
+            F = self._output(self.model, self.input, self.labels.label(), told)
             F2 = self._output(self.second, *self.second_input(), null) if kind.mixed else None
         return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 

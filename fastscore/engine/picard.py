@@ -272,11 +272,11 @@ class Parallel:
                 free = denoise.of_second(x)
             return self._placed(settled(D), None if free is None else settled(free), rows)
         u = (self.c_in[stage][:, :, None] * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
-        F = settled(evaluate(loop.model, u, loop.labels[rows], cond))
+        F = settled(evaluate(loop.model, u, loop.labels.tables[0][rows], cond))
         if not (self.second or self.alone):
             return self._projected(F, None, rows)
-        u2 = (loop.c_in2[rows].view(*stage.shape, 1) * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
-        F2 = settled(evaluate(loop.second, u2, loop.labels2[rows], cond2))
+        u2 = (loop.labels.tables[2][rows].view(*stage.shape, 1) * self.x[:-1]).to(loop.u.dtype).view(n, *shape)
+        F2 = settled(evaluate(loop.second, u2, loop.labels.tables[1][rows], cond2))
         return self._projected(*self._placed(F, F2, rows), rows)
 
     def _placed(self, F: Tensor, F2: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -124,6 +124,9 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
         for key, value in vars(loop).items():
             if isinstance(value, torch.Tensor):
                 setattr(loop, key, on_cuda(value))
+        labels = loop.labels
+        labels.row, labels.lines, labels.now = loop.row, on_cuda(labels.lines), on_cuda(labels.now)
+        labels.parts, labels.moves = [on_cuda(part) for part in labels.parts], True
         loop.key, loop.prior = (NoiseKey(on_cuda(key.seed), on_cuda(key.ids)) for key in (loop.key, loop.prior))
         loop.conditions.first = on_cuda(torch.zeros(BATCH, dtype=torch.int64))
         weight = on_cuda(torch.empty(1, 1, 3, 3))

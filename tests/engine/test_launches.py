@@ -32,6 +32,7 @@ class Launches(TorchDispatchMode):
 def rows_of(sampler, **fields):
     """Yield the kind of each kind of row, and what it launches; the network costs nothing."""
     loop = sampler.engine.loop
+    loop.labels.moves = True  # as on a GPU
     loop.load(sampler.request(range(4), **fields).padded(4))
     loop.reset()
     outputs = (None, None)
@@ -71,8 +72,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_launches_of_a_row(name, monkeypatch):
-    monkeypatch.setattr("fastscore.engine.loop.kept", lambda label: label)  # as on a GPU
+def test_launches_of_a_row(name):
     most, solver, settings, fields = CASES[name]
     made = sampler(solver, **settings)
     if fields:
@@ -82,9 +82,8 @@ def test_launches_of_a_row(name, monkeypatch):
     assert min(seen.count for seen in found.values()) >= 2
 
 
-def test_launches_of_a_row_whose_evaluations_are_one_call(monkeypatch):
+def test_launches_of_a_row_whose_evaluations_are_one_call():
     """Its input is written once more, and its outputs are read where they lie."""
-    monkeypatch.setattr("fastscore.engine.loop.kept", lambda label: label)
     F = torch.linspace(-1.0, 1.0, 8 * D).view(8, D)
     model = ScoreModel(
         lambda u, t, cond: F[: len(u)], (D,), fs.EDM(), fs.Parametrization("edm", "log_sigma/4"), classes=3, null=3
