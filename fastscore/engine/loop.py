@@ -1,4 +1,6 @@
-"""The loop over plan rows around the network; the only one there is.
+"""The loop over plan rows around the network, all samples of a micro-batch at one row.
+
+Where each sample is at a row of its own, ``RowLanes`` does the same rows by the same operations.
 
 Everything that a row depends on lies on the device: coefficients and labels in tables, the row
 number in a counter that each row advances. The host only knows the kind of each row, so the same

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.engine.capture import Recorder
+from fastscore.engine.capture import Recorder, first_reason
 from fastscore.engine.recorded import frozen_in
 
 MOST = 32  # recordings
@@ -74,8 +74,7 @@ class Replays:
         try:
             return recorder.record(reset, work)
         except Exception as error:  # of a network, a library or torch: nothing was recorded
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            warnings.warn(f"no CUDA graph: the network cannot be captured ({reason})", stacklevel=2)
+            warnings.warn(f"no CUDA graph: the network cannot be captured ({first_reason(error)})", stacklevel=2)
             self.recorder = None
             return None
         finally:

@@ -47,7 +47,7 @@ class StepLanes:
         if not self.at:
             self.work = self.lanes.ready()
         states = self.batches.begin(0, len(part))
-        self.lanes._enter(torch.tensor(lanes), torch.arange(len(part)), states, part.key)
+        self.lanes.enter(torch.tensor(lanes), torch.arange(len(part)), states, part.key)
         self.at |= set(lanes)
         return []
 
@@ -58,7 +58,7 @@ class StepLanes:
         """Evaluate every lane a few times; return the lanes that are done."""
         for _ in range(POLL):
             self.work()
-        self.seen = self.lanes._look()
+        self.seen = self.lanes.look()
         return [lane for lane in sorted(self.at) if not self.seen.live[lane]]
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class StepLanes:
         for lane in lanes:
             try:
                 if self.seen is not None:
-                    self.lanes._raise_faults(torch.tensor([lane]), self.seen)
+                    self.lanes.raise_faults(torch.tensor([lane]), self.seen)
                 errors.append(None)
             except ArithmeticError as error:
                 errors.append(error)

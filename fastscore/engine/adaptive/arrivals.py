@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Seen:
-    """Where the lanes stand as the host saw it; see Lanes._look.
+    """Where the lanes stand as the host saw it; see Lanes.look.
 
     ``faults``: 1 is not finite, 2 too short a step, 3 too many; 0 is none.
     """

@@ -125,7 +125,7 @@ class Lanes:
                 if loaded < n and len(free):
                     free = free[: n - loaded]
                     occupants[free] = torch.arange(loaded, loaded + len(free), device="cpu")
-                    self._enter(free, occupants[free], start(len(free)), key)
+                    self.enter(free, occupants[free], start(len(free)), key)
                     loaded += len(free)
                 if not bool((occupants >= 0).any()):
                     break
@@ -136,7 +136,7 @@ class Lanes:
                 ticks += POLL
                 if self.trail is not None:
                     self.trail.settle(occupants)
-                seen = self._look()
+                seen = self.look()
                 finished = (occupants >= 0) & (seen.live == 0)
                 if reach is not None:
                     way = (seen.tau - self.start) / (self.end - self.start)
@@ -146,7 +146,7 @@ class Lanes:
                     continue
                 free = finished.nonzero()[:, 0]
                 positions = occupants[free]
-                self._raise_faults(free, seen)
+                self.raise_faults(free, seen)
                 counts[:, positions] = seen.cost[:, free]
                 self.cost = Cost.of(counts, ticks, self.lanes)
                 at = free.to(self.index.device)
@@ -168,7 +168,7 @@ class Lanes:
     def _empty(self) -> None:
         self.live.fill_(False)
 
-    def _enter(self, lanes: Tensor, positions: Tensor, y: Tensor, key: NoiseKey) -> None:
+    def enter(self, lanes: Tensor, positions: Tensor, y: Tensor, key: NoiseKey) -> None:
         """Put new samples into lanes."""
         at, positions = lanes.to(self.index.device), positions.to(self.index.device)
         self.counts[:, at] = 0
@@ -183,7 +183,7 @@ class Lanes:
         if self.path is not None:
             self.path.reset(at)
 
-    def _look(self) -> Seen:
+    def look(self) -> Seen:
         """Return where the lanes stand, on the host, by one copy: all that it waits for."""
         finite = self.buffer[0].abs().amax(1) < math.inf
         rows = self.counts, self.tau.view(torch.int64)[None], self.live[None]
@@ -268,9 +268,9 @@ class Lanes:
             return length
         return torch.cat([length.expand(-1, state), torch.ones_like(length).expand(-1, further)], 1)
 
-    def _raise_faults(self, at: Tensor, seen: Seen) -> None:
-        lane = next((k for k in at.tolist() if seen.faults[k]), None)
-        if lane is None:
+    def raise_faults(self, at: Tensor, seen: Seen) -> None:
+        """Raise NonFiniteError or StepSizeError for the first of these lanes whose sample cannot go on."""
+        if (lane := next((k for k in at.tolist() if seen.faults[k]), None)) is None:
             return
         fault, steps, sample = (int(v[lane]) for v in (seen.faults, seen.steps, seen.id))
         lam = float(self.method.lam(self.tau)[lane])
