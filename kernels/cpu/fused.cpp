@@ -207,7 +207,7 @@ INLINE void quantize(const Quantize& a, int64_t begin, int64_t end) {
                 const float* x = a.x + (image * a.channels + c) * a.pixels + p;
                 SIMD for (int64_t i = 0; i < n; ++i) {
                     float y = x[i] * 127.5f + a.offset;
-                    y = y < 0.0f ? 0.0f : y;
+                    y = y > 0.0f ? y : 0.0f;  // NaN is not above 0
                     bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(y > 255.0f ? 255.0f : y));
                 }
                 uint8_t* out = a.out + (image * a.pixels + p) * a.channels + c;

@@ -11,7 +11,7 @@ import pytest
 
 from fastscore import kernels
 
-from . import test_noise, test_norms, test_quantize, test_seeds, test_update
+from . import test_counter, test_noise, test_norms, test_quantize, test_seeds, test_update
 from .cases import Case
 from .conftest import load
 
@@ -24,6 +24,8 @@ image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="flo
 seeds = partial(test_seeds.test_row, case=Case(2, n=7, own=True))
 seeds_of_norms = test_seeds.test_norms
 levels = partial(test_quantize.test_every_level_and_its_edges, rounding="nearest")
+undefined = partial(test_quantize.test_no_value_is_undefined, rounding="nearest")
+counter = partial(test_counter.test_same_bits, width=3)
 
 MUTANTS = [
     # noise: a word of the counter or the key, a round, a sign
@@ -55,8 +57,14 @@ MUTANTS = [
     ("norms", "OWN_SEED=seeds", "OWN_SEED=0", seeds_of_norms),
     # quantize: a wrong channel, no clamp, no offset
     ("quantize", "c * pixels + pixel", "(CHANNELS - 1 - c) * pixels + pixel", image),
-    ("quantize", "tl.minimum(tl.maximum(x * 127.5 + OFFSET, 0.0), 255.0)", "(x * 127.5 + OFFSET)", levels),
+    ("quantize", "tl.minimum(tl.where(y > 0.0, y, 0.0), 255.0)", "y", levels),
     ("quantize", "x * 127.5 + OFFSET", "x * 127.5 + 127.5", levels),
+    ("quantize", "tl.where(y > 0.0, y, 0.0)", "tl.where(y < 0.0, 0.0, tl.where(y != y, 255.0, y))", undefined),
+    # counter: the line of the row before, the first line, one value for all, the same row again
+    ("counter", "told_ptr + row * WIDTH", "told_ptr + (row - 1) * WIDTH", counter),
+    ("counter", "told_ptr + row * WIDTH", "told_ptr + row", counter),
+    ("counter", "row * WIDTH + k, mask=k < WIDTH)", "row * WIDTH + k * 0, mask=k < WIDTH)", counter),
+    ("counter", "tl.store(row_ptr, row)", "tl.store(row_ptr, row - 1)", counter),
 ]
 
 
@@ -75,6 +83,6 @@ def test_is_caught(module, old, new, check, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", [row, points, normals, norms, batch, seeds, seeds_of_norms, image, levels])
+@pytest.mark.parametrize("check", [row, points, normals, norms, batch, seeds, seeds_of_norms, image, levels, undefined, counter])
 def test_the_original_passes(check):
     check(SimpleNamespace(**vars(load("kernels_interpreter")), name="interpreter", device="cpu"))

@@ -204,6 +204,9 @@ def test_bytes_are_those_of_the_reference(shape, rounding, isa):
     levels = (torch.arange(256.0) / 127.5 - 1.0).reshape(1, 1, 16, 16)
     edges = torch.cat([levels, levels.nextafter(torch.tensor(9.0)), levels.nextafter(torch.tensor(-9.0)), 3 * levels])
     assert torch.equal(fused.quantize_cpu(edges, rounding), quantize_ref(edges, rounding))
+    undefined = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 3e38, -3e38, -0.0, 1.0]).view(1, 1, 2, 4)
+    assert fused.quantize_cpu(undefined, rounding).flatten().tolist()[:6] == [0, 0, 255, 0, 255, 0]
+    assert torch.equal(fused.quantize_cpu(undefined, rounding), quantize_ref(undefined, rounding))
 
 
 @needs_library
