@@ -51,6 +51,7 @@ def test_larger_ones_are_compressed(shape, tmp_path):
 def test_the_images_of_a_shard_are_on_the_disk_once_it_is_said(n, subdirs, tmp_path, monkeypatch):
     x, synced = images(n, 8, 8, 3), []
     monkeypatch.setattr(pictures, "sync_all", lambda paths: synced.extend((p, p.stat().st_size) for p in paths))
+    monkeypatch.setattr("os.fsync", lambda handle: pytest.fail("waited for one"))
     pictures.beside(tmp_path, True, subdirs)(shard(x))
     folder = tmp_path / "png" / ("000000" if subdirs else "")
     assert [path for path, _ in synced] == [folder / f"{k:06d}.png" for k in range(n)]
