@@ -108,7 +108,7 @@ def test_a_joint_sampler_tells_how_far_it_is():
 def test_chains_tell_how_far_they_are_and_what_they_accept(method):
     def run(**more):
         start, p = torch.zeros(1, 2), lambda x: -x.square().sum(1)
-        return chains.run(p, start, 0.8, 5, range(5), method=method, spread=1.0, batch=3, **more)
+        return chains.run(p, start, 0.8, 5, range(5), 1, method=method, spread=1.0, batch=3, **more)
 
     (heard, log), expected = all_of(), run()
     found = run(log=log)
