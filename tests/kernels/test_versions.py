@@ -16,7 +16,7 @@ import triton
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
-COMPILE = ("3.6.0", "3.7.0", "3.7.1", "3.8.0")  # of torch 2.10 to 2.13, and the next
+COMPILE = ("3.6.0", "3.7.0", "3.7.1", "3.8.0", "3.9.0")  # of torch 2.10 to 2.13, and what follows
 REFUSED = ("3.3.1", "3.4.0", "3.5.1")  # of torch 2.7 to 2.9
 
 
