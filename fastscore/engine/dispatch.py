@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastscore.engine.handle import Promise
 from fastscore.engine.jobs import Job
@@ -14,6 +15,7 @@ from fastscore.engine.lane_groups import Group, Groups
 from fastscore.engine.request import Request
 from fastscore.execution import Execution
 from fastscore.model.score import ScoreModel
+from fastscore.ops.host import behind, wait
 
 
 class Dispatch:
@@ -28,6 +30,7 @@ class Dispatch:
         self.model, self.groups, self.changed = model, Groups(model, asked), changed
         self.jobs: dict[Promise, Job] = {}  # of requests that are not done
         self.lost: list[Job] = []  # given up during a tick
+        self.before: list[Callable[[], None]] = []  # waits for what was done on other streams; see ops/host.py
         self.ticks = self.come = self.entered = 0
 
     @property
@@ -51,6 +54,11 @@ class Dispatch:
         job = self.jobs[handle] = Job(handle, sampler, request, sampler.bound, group, length, self.come)
         group.add(job)
         self.come += len(request)
+        self.mark()
+
+    def mark(self) -> None:
+        """Let the next tick, on whatever stream, come after what has been done on this one."""
+        self.before.append(behind(self.groups.execution.place))
 
     def give_up(self, handle: Promise, ticking: bool) -> None:
         """Forget a request that was cancelled: now, or where a tick is going on once that is over."""
@@ -79,6 +87,9 @@ class Dispatch:
         """
         with self.changed:
             self.sweep()
+            before, self.before = self.before, []
+        for catch_up in before:
+            catch_up()
         for group in groups:
             if not group.jobs:
                 continue
@@ -111,6 +122,7 @@ class Dispatch:
         try:
             done = group.lanes.enter(lanes, job.bound, job.request.at(positions))
         except Exception as error:
+            group.emptied += [lane for lane in lanes if lane in group.lanes.at]  # it may have been half inside
             self._end(job, error)
             return
         with self.changed:
@@ -128,22 +140,29 @@ class Dispatch:
         for n, lane in enumerate(lanes):
             job, k = group.held.pop(lane)
             parts.setdefault(job, []).append((n, k))
+        arrived: list[tuple[Job, list[int], Exception | None]] = []
         for job, both in parts.items():
-            handle, (at, positions) = job.handle, map(list, zip(*both, strict=True))
+            at, positions = map(list, zip(*both, strict=True))
+            error = next((errors[n] for n in at if errors[n] is not None), None)
+            arrived.append((job, positions, error or self._store(job, positions, x[at])))
             with self.changed:
                 group.left(job, len(at))
-            error = next((errors[n] for n in at if errors[n] is not None), None)
+        wait(x.device)  # whoever reads them may do so on any stream
+        for job, positions, error in arrived:
             if error is None:
-                try:
-                    if handle.samples is None:
-                        handle.samples = x.new_empty(len(job.request), *x.shape[1:])
-                    handle.samples[positions] = x[at]
-                except Exception as full:  # no room for all samples of a large request, which is no other's trouble
-                    error = full
-                else:
-                    handle.arrived.append(positions)
+                job.handle.arrived.append(positions)
             if error is not None or job.done == len(job.request):
                 self._end(job, error)
+
+    def _store(self, job: Job, positions: list[int], x: Tensor) -> Exception | None:
+        """Give samples to their request; return what is wrong, as that there is no room for all that it asks for."""
+        try:
+            if job.handle.samples is None:
+                job.handle.samples = x.new_empty(len(job.request), *x.shape[1:])
+            job.handle.samples[positions] = x
+        except Exception as error:
+            return error
+        return None
 
     def _end(self, job: Job, error: BaseException | None = None) -> None:
         """Forget a request: its handle gets the samples or the error, and its lanes are free."""

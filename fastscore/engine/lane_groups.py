@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -184,7 +185,7 @@ class Groups:
         run = self.execution
         captured = run.place.type == "cuda" and run.graph != "off" and sampler.guide is None
         first, second = self._ready(sampler.model), self._ready(sampler.second)
-        recorder = CudaGraphs(run.place, (*first.networks, *second.networks)) if captured else None
+        recorder = partial(CudaGraphs, run.place, (*first.networks, *second.networks)) if captured else None
         return RowLanes(first, second, run, self.ops, self.net_dtype, sampler.guide, alike, recorder)
 
     def _steps(self, sampler: Any) -> StepLanes:

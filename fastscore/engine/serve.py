@@ -211,7 +211,7 @@ class Engine:
                 self._changed.wait_for(lambda: not self._driver and (self._dispatch.jobs or self._closed))
                 if not self._dispatch.jobs:
                     return
-                self._driver, groups = threading.get_ident(), self._dispatch.busy
+                groups = self._dispatch.busy
             try:
                 self._ticks(lambda: False, None)
             except Exception as error:  # of the surroundings of a run: who waits would wait for ever
@@ -235,10 +235,9 @@ class Engine:
                 raise RuntimeError("this engine is in the middle of a tick, which cannot wait for the next one")
             with self._changed:
                 self._changed.wait_for(lambda: until() or not self._dispatch.jobs or self._idle, left())
-                if until() or not self._idle:
-                    continue
-                self._driver = threading.get_ident()
-            self._ticks(until, end)
+                ready = self._idle and not until()
+            if ready:
+                self._ticks(until, end)
         return left()
 
     @property
@@ -248,9 +247,13 @@ class Engine:
         return not self._driver and (thread is None or not thread.is_alive())
 
     def _ticks(self, until: Callable[[], bool], end: float | None) -> None:
-        """Do some ticks, in the surroundings of a run; this thread is the one that drives."""
+        """Do some ticks, in the surroundings of a run, unless another thread does; this is the one that drives."""
+        me = threading.get_ident()
         try:
             with self._changed:
+                if self._driver:
+                    return
+                self._driver = me
                 turn, groups = self._turn, self._dispatch.busy
             with turn.surroundings():
                 self._dispatch.begin(groups)
@@ -262,7 +265,9 @@ class Engine:
                     if not busy or any(group not in groups for group in busy):  # of networks that are not in this turn
                         break
         finally:
-            with self._changed:
-                self._dispatch.sweep()
-                self._driver = 0
-                self._changed.notify_all()
+            if self._driver == me:
+                with self._changed:
+                    self._dispatch.mark()
+                    self._dispatch.sweep()
+                    self._driver = 0
+                    self._changed.notify_all()
