@@ -79,7 +79,7 @@ class Replays:
     def _again(self, forms: Hashable) -> bool:
         """Return whether work of these forms has come often enough; what came long ago is not remembered for ever."""
         if len(self.seen) >= COUNTED:
-            self.seen.clear()
+            self.seen = dict.fromkeys(self.calls, AGAIN)
         self.seen[forms] = self.seen.get(forms, 0) + 1
         return self.seen[forms] >= AGAIN
 
