@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,21 +95,25 @@ class Dispatch:
             if not group.jobs:
                 continue
             try:
-                group.tidy()
-                with self.changed:
-                    shares = group.shares(self.entered)
-                for job, lanes in shares.items():
-                    self._enter(group, job, lanes)
-                group.tidy()
-                if group.held:
-                    self.ticks += 1
-                    self._leave(group, group.lanes.tick())
+                self._tick(group)
             except BaseException as error:
+                _let_go(error)
                 self._lose(group, error)
                 if not isinstance(error, Exception):
                     raise
         with self.changed:
             self.changed.notify_all()
+
+    def _tick(self, group: Group) -> None:
+        group.tidy()
+        with self.changed:
+            shares = group.shares(self.entered)
+        for job, lanes in shares.items():
+            self._enter(group, job, lanes)
+        group.tidy()
+        if group.held:
+            self.ticks += 1
+            self._leave(group, group.lanes.tick())
 
     def fail(self, groups: Sequence[Group], error: BaseException) -> None:
         """End the requests of groups that nothing can be done for."""
@@ -186,7 +191,8 @@ class Dispatch:
         """End the requests that have entered the lanes of a group, whose state nobody knows; those that wait go on."""
         with self.changed:
             self.groups.drop(group)
-            jobs = list(group.jobs)
+            jobs, group.jobs = list(group.jobs), {}
+            del group.lanes  # whoever keeps the error keeps frames that know the group
         for job in [job for job in jobs if job.entered]:
             self._end(job, error)
         for job in [job for job in jobs if not job.entered and job.handle in self.jobs]:
@@ -196,3 +202,10 @@ class Dispatch:
                     job.group.add(job)
             except Exception as again:
                 self._end(job, again)
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of ours that an error has passed through: who keeps it would keep what lanes hold."""
+    for frame, _ in traceback.walk_tb(error.__traceback__ and error.__traceback__.tb_next):
+        if frame.f_globals.get("__name__", "").startswith(("fastscore.", "torch.")):
+            frame.clear()

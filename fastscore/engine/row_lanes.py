@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -162,7 +163,7 @@ class RowLanes:
         tick = self._forms()
         made = self.plans.made, self.inputs.made, len(self.hist)
         moving = (self.x, self.u, self.hist, self.row, self.bad)
-        self.replays.do(tick, made, moving, lambda: self._do(tick))
+        self.replays.do(tick, made, moving, partial(self._do, tick))
         done = []
         for lane, (entry, k) in self.at.items():
             self.at[lane] = entry, k + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import traceback
 import weakref
 from concurrent.futures import CancelledError
 from types import SimpleNamespace
@@ -100,6 +101,26 @@ def test_nothing_is_kept_of_a_request_that_was_given_up():
     engine.close(cancel=True)
     gc.collect()
     assert lanes() is None and not engine._dispatch.jobs
+
+
+def test_who_keeps_an_error_keeps_no_lanes():
+    trouble = [RuntimeError("out of memory, it says")]
+
+    def raising(u: Tensor, c: Tensor) -> Tensor:
+        if trouble:
+            raise trouble.pop()
+        return torch.tanh(u)
+
+    one = model(raising)
+    engine, s = fs.Engine(one, batch=B), sampler(one)
+    lost = engine.submit(s, [1])
+    lanes = weakref.ref(engine._dispatch.groups.groups[0].lanes)
+    error = lost.exception()
+    assert isinstance(error, RuntimeError) and error.__traceback__ is not None
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert names[-1] == "raising" and "evaluate" in names  # where it was raised is still to be read
+    gc.collect()
+    assert lanes() is None and torch.equal(engine.submit(s, [1]).result(), s.run([1]))
 
 
 def test_a_callback_of_a_request_given_up_holds_no_lock():
