@@ -296,8 +296,9 @@ def test_samples_that_entered_by_half_leave_their_lanes_as_they_were(monkeypatch
         planted.setattr(outputs, "partner", Full())
         with pytest.raises(MemoryError):
             engine.submit(guided, [0], labels=0).result()
-    assert torch.equal(engine.submit(plain, range(B), labels=1).result(), expected)
-    assert torch.equal(engine.submit(guided, range(3), labels=0).result(), guided.run(range(3), labels=0))
+    beside, after = engine.submit(plain, range(2), labels=1), engine.submit(guided, range(3), labels=0)
+    assert torch.equal(beside.result(), expected[:2])  # one of them in the lane that a second output did not get
+    assert torch.equal(after.result(), guided.run(range(3), labels=0))
 
 
 def test_no_room_for_a_large_request_is_its_own_trouble(monkeypatch):
@@ -316,7 +317,7 @@ def test_inputs_that_were_made_by_half_are_made_again(monkeypatch, kind):
     def net(u: Tensor, c: Tensor, cond: Tensor) -> Tensor:
         return torch.tanh(u) * (1.0 + cond.sum(1, keepdim=True).to(u))
 
-    one, dtypes = model(net, cond_shape=(2,), null=torch.zeros(2)), (torch.float32, torch.float64)
+    one, dtypes = model(net, cond_shape=(2,), null=torch.zeros(2)), (torch.int64, torch.float32)
     fields: dict[str, Any] = {
         "together": {"guidance": fs.Guidance(2.0), "guided": "batched"},
         "adaptive": {"solver": fs.BogackiShampine(0.1, 0.1), "steps": None},
