@@ -20,6 +20,7 @@ from fastscore.engine import handle as handles
 from fastscore.engine import lane_groups, plan_table, replays
 from fastscore.engine.jobs import AHEAD, Job, Waiting
 from fastscore.engine.replays import Replays
+from fastscore.engine.row_lanes import RowLanes
 from fastscore.guidance import together, told
 from fastscore.network import surroundings
 
@@ -191,6 +192,7 @@ def test_who_waits_comes_up_as_if_all_were_looked_at():
             if widths[job] > left:
                 break
             left, held[job], taken[job] = left - widths[job], held[job] + widths[job], taken.get(job, 0) + 1
+        assert len(waiting._first(len(free), lambda job: False)) <= len(free)
         shares = waiting.shares(free, widths.__getitem__, lanes, entered)
         assert {job: len(own) // widths[job] for job, own in shares.items()} == taken
 
@@ -301,6 +303,20 @@ def test_samples_that_entered_by_half_leave_their_lanes_as_they_were(monkeypatch
     assert torch.equal(after.result(), guided.run(range(3), labels=0))
 
 
+def test_lanes_of_a_request_that_failed_do_not_come_up_again(monkeypatch):
+    """Its further samples cannot enter in the very tick in which its first ones are done."""
+    one = model()
+    engine = fs.Engine(one, batch=B)
+    short, long = sampler(one, 2), sampler(one, 3)
+    fine, failing = engine.submit(short, [0]), engine.submit(long, range(5))
+    monkeypatch.setattr(RowLanes, "enter", Once(RowLanes.enter, lambda own, lanes, bound, part: 2 in part.ids))
+    beside = engine.submit(long, [9])
+    assert torch.equal(fine.result(), short.run([0]))
+    with pytest.raises(MemoryError):
+        failing.result()
+    assert len(failing.arrived) == 0 and torch.equal(beside.result(), long.run([9]))
+
+
 def test_no_room_for_a_large_request_is_its_own_trouble(monkeypatch):
     one = model()
     engine, s = fs.Engine(one, batch=B), sampler(one)
@@ -366,13 +382,14 @@ def test_recordings_follow_what_is_asked_for_now(monkeypatch):
     kept.do(1, "moved", [x], lambda: None)
     assert set(kept.calls) == {1} and len(made) == 2  # a recorder ends with what it recorded
 
-    def broken() -> Any:
+    def broken(*_: object) -> Any:
         raise RuntimeError("no stream is left")
 
-    kept.recorder = broken
+    made[-1].record = broken
     with pytest.warns(UserWarning, match="no stream is left"):
-        kept.do(1, "again", [x], lambda: None)
-    assert not kept.calls and kept.recorder is None
+        for _ in range(3):
+            kept.do(7, "moved", [x], lambda: None)
+    assert not kept.calls and kept.recorder is None  # nobody would look whether they are still true
 
 
 @pytest.mark.slow
