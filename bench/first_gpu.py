@@ -226,24 +226,38 @@ def prepared(scratch: Path, dry: bool) -> tuple[dict[str, str], dict[str, Any]]:
     return env, found
 
 
+def folder(text: str) -> Path:
+    """Return a folder that an option names; an empty text, as of a variable that is not set, names none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("give a folder")
+    return Path(text)
+
+
 def main(arguments: list[str] | None = None, phases: Sequence[Phase] = PHASES) -> int:
     """Run phases; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a folder without records of another run")
+    parser.add_argument("--out", type=folder, required=True, help="a folder without records of another run")
     parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="seconds of it all (540)")
     parser.add_argument("--only", default="", metavar="P4,P5", help="these phases; all if left out")
     parser.add_argument("--dry", action="store_true", help="on the CPU, tiny: figures mean nothing")
     args = parser.parse_args(arguments)
-    names = [name for name in args.only.split(",") if name]
+    names = [name.strip() for name in args.only.split(",") if name.strip()]
     unknown = [name for name in names if name not in [p.name for p in phases]]
     if unknown:
         parser.error(f"no phase {', '.join(unknown)}; there are {', '.join(p.name for p in phases)}")
     if not 0.0 < args.budget < float("inf"):
         parser.error(f"--budget {args.budget} must be a positive number of seconds")
-    if (args.out / lines.NAME).exists():
-        parser.error(f"--out {args.out} has the records of another run; give another folder")
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.only and not names:
+        parser.error(f"--only {args.only!r} names no phase; leave it out for all")
     chosen = [p for p in phases if not names or p.name in names]
+    try:
+        if (args.out / lines.NAME).exists():
+            parser.error(f"--out {args.out} has the records of another run; give another folder")
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "log").open("ab").close()
+        summary.write(args.out, chosen)  # what it cannot write is told now, not when a card has answered
+    except OSError as error:
+        parser.error(f"--out {args.out} cannot be written ({error.strerror}); give another folder")
     return watched(Run(args.out.resolve(), args.budget, args.dry), chosen)
 
 

@@ -52,7 +52,9 @@ class Batches:
     @cached_property
     def captured(self) -> Graphed | None:
         """The captured loop; None where the plain one runs."""
-        result = None if self.graph == "off" else capture(self.loop, self.graph)
+        if self.graph == "off":
+            return None
+        result = capture(self.loop, self.graph)
         self.frozen = self._frozen()
         return result
 

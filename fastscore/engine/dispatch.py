@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastscore.engine.handle import Promise
+from fastscore.engine.jobs import Job
 from fastscore.engine.lane_groups import Group, Groups
 from fastscore.engine.request import Request
 from fastscore.execution import Execution
-from fastscore.guidance.mixture import BoundPlan
 from fastscore.model.score import ScoreModel
-
-AHEAD = 4  # batches of samples that may enter before one whose turn it is
-
-
-class Promise(Future[Tensor]):
-    """A future of samples that arrive one after the other.
-
-    Attributes:
-        samples: of the request, [n, *shape]; those that have not arrived hold anything. None before the first one.
-        arrived: their positions, as they came.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.samples: Tensor | None = None
-        self.arrived: list[list[int]] = []
-
-
-@dataclass(eq=False)
-class Job:
-    """A request under way: how many of its samples have entered lanes, are in some, and have arrived.
-
-    Attributes:
-        bound: the plan; None of an adaptive solver.
-        length: evaluations of the plan; 0 of an adaptive solver. place: how many samples were asked for before.
-    """
-
-    handle: Promise
-    sampler: Any
-    request: Request
-    bound: BoundPlan | None
-    group: Group
-    length: int
-    place: int
-    entered: int = 0
-    held: int = 0
-    done: int = 0
+from fastscore.ops.host import behind, wait
 
 
 class Dispatch:
@@ -65,17 +29,19 @@ class Dispatch:
 
     def __init__(self, model: ScoreModel, asked: Execution, changed: threading.Condition) -> None:
         self.model, self.groups, self.changed = model, Groups(model, asked), changed
-        self.jobs: list[Job] = []
+        self.jobs: dict[Promise, Job] = {}  # of requests that are not done
+        self.lost: list[Job] = []  # given up during a tick
+        self.before: list[Callable[[], None]] = []  # waits for what was done on other streams; see ops/host.py
         self.ticks = self.come = self.entered = 0
 
     @property
-    def going(self) -> list[Job]:
-        """The requests that are not done; one that was cancelled leaves ``jobs`` with the next tick."""
-        return [job for job in self.jobs if not job.handle.done()]
+    def busy(self) -> list[Group]:
+        """The groups that have requests."""
+        return [group for group in self.groups.groups if group.jobs]
 
     def check(self, sampler: Any) -> None:
         """Raise ValueError unless the samples of a sampler can be in these lanes."""
-        self.groups.check(sampler, idle=not self.going)
+        self.groups.check(sampler, idle=all(handle.done() for handle in self.jobs))
 
     def add(self, handle: Promise, sampler: Any, request: Request) -> None:
         """Take a request; one of no samples is done."""
@@ -86,56 +52,73 @@ class Dispatch:
             return
         group = self.groups.of(sampler, request)
         length = 0 if sampler.plan is None else sum(row.evaluate for row in sampler.plan.rows)
-        self.jobs.append(Job(handle, sampler, request, sampler.bound, group, length, self.come))
+        job = self.jobs[handle] = Job(handle, sampler, request, sampler.bound, group, length, self.come)
+        group.add(job)
         self.come += len(request)
+        self.mark()
 
-    def begin(self) -> None:
+    def mark(self) -> None:
+        """Let the next tick, on whatever stream, come after what has been done on this one."""
+        self.before.append(behind(self.groups.execution.place))
+
+    def give_up(self, handle: Promise, ticking: bool) -> None:
+        """Forget a request that was cancelled: now, or where a tick is going on once that is over."""
+        job = self.jobs.pop(handle, None)
+        if job is not None:
+            handle.set_running_or_notify_cancel()
+            self.lost.append(job)
+        if not ticking:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Forget the requests that were given up; no tick goes on."""
+        while self.lost:
+            self._forget(self.lost.pop())
+
+    def begin(self, groups: Sequence[Group]) -> None:
         """Take notice of what has changed in networks; called where a turn begins, in its surroundings."""
-        for group in self.groups.groups:
+        for group in groups:
             group.lanes.begin()
 
-    def tick(self) -> None:
-        """Let samples enter, evaluate the lanes of each group, and let those samples leave that are done."""
+    def tick(self, groups: Sequence[Group]) -> None:
+        """Let samples enter, evaluate the lanes of each group, and let those samples leave that are done.
+
+        Args:
+            groups: whose networks are in the surroundings of a run.
+        """
         with self.changed:
-            jobs = list(self.jobs)
-        for job in [job for job in jobs if job.handle.done()]:  # cancelled
-            self._end(job)
-            jobs.remove(job)
-        for group in dict.fromkeys(job.group for job in jobs):
+            self.sweep()
+            before, self.before = self.before, []
+        for catch_up in before:
+            catch_up()
+        for group in groups:
+            if not group.jobs:
+                continue
             try:
-                for job, lanes in self._shares(group, [job for job in jobs if job.group is group]):
-                    self._enter(group, job, lanes)
-                if group.held:
-                    self.ticks += 1
-                    self._leave(group, group.lanes.tick())
+                self._tick(group)
             except BaseException as error:
+                _let_go(error)
                 self._lose(group, error)
                 if not isinstance(error, Exception):
                     raise
         with self.changed:
             self.changed.notify_all()
 
-    def _shares(self, group: Group, jobs: list[Job]) -> list[tuple[Job, list[int]]]:
-        """Return which requests get which free lanes: each goes to the one that holds fewest; see Engine."""
+    def _tick(self, group: Group) -> None:
+        group.tidy()
+        with self.changed:
+            shares = group.shares(self.entered)
+        for job, lanes in shares.items():
+            self._enter(group, job, lanes)
+        group.tidy()
+        if group.held:
+            self.ticks += 1
+            self._leave(group, group.lanes.tick())
 
-        def turn(job: Job) -> tuple[bool, int, int]:
-            late = job.place + job.entered + AHEAD * group.count <= self.entered
-            return not late, 0 if late else -job.length, job.place
-
-        free = group.free()
-        waiting = [(job.held, turn(job), job) for job in jobs if job.entered < len(job.request)] if free else []
-        heapq.heapify(waiting)
-        shares: dict[Job, list[list[int]]] = {}
-        while waiting and len(free) >= (width := group.lanes.width(waiting[0][2].bound)):
-            held, order, job = waiting[0]
-            taken = shares.setdefault(job, [])
-            taken.append(free[:width])
-            free = free[width:]
-            if job.entered + len(taken) < len(job.request):
-                heapq.heapreplace(waiting, (held + width, order, job))
-            else:
-                heapq.heappop(waiting)
-        return [(job, [lane for of in zip(*taken, strict=True) for lane in of]) for job, taken in shares.items()]
+    def fail(self, groups: Sequence[Group], error: BaseException) -> None:
+        """End the requests of groups that nothing can be done for."""
+        for job in [job for group in groups for job in group.jobs]:
+            self._end(job, error)
 
     def _enter(self, group: Group, job: Job, lanes: list[int]) -> None:
         """Put the next samples of a request into lanes; what goes wrong is that request's alone."""
@@ -144,11 +127,12 @@ class Dispatch:
         try:
             done = group.lanes.enter(lanes, job.bound, job.request.at(positions))
         except Exception as error:
+            group.emptied += [lane for lane in lanes if lane in group.lanes.at]  # it may have been half inside
             self._end(job, error)
             return
-        group.held |= {lane: (job, k) for lane, k in zip(lanes, positions, strict=False)}
-        job.entered, job.held = positions.stop, job.held + len(lanes)
-        self.entered += len(positions)
+        with self.changed:
+            group.enter(job, dict(zip(lanes, positions, strict=False)), len(lanes))
+            self.entered += len(positions)
         self._leave(group, done)
 
     def _leave(self, group: Group, lanes: list[int]) -> None:
@@ -161,51 +145,67 @@ class Dispatch:
         for n, lane in enumerate(lanes):
             job, k = group.held.pop(lane)
             parts.setdefault(job, []).append((n, k))
+        arrived: list[tuple[Job, list[int], Exception | None]] = []
         for job, both in parts.items():
-            handle, (at, positions) = job.handle, map(list, zip(*both, strict=True))
-            job.held -= len(at) * group.lanes.width(job.bound)
-            job.done += len(at)
+            at, positions = map(list, zip(*both, strict=True))
             error = next((errors[n] for n in at if errors[n] is not None), None)
+            arrived.append((job, positions, error or self._store(job, positions, x[at])))
+            with self.changed:
+                group.left(job, len(at))
+        wait(x.device)  # whoever reads them may do so on any stream
+        for job, positions, error in arrived:
             if error is None:
-                if handle.samples is None:
-                    handle.samples = x.new_empty(len(job.request), *x.shape[1:])
-                handle.samples[positions] = x[at]
-                handle.arrived.append(positions)
+                job.handle.arrived.append(positions)
             if error is not None or job.done == len(job.request):
                 self._end(job, error)
 
+    def _store(self, job: Job, positions: list[int], x: Tensor) -> Exception | None:
+        """Give samples to their request; return what is wrong, as that there is no room for all that it asks for."""
+        try:
+            if job.handle.samples is None:
+                job.handle.samples = x.new_empty(len(job.request), *x.shape[1:])
+            job.handle.samples[positions] = x
+        except Exception as error:
+            return error
+        return None
+
     def _end(self, job: Job, error: BaseException | None = None) -> None:
         """Forget a request: its handle gets the samples or the error, and its lanes are free."""
-        group, handle = job.group, job.handle
-        lanes = [lane for lane, (other, _) in group.held.items() if other is job]
-        if lanes:
-            group.lanes.clear(lanes)
-        for lane in lanes:
-            del group.held[lane]
+        handle = job.handle
         with self.changed:
-            if job not in self.jobs:
+            if self.jobs.pop(handle, None) is None:  # it was given up
                 return
-            self.jobs.remove(job)
-            self.entered += len(job.request) - job.entered
-            if handle.done():
+            self._forget(job)
+            if not handle.set_running_or_notify_cancel():
                 return
-            handle.set_running_or_notify_cancel()
         if error is not None:
             handle.set_exception(error)
         elif handle.samples is not None:
             handle.set_result(handle.samples)
 
+    def _forget(self, job: Job) -> None:
+        job.group.drop(job)
+        self.entered += job.left
+
     def _lose(self, group: Group, error: BaseException) -> None:
         """End the requests that have entered the lanes of a group, whose state nobody knows; those that wait go on."""
-        group.held = {}
         with self.changed:
             self.groups.drop(group)
-            jobs = [job for job in self.jobs if job.group is group]
-        lost, waiting = [job for job in jobs if job.entered], [job for job in jobs if not job.entered]
-        for job in lost:
+            jobs, group.jobs = list(group.jobs), {}
+            del group.lanes  # whoever keeps the error keeps frames that know the group
+        for job in [job for job in jobs if job.entered]:
             self._end(job, error)
-        for job in waiting:
+        for job in [job for job in jobs if not job.entered and job.handle in self.jobs]:
             try:
-                job.group = self.groups.of(job.sampler, job.request)
+                with self.changed:
+                    job.group = self.groups.of(job.sampler, job.request)
+                    job.group.add(job)
             except Exception as again:
                 self._end(job, again)
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of ours that an error has passed through: who keeps it would keep what lanes hold."""
+    for frame, _ in traceback.walk_tb(error.__traceback__ and error.__traceback__.tb_next):
+        if frame.f_globals.get("__name__", "").startswith(("fastscore.", "torch.")):
+            frame.clear()

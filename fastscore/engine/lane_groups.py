@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastscore.engine.adaptive.run import AdaptiveBatches
 from fastscore.engine.cuda_graphs import CudaGraphs
+from fastscore.engine.jobs import Job, Waiting
 from fastscore.engine.request import Request
 from fastscore.engine.row_lanes import RowLanes
 from fastscore.engine.selfcheck import trusted
@@ -32,19 +34,60 @@ class Group:
 
     Attributes:
         kind: what its requests have in common. networks: what its calls evaluate.
-        held: of each lane in use: the job, and the position of the sample in its request.
+        second: the other model of its requests, as it was given.
+        jobs: its requests; waiting: those of them that have samples left to enter.
+        held: of each lane in use: the request, and the position of the sample in it.
+        emptied: lanes whose samples were given up, and are there until the next tick.
     """
 
     lanes: RowLanes | StepLanes
     kind: tuple[Any, ...]
     networks: tuple[object, ...]
+    second: ScoreModel
     count: int
-    held: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    jobs: dict[Job, None] = field(default_factory=dict)
+    waiting: Waiting = field(default_factory=Waiting)
+    held: dict[int, tuple[Job, int]] = field(default_factory=dict)
+    emptied: list[int] = field(default_factory=list)
 
-    def free(self) -> list[int]:
-        """Return the lanes that are free, the first ones first."""
+    def add(self, job: Job) -> None:
+        """Take a request."""
+        self.jobs[job] = None
+        self.waiting.put(job)
+
+    def drop(self, job: Job) -> None:
+        """Forget a request; whose samples are in lanes of its are not there any more."""
+        if job in self.jobs:
+            del self.jobs[job]
+        self.waiting.drop(job)
+        if job.held:
+            self.emptied += [lane for lane, (other, _) in self.held.items() if other is job]
+            self.held = {lane: of for lane, of in self.held.items() if of[0] is not job}
+
+    def tidy(self) -> None:
+        """Empty the lanes whose samples were given up."""
+        if self.emptied:
+            lanes, self.emptied = self.emptied, []
+            self.lanes.clear(lanes)
+
+    def shares(self, entered: int) -> dict[Job, list[int]]:
+        """Return which requests get which free lanes."""
         taken = self.lanes.taken
-        return [lane for lane in range(self.count) if lane not in taken]
+        free = [lane for lane in range(self.count) if lane not in taken]
+        return self.waiting.shares(free, lambda job: self.lanes.width(job.bound), self.count, entered)
+
+    def enter(self, job: Job, positions: dict[int, int], lanes: int) -> None:
+        """Take notice of samples of a request that have entered so many lanes, each with its position in one."""
+        self.held |= {lane: (job, k) for lane, k in positions.items()}
+        job.entered, job.held = job.entered + len(positions), job.held + lanes
+        self.waiting.put(job)
+
+    def left(self, job: Job, n: int) -> None:
+        """Take notice that n samples of a request have left their lanes."""
+        job.held -= n * self.lanes.width(job.bound)
+        job.done += n
+        if job in self.jobs:
+            self.waiting.put(job)
 
 
 class Groups:
@@ -61,11 +104,6 @@ class Groups:
         self._prepared: dict[int, tuple[ScoreModel, ScoreModel]] = {}
         self.execution, self.net_dtype = asked.around(*model.networks)
         self.ops = trusted(self.execution)
-
-    @property
-    def networks(self) -> tuple[object, ...]:
-        """Whatever the groups evaluate, each once."""
-        return tuple({id(net): net for group in self.groups for net in group.networks}.values())
 
     def release(self) -> None:
         """Free lanes and prepared networks."""
@@ -124,13 +162,15 @@ class Groups:
         for group in self.groups:
             if _same(group.kind, kind):
                 return group
-        empty = [group for group in self.groups if not group.held]
+        empty = [group for group in self.groups if not group.jobs]
         for group in empty[: max(0, len(empty) - KEPT + 1)]:
-            self.groups.remove(group)
+            self.drop(group)
         with undisturbed(self.execution.dtype, self.execution.place):
             lanes = self._steps(sampler) if sampler.plan is None else self._rows(sampler, "away" not in kind[-1])
         networks = (*self._ready(sampler.model).networks, *self._ready(sampler.second).networks, sampler.guide)
-        self.groups.append(Group(lanes, kind, networks, self.execution.batch))
+        self.groups.append(Group(lanes, kind, networks, sampler.second, self.execution.batch))
+        used = {id(self.model), *(id(group.second) for group in self.groups)}
+        self._prepared = {key: models for key, models in self._prepared.items() if key in used}
         return self.groups[-1]
 
     def _ready(self, model: ScoreModel) -> ScoreModel:
@@ -145,7 +185,7 @@ class Groups:
         run = self.execution
         captured = run.place.type == "cuda" and run.graph != "off" and sampler.guide is None
         first, second = self._ready(sampler.model), self._ready(sampler.second)
-        recorder = CudaGraphs(run.place, (*first.networks, *second.networks)) if captured else None
+        recorder = partial(CudaGraphs, run.place, (*first.networks, *second.networks)) if captured else None
         return RowLanes(first, second, run, self.ops, self.net_dtype, sampler.guide, alike, recorder)
 
     def _steps(self, sampler: Any) -> StepLanes:

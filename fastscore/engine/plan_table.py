@@ -127,9 +127,9 @@ class PlanTable:
         if entry is None:
             entry = Entry(bound, known)
             entry.first = self._room(len(bound.plan.rows))
-            self.entries[bound, known] = entry
-            self.slots = max(self.slots, bound.plan.slots)
             self._write(entry)
+            self.entries[bound, known] = entry  # once it is whole
+            self.slots = max(self.slots, bound.plan.slots)
         return entry
 
     def _empty(self, rows: int) -> Columns:
@@ -154,10 +154,10 @@ class PlanTable:
             return gap
         old, count = self.columns, len(self.columns.table)
         end = max((entry.end for entry in self.entries.values()), default=1)
-        self.columns = self._empty(max(2 * count, 2 * (end + rows)))
+        new = self._empty(max(2 * count, 2 * (end + rows)))
         for column in fields(Columns):
-            getattr(self.columns, column.name)[:count] = getattr(old, column.name)
-        self.made += 1
+            getattr(new, column.name)[:count] = getattr(old, column.name)
+        self.columns, self.made = new, self.made + 1
         return end
 
     def _gap(self, rows: int) -> int | None:

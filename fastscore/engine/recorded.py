@@ -59,13 +59,17 @@ class Recorded(Generic[Made]):
             make: makes it; what it made before is dropped first.
             made: returns numbers that change when static inputs are made anew.
         """
-        if not self.kept or self.frozen != [made(), *frozen_in(self.networks, self.device)]:
+        if not self.holds(made):
             self.kept = ()
             result = make()
             self.kept = (result,)
             # What was compiled on the way counts as it is afterwards.
             self.frozen = [made(), *frozen_in(self.networks, self.device)]
         return self.kept[0]
+
+    def holds(self, made: Callable[[], object]) -> bool:
+        """Return whether it was made, of networks and inputs as they are now."""
+        return bool(self.kept) and self.frozen == [made(), *frozen_in(self.networks, self.device)]
 
 
 class Repeated:
@@ -109,13 +113,17 @@ class Repeated:
         """
         if (recorder := self.recorder) is None:
             return work
-        return self.recorded.now(lambda: self._record(recorder(), work, reset), made) or work
+        return self.recorded.now(lambda: self._record(recorder, work, reset), made) or work
 
-    def _record(self, recorder: Recorder, work: Work, reset: Work) -> Work | None:
+    def holds(self, made: Callable[[], object]) -> bool:
+        """Return whether what ``now`` returned last does the work as it is now."""
+        return self.recorder is None or self.recorded.holds(made)
+
+    def _record(self, recorder: Callable[[], Recorder], work: Work, reset: Work) -> Work | None:
         start = time.perf_counter()
         try:
             with torch.no_grad():
-                return recorder.record(_unheld(reset), _unheld(work))
+                return recorder().record(_unheld(reset), _unheld(work))
         except Exception as error:  # of a network, of a compiler, of torch: whatever it is, nothing was recorded
             reason = first_reason(error)
             if self.graph != "auto":

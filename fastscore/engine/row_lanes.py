@@ -13,8 +13,9 @@ same call.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class RowLanes:
         ops: the backend. net_dtype: of the networks' inputs.
         guide: what changes the estimates of all lanes, or None.
         alike: whether both outputs are told things of one form, so that one call may have both.
-        recorder: of ticks, to be replayed; None to do each anew.
+        recorder: makes a recorder of ticks, to be replayed; None to do each anew.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class RowLanes:
         net_dtype: torch.dtype,
         guide: Guide | None = None,
         alike: bool = True,
-        recorder: Recorder | None = None,
+        recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         self.model, self.second, self.ops = model, second, ops
         self.device, self.dtype, self.lanes = execution.place, execution.dtype, execution.batch
@@ -101,7 +102,12 @@ class RowLanes:
             hist[: len(self.hist)] = self.hist
             self.hist = hist
         at, other = (torch.tensor(v, dtype=torch.int64, device=self.device) for v in (lanes, seconds))
-        self.x[at], self.u[at] = self._opened(entry, part)
+        x, u = self._opened(entry, part)
+        self.at |= dict.fromkeys(lanes, (entry, 0))
+        self.second_of |= dict(zip(lanes, seconds, strict=True)) if seconds else {}
+        entry.users += len(lanes)
+        # What goes wrong from here on leaves lanes that have to be cleared.
+        self.x[at], self.u[at] = x, u
         self.key.ids[at], self.key.seed[at], self.bad[at] = part.key.ids, part.key.seed, -1
         self.inputs.take(at, part, bound.guidance, other)
         if self.dimensions is not None:
@@ -109,9 +115,6 @@ class RowLanes:
         self.row[at] = entry.first + len(entry.kinds)
         if seconds:
             self.outputs.source[other], self.outputs.partner[at] = at, other
-            self.second_of |= dict(zip(lanes, seconds, strict=True))
-        self.at |= dict.fromkeys(lanes, (entry, 0))
-        entry.users += len(lanes)
         return [] if entry.stretches else list(lanes)
 
     def width(self, bound: BoundPlan | None) -> int:
@@ -160,7 +163,7 @@ class RowLanes:
         tick = self._forms()
         made = self.plans.made, self.inputs.made, len(self.hist)
         moving = (self.x, self.u, self.hist, self.row, self.bad)
-        self.replays.do(tick, made, moving, lambda: self._do(tick))
+        self.replays.do(tick, made, moving, partial(self._do, tick))
         done = []
         for lane, (entry, k) in self.at.items():
             self.at[lane] = entry, k + 1

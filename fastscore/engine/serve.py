@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastscore.engine.dispatch import Dispatch, Promise
+from fastscore.engine.dispatch import Dispatch
+from fastscore.engine.handle import Handle
 from fastscore.engine.request import Request, RequestFields
 from fastscore.engine.turn import Turn
-from fastscore.errors import typed
+from fastscore.errors import short, typed
 from fastscore.execution import Execution, ExecutionFields
 from fastscore.model.score import ScoreModel
 
@@ -24,60 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 TURN = 32  # ticks in a row: what has changed in a network counts after them
-
-
-class Handle(Promise):
-    """The samples of a request to come: a ``concurrent.futures.Future`` of what ``sampler.run`` would return.
-
-    Who waits for it does the work, if no thread of the engine does. Iteration yields (ids, samples) as they are done.
-
-    Attributes:
-        ids: of the samples, int64 [n].
-    """
-
-    def __init__(self, engine: Engine, ids: Tensor) -> None:
-        super().__init__()
-        self.engine, self.ids = engine, ids
-
-    def result(self, timeout: float | None = None) -> Tensor:
-        """Return the samples, [n, *shape].
-
-        Raises:
-            concurrent.futures.TimeoutError: they are not done in ``timeout`` seconds; the work goes on where it was.
-            concurrent.futures.CancelledError: the request was cancelled.
-            NonFiniteError, StepSizeError: of one of its samples; or what the network raised.
-        """
-        return super().result(self.engine._drive(self.done, timeout))
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the request failed with, or None; raises as ``result`` does if it is not done or cancelled."""
-        return super().exception(self.engine._drive(self.done, timeout))
-
-    def cancel(self) -> bool:
-        """Give the request up, on its way or not; return whether it is given up: False if it was done before."""
-        with self.engine._changed:
-            fresh = not self.done()
-            if not super().cancel():
-                return False
-            if fresh:
-                self.set_running_or_notify_cancel()
-            self.engine._changed.notify_all()
-        return True
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        seen = 0
-
-        def more() -> bool:
-            return len(self.arrived) > seen or self.done()
-
-        while True:
-            self.engine._drive(more)
-            if seen == len(self.arrived):
-                self.result()  # raises what there is to raise
-                return
-            at, seen = self.arrived[seen], seen + 1
-            assert self.samples is not None
-            yield self.ids[at], self.samples[at]
 
 
 class Engine:
@@ -119,6 +68,7 @@ class Engine:
         self._changed = threading.Condition(threading.RLock())
         self._dispatch = Dispatch(model, Execution.of(execution, **fields), self._changed)
         self._driver, self._closed = 0, False
+        self._streams: list[Callable[[Handle], None]] = []
         self._thread: threading.Thread | None = None
         self._turn = Turn()
 
@@ -130,7 +80,8 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many requests are not done."""
-        return len(self._dispatch.going)
+        with self._changed:
+            return sum(not handle.done() for handle in self._dispatch.jobs)
 
     def submit(
         self,
@@ -164,9 +115,12 @@ class Engine:
         with self._changed:
             self._open()
             self._dispatch.add(handle, sampler, request)
-            networks, execution = self._dispatch.groups.networks, self._dispatch.groups.execution
+            networks = tuple({id(net): net for group in self._dispatch.busy for net in group.networks}.values())
+            execution = self._dispatch.groups.execution
             if (*map(id, self._turn.networks), self._turn.execution) != (*map(id, networks), execution):
                 self._turn = Turn(*networks, execution=execution)
+            for stream in list(self._streams):
+                stream(handle)
             self._changed.notify_all()
         return handle
 
@@ -175,23 +129,36 @@ class Engine:
 
         Args:
             handles: which; those that are not done, and whatever is submitted on the way, if left out.
+
+        Raises:
+            ValueError: a handle of another engine, which would do no work for this one.
         """
-        left: dict[Promise, None] = {} if handles is None else dict.fromkeys(handles)
+        left, done = set[Future[Tensor]](), SimpleQueue[Future[Tensor]]()
 
-        def some() -> bool:
-            return any(handle.done() for handle in left)
+        def take(handle: Future[Tensor]) -> None:
+            if not isinstance(handle, Handle) or handle.engine is not self:
+                raise ValueError(f"handles: {short(handle)} is none of this engine's; give it what submit returned")
+            if handle not in left:
+                left.add(handle)
+                handle.add_done_callback(done.put)
 
-        while True:
+        for handle in handles or ():
+            take(handle)
+        with self._changed:
+            for handle in list(self._dispatch.jobs) if handles is None else ():
+                take(handle)
             if handles is None:
-                with self._changed:
-                    left |= dict.fromkeys(job.handle for job in self._dispatch.going)
-            if not left:
-                return
-            self._drive(some)
-            for handle in [handle for handle in left if handle.done()]:
-                del left[handle]
+                self._streams.append(take)
+        try:
+            while left:
+                self._drive(lambda: not done.empty())
+                handle = done.get()  # or the last one is just being ended by another thread
+                left.remove(handle)
                 assert isinstance(handle, Handle)
                 yield handle
+        finally:
+            if handles is None:
+                self._streams.remove(take)
 
     def start(self) -> Engine:
         """Give the engine a thread of its own, which works while there is anything to do; return the engine.
@@ -201,7 +168,7 @@ class Engine:
         """
         with self._changed:
             self._open()
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="fastscore-engine", daemon=True)
                 self._thread.start()
         return self
@@ -210,19 +177,28 @@ class Engine:
         """Take no more requests, and finish those that there are, or cancel them; then free lanes and thread."""
         with self._changed:
             self._closed = True
-            for job in list(self._dispatch.jobs) if cancel else ():
-                job.handle.cancel()
+            handles = list(self._dispatch.jobs) if cancel else []
             self._changed.notify_all()
-        self._drive(lambda: not self._dispatch.going)
+        for handle in handles:
+            handle.cancel()
+        self._drive(lambda: not self._dispatch.jobs)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self._dispatch.groups.release()
+        with self._changed:
+            self._changed.wait_for(lambda: self._driver in (0, threading.get_ident()))
+            self._dispatch.groups.release()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
         self.close(cancel=kind is not None)
+
+    def _given_up(self, handle: Handle) -> None:
+        """Take notice that a handle was cancelled."""
+        with self._changed:
+            self._dispatch.give_up(handle, ticking=self._driver != 0)
+            self._changed.notify_all()
 
     def _open(self) -> None:
         if self._closed:
@@ -235,8 +211,11 @@ class Engine:
                 self._changed.wait_for(lambda: not self._driver and (self._dispatch.jobs or self._closed))
                 if not self._dispatch.jobs:
                     return
-                self._driver = threading.get_ident()
-            self._ticks(lambda: False, None)
+                groups = self._dispatch.busy
+            try:
+                self._ticks(lambda: False, None)
+            except Exception as error:  # of the surroundings of a run: who waits would wait for ever
+                self._dispatch.fail(groups, error)
 
     def _drive(self, until: Callable[[], bool], timeout: float | None = None) -> float | None:
         """Work, or wait for who does, until something holds, nothing is left to do, or the time is over.
@@ -256,10 +235,9 @@ class Engine:
                 raise RuntimeError("this engine is in the middle of a tick, which cannot wait for the next one")
             with self._changed:
                 self._changed.wait_for(lambda: until() or not self._dispatch.jobs or self._idle, left())
-                if until() or not self._idle:
-                    continue
-                self._driver = threading.get_ident()
-            self._ticks(until, end)
+                ready = self._idle and not until()
+            if ready:
+                self._ticks(until, end)
         return left()
 
     @property
@@ -269,15 +247,27 @@ class Engine:
         return not self._driver and (thread is None or not thread.is_alive())
 
     def _ticks(self, until: Callable[[], bool], end: float | None) -> None:
-        """Do some ticks, in the surroundings of a run; this thread is the one that drives."""
+        """Do some ticks, in the surroundings of a run, unless another thread does; this is the one that drives."""
+        me = threading.get_ident()
         try:
-            with self._turn.surroundings():
-                self._dispatch.begin()
+            with self._changed:
+                if self._driver:
+                    return
+                self._driver = me
+                turn, groups = self._turn, self._dispatch.busy
+            with turn.surroundings():
+                self._dispatch.begin(groups)
                 for _ in range(TURN):
-                    self._dispatch.tick()
-                    if until() or not self._dispatch.jobs or (end is not None and time.monotonic() >= end):
+                    self._dispatch.tick(groups)
+                    if until() or (end is not None and time.monotonic() >= end):
+                        break
+                    busy = self._dispatch.busy
+                    if not busy or any(group not in groups for group in busy):  # of networks that are not in this turn
                         break
         finally:
-            with self._changed:
-                self._driver = 0
-                self._changed.notify_all()
+            if self._driver == me:
+                with self._changed:
+                    self._dispatch.mark()
+                    self._dispatch.sweep()
+                    self._driver = 0
+                    self._changed.notify_all()

@@ -47,12 +47,17 @@ class StepLanes:
         if not self.at:
             self.work = self.lanes.ready()
         states = self.batches.begin(0, len(part))
-        self.lanes.enter(torch.tensor(lanes), torch.arange(len(part)), states, part.key)
         self.at |= set(lanes)
+        self.lanes.enter(torch.tensor(lanes), torch.arange(len(part)), states, part.key)
         return []
 
     def begin(self) -> None:
-        """Called where a turn begins."""
+        """Take notice of what has changed in the networks; called where a turn begins.
+
+        A tick is recorded where the lanes are empty, which they may not be for long; until then it is done anew.
+        """
+        if not self.lanes.ticking.holds(lambda: self.lanes.field.made):
+            self.work = self.lanes.tick
 
     def tick(self) -> list[int]:
         """Evaluate every lane a few times; return the lanes that are done."""

@@ -10,6 +10,7 @@ from threading import Lock, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from fastscore.errors import unknown
 from fastscore.execution import GRAPHS, Execution
@@ -119,7 +120,8 @@ class Turn:
         batch = self.execution.batch
         if self.warned or not 0 < 2 * n < batch or any(isinstance(net, Prepared) for net in self.networks):
             return  # or a network that computes what it must
-        if sum(p.numel() for m in behind(*self.networks) for p in m.parameters(recurse=False)) < SMALL:
+        weights = [p for m in behind(*self.networks) for p in m.parameters(recurse=False)]
+        if sum(p.numel() for p in weights if not is_lazy(p)) < SMALL:
             return
         self.warned = True
         warnings.warn(

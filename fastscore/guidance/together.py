@@ -43,9 +43,10 @@ class Together:
         conditions = self.conditions
         told = [*(conditions.all[k] for k in self.places), *([conditions.second] if self.second else [])]
         if self.made != conditions.made:
-            self.made, shapes = conditions.made, [[(v.dtype, v.shape) for v in tensors_of(cond)] for cond in told]
-            self.fits = all(shape == shapes[0] for shape in shapes)
-            self.cond = each(lambda v: torch.cat([v] * self.calls), told[0]) if self.fits else None
+            shapes = [[(v.dtype, v.shape) for v in tensors_of(cond)] for cond in told]
+            fits = all(shape == shapes[0] for shape in shapes)
+            self.cond = each(lambda v: torch.cat([v] * self.calls), told[0]) if fits else None
+            self.fits, self.made = fits, conditions.made
         if self.fits:
             for lines, *parts in zip(*map(tensors_of, (self.cond, *told)), strict=True):
                 for place, part in zip(lines.chunk(self.calls), parts, strict=True):

@@ -51,11 +51,11 @@ class Conditions:
             return
         kinds = [[(v.dtype, v.shape[1:]) for v in tensors_of(cond)] for cond in told]
         if self.kinds != kinds:
-            self.made, self.kinds = self.made + 1, kinds
             made = [each(lambda v: v.new_empty(self.batch, *v.shape[1:]), cond) for cond in told]
             self.buffers, self.first, self.all = lines_of(made), made[0], tuple(made[:-1])
             self.second = made[0] if self.guidance is None else self.guidance.null_condition(self.model, made[0])
             self.second = self.second if made[-1] is None else made[-1]
+            self.made, self.kinds = self.made + 1, kinds  # once all of them are there
         for buffer, v in zip(self.buffers, lines, strict=True):
             buffer.copy_(v if len(v) == self.batch else v[:1])
 

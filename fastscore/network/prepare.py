@@ -19,6 +19,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fastscore.execution import Execution
 from fastscore.model.condition_shapes import is_open
@@ -109,6 +110,9 @@ def _prepared(
     net = model.net
     if not isinstance(net, nn.Module):
         return model if network == "auto" else _as_it_is(model, say, f"{network} needs an nn.Module")
+    if any(is_lazy(p) for p in net.parameters()):
+        reason = f"{network} needs parameters that are there: call the network once, which makes them"
+        return model if network == "auto" else _as_it_is(model, say, reason)
     kinds = sorted({str(p.dtype) for p in net.parameters() if p.is_floating_point()})
     small = sum(p.numel() for p in net.parameters()) < SMALL
     if network == "auto" and (small or kinds != ["torch.float32"]):
@@ -181,6 +185,7 @@ def _packaged(trial: Trial, kind: str, say: Say) -> Prepared:
         raise Unfit("no C++ compiler (g++ or clang++)")
     if re.search(r"\s", tempfile.gettempdir()):
         raise Unfit(f"compilers cannot work in {tempfile.gettempdir()!r}: set TMPDIR to a folder without a space")
+    _ = trial.expected  # a network that cannot be sampled says so before it is compiled
     traced = Traced(trial.net, RECIPES["cpu"][kind][0])
     if kind == "bf16":
         trial.checked(traced, kind)

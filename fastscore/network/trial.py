@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastscore.model.score import ScoreModel
+from fastscore.model.score import ScoreModel, checked
 from fastscore.network.jit import Net
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
@@ -85,9 +85,14 @@ class Trial:
     @cached_property
     @torch.no_grad()
     def expected(self) -> list[Tensor]:
-        """Outputs of the network itself in true float32, [batch, D] a micro-batch."""
+        """Outputs of the network itself in true float32, [batch, D] a micro-batch.
+
+        Raises:
+            ValueError: what it returns is no output.
+        """
         with undisturbed(place=self.device, tf32=False):
-            return [self.net(*three(inputs)).flatten(1) for inputs, _, _ in self.micro_batches()]
+            asked = [inputs for inputs, _, _ in self.micro_batches()]
+            return [checked(self.net(*three(inputs)), inputs[0]).flatten(1) for inputs in asked]
 
     @torch.no_grad()
     def errors(self, call: Net) -> Tensor:

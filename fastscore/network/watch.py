@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -93,6 +94,9 @@ def _structure(m: nn.Module, by: str) -> list[Any]:
         if key not in _KEPT_BY_TORCH and not isinstance(value, Tensor) and not _empty(value):
             structure += [key, _plain(value)]
     for key, t in _own(m):
+        if is_lazy(t):  # which has no shape yet
+            structure += [key, id(t)]
+            continue
         structure += [key, t.dtype, t.shape, t.device, t.is_inference()]
         if by != "values":
             structure += [id(t)] if by == "objects" else [t.data_ptr(), t.stride()]

@@ -153,6 +153,24 @@ def test_bad_command_lines_are_refused(tmp_path, capsys):
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize(
+    ("out", "only", "said"),
+    [
+        ("file", "", "cannot be written"),
+        ("file/below", "", "cannot be written"),
+        ("folders", "", "cannot be written"),  # a log and a summary that are folders
+        ("", "", "give a folder"),
+        ("new", " ,", "names no phase"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, capsys, out, only, said):
+    (tmp_path / "file").touch()
+    (tmp_path / "folders" / "summary.md").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        first_gpu.main(["--dry", "--out", out and str(tmp_path / out), "--only", only, "--budget", "1"])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_busy_is_a_union_and_gaps_lie_outside_it():
     found = [(0.0, 4.0, "a"), (1.0, 2.0, "b"), (6.0, 7.0, "a"), (6.5, 10.0, "c")]
     assert profiles.busy(found) == pytest.approx(0.8) and profiles.gaps(found) == [2.0] and profiles.busy([]) == 0.0

@@ -151,7 +151,7 @@ def test_recorded_ticks_give_the_same_bits(monkeypatch):
     made = []
 
     def recorded(*arguments) -> RowLanes:
-        made.append(RowLanes(*arguments[:-1], None if arguments[5] is not None else Tape()))
+        made.append(RowLanes(*arguments[:-1], None if arguments[5] is not None else Tape))
         return made[-1]
 
     monkeypatch.setattr(lane_groups, "RowLanes", recorded)
@@ -169,7 +169,7 @@ def test_what_cannot_be_recorded_is_done_anew(monkeypatch):
             work()
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(lane_groups, "RowLanes", lambda *arguments: RowLanes(*arguments[:-1], Broken()))
+    monkeypatch.setattr(lane_groups, "RowLanes", lambda *arguments: RowLanes(*arguments[:-1], Broken))
     with pytest.warns(UserWarning, match="no CUDA graph: .*not permitted"):
         check(fs.Engine(MODEL, batch=B), [(sampler(), {"ids": [k], "labels": 1}) for k in range(B)])
 

@@ -261,6 +261,40 @@ class Branching(nn.Module):
         return self.layer(u) if u.sum() > 0 else u
 
 
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_a_network_that_returns_no_output_says_so_before_it_is_compiled(monkeypatch, kind):
+    class Pair(nn.Conv2d):
+        def forward(self, u, c_noise, cond=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().forward(u), u
+
+    monkeypatch.setattr(package, "build", lambda *_: pytest.fail("compiled"))
+    model = ScoreModel(Pair(1, 1, 3, padding=1), (1, 8, 8), EDM(), Parametrization("edm"))
+    with pytest.raises(ValueError, match=r"returned a tuple of 2; it must return a tensor: wrap it"):
+        Sampler(model, steps=2, batch=2, network=kind).run(range(2))
+
+
+def test_a_network_whose_parameters_are_made_by_its_first_call_is_sampled():
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.LazyConv2d(4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+        def forward(self, u, c_noise, cond=None):
+            return self.last(self.first(u))
+
+    def lazy() -> ScoreModel:
+        return ScoreModel(Lazy(), (1, 8, 8), EDM(), Parametrization("edm"))
+
+    for kind, said in (("own", []), ("auto", []), ("fp32", ["call the network once"])):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sampler = Sampler(lazy(), steps=2, batch=8, network=kind)
+            x = sampler.run(range(3))
+        words = [str(w.message) for w in caught if "Lazy modules are a new feature" not in str(w.message)]
+        assert len(words) == len(said) and all(a in b for a, b in zip(said, words, strict=True)), words
+        assert torch.equal(sampler.run(range(3)), x)
+
+
 def test_what_cannot_be_traced_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(network, "has_compiler", lambda: True)
     model, said = ScoreModel(Branching(), (2,), VP()), []

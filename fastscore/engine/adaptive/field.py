@@ -114,11 +114,11 @@ class ScoreField:
         kinds = [None if v is None else (v.dtype, v.shape[1:]) for v in given]
         if self.kinds == kinds:
             return
-        self.kinds, self.inputs_made = kinds, self.inputs_made + 1
         self.y, self.mask, known, *lines = (None if v is None else v.new_zeros(self.lanes, *v.shape[1:]) for v in given)
         self.known = None if known is None else known.to(self.dtype)
         self.z = None if self.known is None else torch.zeros_like(self.known)
         self.lines = tuple(v for v in lines if v is not None)
+        self.kinds, self.inputs_made = kinds, self.inputs_made + 1  # once all of them are there
 
     @property
     def made(self) -> tuple[int, int]:
