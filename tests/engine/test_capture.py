@@ -138,8 +138,10 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
 
         def work(x):
             loop.x = x
-            loop.update, loop.draw_prior = (
-                loop.ops.bind(x, loop.hist, loop.table, loop.idx, key, loop.u) for key in (loop.key, loop.prior)
+            rows, own = (loop.table, loop.idx), (loop.scratch, loop.scratch_row)
+            loop.update, loop.draw_prior, loop.update_own = (
+                loop.ops.bind(x, loop.hist, *where, key, loop.u)
+                for where, key in ((rows, loop.key), (rows, loop.prior), (own, loop.key))
             )
             F = None
             for kind in loop.kinds:
