@@ -214,8 +214,7 @@ class Request:
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Request:
         """Return it with every tensor changed along its axis of samples."""
-        given = {name: v for name in _LINES if (v := getattr(self, name)) is not None}
-        new = {name: change(v, int(name == "noise")) for name, v in given.items()}
+        new = {name: change(v, int(name == "noise")) for name in _LINES if (v := getattr(self, name)) is not None}
 
         def told(cond: Condition) -> Condition:
             return each(lambda v: change(v, 0), cond)
