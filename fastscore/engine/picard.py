@@ -121,6 +121,7 @@ class Parallel:
         # The row that evaluates each stage; the end stands for itself with the last one, whose outputs are not used.
         self.row_of = torch.tensor([*starts, starts[-1] if starts else 0], device=device)
         self.c_in = stagewise([loop.plan.rows[k].c_in for k in starts], 0.0)
+        self.tolerant = picard.tolerance > 0.0
         self.limit = stagewise([(w := picard.tolerance * v) * w for v in scales(loop.plan, starts)], 0.0)
         # Rows of each stage: the one that evaluates and those up to the next, then idle ones.
         ends = [*starts[1:], len(loop.plan.rows)]
@@ -135,6 +136,7 @@ class Parallel:
         self.place = torch.arange(places, device=device)[:, None]
         self.x = torch.zeros(places, loop.batch, d, dtype=dtype, device=device)
         self.hist = torch.zeros(places, *loop.hist.shape, dtype=dtype, device=device)
+        self.places = list(zip(self.x.unbind(0), self.hist.unbind(0), strict=True))
         # Of each sample: its first stage in the window, sweeps and evaluations so far, and its dimensions.
         *_, self.size = course = torch.zeros(4, loop.batch, dtype=torch.int64, device=device)
         self.at, self.swept, self.evaluated = self.course = course[:3]
@@ -227,24 +229,28 @@ class Parallel:
         loop, window, batch = self.loop, self.window, self.loop.batch
         current = stage[:-1]
         F, F2 = self._evaluate(current, live[:-1])
-        before, rows, noise = self.x.clone(), self.rows[:, current], loop.key if self.noisy else None
-        for k in range(window):
-            self.x[k + 1].copy_(self.x[k])
-            self.hist[k + 1].copy_(self.hist[k])
-            for idx in rows[:, k]:
-                second, known = None if F2 is None else F2[k], None
+        before, noise = self.x.clone(), loop.key if self.noisy else None
+        firsts, seconds = F.unbind(0), [None] * window if F2 is None else F2.unbind(0)
+        for k, rows in enumerate(self.rows[:, current].unbind(1)):
+            (own, own_hist), (x, hist) = self.places[k : k + 2]
+            x.copy_(own)
+            hist.copy_(own_hist)
+            for idx in rows.unbind(0):
+                known = None
                 if self.known_table is not None and loop.known is not None and loop.mask is not None:
                     known = KnownRow(loop.known, loop.mask, self.known_table, idx, loop.key)
-                loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise, F2=second, known=known)
+                loop.ops.update(x, firsts[k], hist, self.table, idx, noise, F2=seconds[k], known=known)
                 if loop.subspace is not None:
-                    x = loop.subspace.state(self.x[k + 1], idx.clamp(max=self.last))
+                    projected = loop.subspace.state(x, idx.clamp(max=self.last))
                     # Not where an idle row keeps what was projected already: the last bit would change.
-                    self.x[k + 1].copy_(torch.where((idx <= self.last)[:, None], x, self.x[k + 1]))
+                    x.copy_(torch.where((idx <= self.last)[:, None], projected, x))
         change = self.x[1:-1] - before[1:-1]
-        square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.size
-        limit = self.limit[stage[1:-1]]
         # Squares of tiny changes underflow to 0, so that no change is asked for by itself.
-        settled = (change == 0.0).all(2) | ((limit > 0.0) & (square <= limit)) | ~live[1:-1]
+        settled = (change == 0.0).all(2) | ~live[1:-1]
+        if self.tolerant:
+            square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.size
+            limit = self.limit[stage[1:-1]]
+            settled |= (limit > 0.0) & (square <= limit)
         return 1 + settled.to(torch.int64).cumprod(0).sum(0)
 
     def _evaluate(self, stage: Tensor, live: Tensor) -> tuple[Tensor, Tensor | None]:
