@@ -19,4 +19,5 @@ SNR = 14  # Langevin: step = min(SNR |z|^2 / |m|^2, CAP), B = step, C = sqrt(2 s
 CAP = 15
 WIDTH = 16
 
+CHANNELS = 8  # at most, of a network output that a GPU reads with its channels last; more are copied first
 LANES = 1024  # partial sums of a per-sample reduction (see ops/norms.py)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _INT64 = (torch.int64,)
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def require(
@@ -26,6 +27,33 @@ def require(
             )
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} has strides {tensor.stride()}; expected contiguous, call .contiguous()")
+
+
+def channels_last(F: Tensor) -> int:
+    """Return how many channels of an output [N, C, ...] lie last in memory; 1 if it lies as the state does."""
+    last = F.ndim in _LAST and not F.is_contiguous() and F.is_contiguous(memory_format=_LAST[F.ndim])
+    return F.shape[1] if last else 1
+
+
+def require_output(
+    op: str, name: str, F: Tensor | None, x: Tensor, dtypes: tuple[torch.dtype, ...], most: int = 1 << 62
+) -> int:
+    """Check a network output for the state x [N, D]; return its channels_last. None passes.
+
+    It is [N, D], or [N, C, H, W] or [N, C, L, H, W] as the network left it, at most ``most`` channels last.
+
+    Raises:
+        ValueError: another shape, dtype, device or layout.
+    """
+    if F is None:
+        return 1
+    channels = channels_last(F)
+    if channels > most:
+        raise ValueError(f"{op}: {name} has {channels} channels that lie last; at most {most}, call .contiguous()")
+    image = F.ndim in _LAST and len(F) == len(x) and F.shape[1:].numel() == x.shape[1]
+    flat = F.movedim(1, -1) if channels > 1 else F
+    require(op, x.device, **{name: (flat, flat.shape if image else x.shape, dtypes)})
+    return channels
 
 
 def require_key(op: str, device: torch.device, n: int, key: object) -> int:

@@ -39,7 +39,8 @@ def _quantize_kernel(
     planes = ()
     for c in tl.static_range(CHANNELS):
         x = tl.load(x_ptr + (image + (c * pixels + pixel)), mask=pixel < pixels)
-        y = tl.minimum(tl.maximum(x * 127.5 + OFFSET, 0.0), 255.0).to(tl.int32)
+        y = x * 127.5 + OFFSET
+        y = tl.minimum(tl.where(y > 0.0, y, 0.0), 255.0).to(tl.int32)  # NaN is not above 0
         if not PACKED:
             tl.store(out_ptr + (image + (pixel * CHANNELS + c)), y.to(tl.uint8), mask=pixel < pixels)
         planes = planes + (y,)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import abi
-from .checks import FLOATS, require, require_key, require_rows
+from .checks import FLOATS, require, require_key, require_output, require_rows
 from .launch import TILE, block, launch, vector
 from .noise import normals, seed_of
 
@@ -39,6 +39,8 @@ def _update_kernel(
     known_idx_stride,
     HAS_F: tl.constexpr,
     HAS_F2: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHANNELS2: tl.constexpr,
     SLOTS: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     HAS_KNOWN: tl.constexpr,
@@ -73,7 +75,7 @@ def _update_kernel(
     x = tl.load(x_ptr + at, mask=inside)
     y = column(row, abi.A, real) * x
     if HAS_F:
-        m = network_value(row, x, f_ptr, f2_ptr, at, inside, real, HAS_F2)
+        m = network_value(row, x, f_ptr, f2_ptr, at, element, d, inside, real, HAS_F2, CHANNELS, CHANNELS2)
         bound = column(row, abi.CLIP, real)
         bound = tl.where(bound > 0.0, bound, float("inf"))
         m = tl.minimum(m, bound, propagate_nan=tl.PropagateNan.ALL)
@@ -117,12 +119,37 @@ def column(row, COLUMN: tl.constexpr, real):
 
 
 @triton.jit
-def network_value(row, x, f_ptr, f2_ptr, at, inside, real, HAS_F2: tl.constexpr):
+def place(at, element, d, CHANNELS: tl.constexpr):
+    """Where the elements of a sample lie in an output of which so many channels lie last."""
+    if CHANNELS == 1:
+        return at
+    pixels = d // CHANNELS
+    channel = element * 0
+    for c in tl.static_range(1, CHANNELS):  # channels are few, and a division takes ten times as long
+        channel = tl.where(element >= c * pixels, c, channel)
+    return at - element + (element - channel * pixels) * CHANNELS + channel
+
+
+@triton.jit
+def network_value(
+    row,
+    x,
+    f_ptr,
+    f2_ptr,
+    at,
+    element,
+    d,
+    inside,
+    real,
+    HAS_F2: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHANNELS2: tl.constexpr,
+):
     """m = p x + q F + q2 F2, [ROWS, BLOCK]."""
-    f = tl.load(f_ptr + at, mask=inside).to(tl.float32)
+    f = tl.load(f_ptr + place(at, element, d, CHANNELS), mask=inside).to(tl.float32)
     m = column(row, abi.P, real) * x + column(row, abi.Q, real) * f
     if HAS_F2:
-        f2 = tl.load(f2_ptr + at, mask=inside).to(tl.float32)
+        f2 = tl.load(f2_ptr + place(at, element, d, CHANNELS2), mask=inside).to(tl.float32)
         m = m + column(row, abi.Q2, real) * f2
     return m
 
@@ -144,7 +171,8 @@ def update_triton(
 
     Args:
         x: state, [N, D] float32; updated in place.
-        F, F2: network outputs, [N, D] float32, bfloat16 or float16; None if the row has none.
+        F, F2: network outputs, [N, D] float32, bfloat16 or float16; None if the row has none. As the network left
+            them, [N, C, H, W] or [N, C, L, H, W], their channels may lie last, at most abi.CHANNELS of them.
         hist: history slots, [S, N, D] float32, S <= abi.SLOTS.
         table: lowered plan, [rows, abi.WIDTH] float32.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0).
@@ -166,9 +194,10 @@ def update_triton(
         raise ValueError("update: F2 without F")
     state, network = (torch.float32,), FLOATS
     require(
-        "update", x.device, x=(x, (n, d), state), F=(F, (n, d), network), F2=(F2, (n, d), network),
-        hist=(hist, (slots, n, d), state), out_u=(out_u, (n, d), network), out_mean=(out_mean, (n, d), state),
+        "update", x.device, x=(x, (n, d), state), hist=(hist, (slots, n, d), state), out_u=(out_u, (n, d), network),
+        out_mean=(out_mean, (n, d), state),
     )  # fmt: skip
+    channels, channels2 = (require_output("update", *v, x, network, abi.CHANNELS) for v in (("F", F), ("F2", F2)))
     require_rows("update", x.device, n, table, idx, abi.WIDTH)
     key = noise
     if known is not None:
@@ -206,6 +235,8 @@ def update_triton(
         0 if known is None else known.idx.stride(0),
         HAS_F=F is not None,
         HAS_F2=F2 is not None,
+        CHANNELS=channels,
+        CHANNELS2=channels2,
         SLOTS=slots,
         HAS_NOISE=noise is not None,
         HAS_KNOWN=known is not None,

@@ -19,7 +19,7 @@ from fastscore.kernels import abi
 from fastscore.ops.update import KnownRow
 
 SHAPES = {"64x3072": (64, 3072), "512x3072": (512, 3072), "64x784": (64, 784), "1024x12288": (1024, 12288),
-          "1e6x2": (1_000_000, 2)}  # fmt: skip
+          "16x196608": (16, 196608), "1e6x2": (1_000_000, 2)}  # fmt: skip
 LAUNCHES, ROTATED = 200, 2e8  # in a graph; bytes that rotate: several times a cache
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -68,7 +68,7 @@ class Bed:
                 "copy_gb_per_s": moved / copied / 1e9, "host_us": 1e6 * host, "bytes": moved}  # fmt: skip
 
     def row(
-        self, noisy: bool, dtype: torch.dtype = F32, mixed: bool = False, known: bool = False
+        self, noisy: bool, dtype: torch.dtype = F32, mixed: bool = False, known: bool = False, last: bool = False
     ) -> Callable[[], Work]:
         """Return what makes launches of the fused row, each on buffers of its own."""
 
@@ -79,11 +79,12 @@ class Bed:
             kind |= {"Q2": 0.1} if mixed else {}
             table = row(setting, A=update.A, B=update.B, P=update.P, Q=update.Q, C_IN=update.C_IN, **kind)
             u, key = torch.empty_like(inputs.F), inputs.key if noisy else None
+            F = self.images(inputs.F).contiguous(memory_format=torch.channels_last) if last else inputs.F
             F2 = inputs.F.clone() if mixed else None
             given = KnownRow(inputs.x.clone(), inputs.x > 0, table, inputs.idx, inputs.key) if known else None
 
             def work() -> None:
-                ops.update(inputs.x, inputs.F, inputs.hist, table, inputs.idx, key, F2=F2, known=given, out_u=u)
+                ops.update(inputs.x, F, inputs.hist, table, inputs.idx, key, F2=F2, known=given, out_u=u)
 
             return work
 
@@ -118,10 +119,12 @@ class Bed:
         return make
 
     def quantize(self) -> Callable[[], Work]:
-        """Return what makes launches that turn images into bytes: of three channels where D allows it."""
-        channels = 3 if self.d % 3 == 0 else 1
-        ops = self.setting.ops
-        return self.tensor(lambda x: ops.quantize(x.view(self.n, channels, 1, -1)))
+        """Return what makes launches that turn images into bytes."""
+        return self.tensor(lambda x: self.setting.ops.quantize(self.images(x)))
+
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        """Return states as images, of three channels where D allows it."""
+        return x.view(self.n, 3 if self.d % 3 == 0 else 1, 1, -1)
 
     def compiled(self) -> Work:
         """Return a launch of the SDE row as one writes it in PyTorch, compiled."""
@@ -135,6 +138,7 @@ class Bed:
             "row ODE": (self.row(noisy=False), 24),
             "row SDE": (self.row(noisy=True), 16),
             "row SDE bf16": (self.row(True, BF16), 12),
+            "row SDE bf16, channels last": (self.row(True, BF16, last=True), 12),
             "row SDE, CFG": (self.row(True, mixed=True), 20),
             "row SDE, known": (self.row(True, known=True), 21),
             "norms": (self.langevin, 8),

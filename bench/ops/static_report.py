@@ -98,12 +98,13 @@ def variants() -> Iterator[Variant]:
         name: str, size: float, n: int = 64, d: int = 3072, dtype: torch.dtype = torch.float32, **use: bool
     ) -> Variant:
         x, network = torch.zeros(n, d), torch.zeros(n, d, dtype=dtype)
+        images = network.view(n, 3, 32, 32).contiguous(memory_format=torch.channels_last) if use.get("last") else None
         table, idx = torch.zeros(2, abi.WIDTH), torch.zeros(1, dtype=torch.int32).expand(n)
         key = NoiseKey.of(0, range(n))
         start = partial(
             update.update_triton,
             x,
-            network,
+            network if images is None else images,
             torch.zeros(2 * use.get("slots", False), n, d),
             table,
             idx,
@@ -124,6 +125,7 @@ def variants() -> Iterator[Variant]:
     yield row("noise row, mixed", 20, mixed=True)
     yield row("noise row, mask", 21, known=True)
     yield row("noise row, bf16 I/O", 12, dtype=torch.bfloat16)
+    yield row("noise row, bf16 I/O, channels last", 12, dtype=torch.bfloat16, last=True)
     yield row("noise row, fp16 I/O", 12, dtype=torch.float16)
     yield row("noise row, bf16 I/O, mixed", 14, dtype=torch.bfloat16, mixed=True)
     x, table, idx = torch.zeros(64, 3072), torch.zeros(2, abi.WIDTH), torch.zeros(1, dtype=torch.int32).expand(64)

@@ -27,7 +27,7 @@ GROUPS = {
     "Schedule": (
         "schedule", "sigma_min", "sigma_max", "beta_min", "beta_max", "base", "shift", "table_steps", "zero_snr",
     ),
-    "How": ("batch", "network", "parallel", "device", "backend", "graph", "workers", "devices", "time_limit"),
+    "How": ("batch", "network", "parallel", "device", "backend", "graph", "guided", "workers", "devices", "time_limit"),
     "Where to": (
         "out", "overwrite", "png", "subdirs", "format", "shards", "shard_size", "shard", "mixed", "manifest_only",
         "metrics", "log", "as_json", "quiet",

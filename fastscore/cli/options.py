@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Words of modules that need torch or NumPy, which no --help is to wait for.
 NETWORKS = ("auto", "own", "fp32", "tf32", "bf16", "compile", "regional")
 GRAPHS = ("auto", "off", "step", "loop")
+GUIDED = ("auto", "serial", "batched")
 RULES = ("cfg", "cfg++")
 BACKENDS = ("auto", "reference", "cpp", "triton")
 NORMS = ("sample", "batch", "expected", "tutorial")

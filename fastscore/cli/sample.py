@@ -14,6 +14,7 @@ from fastscore.cli.known import MODEL
 from fastscore.cli.options import (
     BACKENDS,
     GRAPHS,
+    GUIDED,
     NETWORKS,
     device_option,
     load,
@@ -84,6 +85,14 @@ def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "state by at most TOLERANCE (0 if left out: as one after the other; its paper has 0.1).",
         ),
         click.option("--graph", type=Name(GRAPHS), default="auto", show_default=True, help="CUDA graphs."),
+        click.option(
+            "--guided",
+            type=Name(GUIDED),
+            default="auto",
+            show_default=True,
+            help="Both evaluations of a guided step by one network: one call after the other (serial), or one of both "
+            "(batched); auto is batched on CUDA up to 256 lines. Part of what samples are a function of.",
+        ),
         click.option(
             "--backend",
             type=Name(BACKENDS),
@@ -202,7 +211,8 @@ def make_execution(model: ScoreModel, options: dict[str, Any], device: torch.dev
         choice = choose_batch(model, device)
         batch = choice.batch
         torch.set_num_threads(choice.threads or torch.get_num_threads())
-    return Execution(device, batch, network=network, backend=options["backend"], graph=options["graph"])
+    how = {name: options[name] for name in ("backend", "graph", "guided")}
+    return Execution(device, batch, network=network, **how)
 
 
 def make_sampler(

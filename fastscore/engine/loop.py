@@ -59,7 +59,7 @@ class Step:
 
 
 Observer = Callable[[int, "Tensor | None"], None]
-Outputs = tuple["Tensor | None", "Tensor | None"]  # F and F2 of the last evaluation, [batch, D]
+Outputs = tuple["Tensor | None", "Tensor | None"]  # F and F2 of the last evaluation, as rows read them
 
 
 class Loop:
@@ -204,8 +204,8 @@ class Loop:
                 x0, (F, F2) = None, outputs if self.guide is None else (outputs[0], None)
                 if before is not None and kind.evaluate and F is not None:
                     row = self.x0_rows[k]
-                    x0 = row.p * before + row.q * F.to(before.dtype)
-                    x0 = x0 if F2 is None else x0 + row.q2 * F2.to(before.dtype)
+                    x0 = row.p * before + row.q * F.flatten(1).to(before.dtype)
+                    x0 = x0 if F2 is None else x0 + row.q2 * F2.flatten(1).to(before.dtype)
                     x0 = x0.clamp(-row.clip, row.clip) if row.clip else x0
                     x0 = x0 if self.subspace is None else self.subspace.estimate(x0)
                 observer(k, x0)
@@ -283,10 +283,10 @@ class Loop:
         return (F, F2) if self.subspace is None else self.subspace.outputs(F, F2, self.row)
 
     def _output(self, model: ScoreModel, u: Tensor, label: Tensor, cond: Told) -> Tensor:
-        """Return a network's output, [batch, D]; lines of padding that it need not compute repeat its last one."""
+        """Return a network's output, as rows read it; lines of padding that it need not compute repeat its last one."""
         needed = model.net.needed(self.count) if isinstance(model.net, Prepared) else self.batch
         if needed >= self.batch:
-            return evaluate(model, u, label, cond)
+            return evaluate(model, u, label, cond, as_left=self.subspace is None)
         F = evaluate(model, u[:needed], label, each(lambda v: v[:needed], cond))
         return torch.cat([F, F[-1:].expand(self.batch - needed, -1)])
 

@@ -97,7 +97,7 @@ def checks(device: torch.device, ops: Ops, replay: bool = True) -> Iterator[str]
             _require(torch.equal(replayed, expected), f"{name}: the replayed {mode} differs from the plain loop")
         if replay:
             yield f"{name}: replayed step and loop equal the plain loop"
-    for d in (3072, 2, 1):  # several tiles a sample, several samples a tile, and no vector at all
+    for d in (9216, 2, 1):  # several tiles and norm's programs a sample, several samples a tile, and no vector at all
         _require(_whole_row(d, device, ops), f"a guided row of {d} in bfloat16 with known data: backend {ops.name}")
     yield f"rows with everything: {ops.name} equals the reference"
     if replay:
@@ -209,19 +209,23 @@ def _loop(solver: Solver, shape: tuple[int, ...], device: torch.device, ops: Ops
 
 
 def _whole_row(d: int, device: torch.device, ops: Ops) -> bool:
-    """Return whether a row with all that a row can have is the reference's: two outputs, history, mask, noise, clip."""
+    """Return whether a row with all that a row can have is the reference's: two outputs, one of them with its channels
+    last, history, mask, noise, clip; and its norms."""
     key = NoiseKey.of(5, range(3), device)
     z = key.normal(0, d + 8).unfold(1, d, 1)  # [3, 9, d], one element further each
-    values = [0.9, -0.4, 0.7, 1.1, 1.3, -0.3, 0.6, 0.2, -0.1, 0.05, 0.3, 1.0, 3.0, 1.5, 0.0, 0.0]  # columns of abi.py
-    table = torch.tensor([values, [*values[::-1][:11], 3.0, 4.0, 0.0, 0.0, 0.0]], device=device)
+    values = [0.9, -0.4, 0.7, 1.1, 1.3, -0.3, 0.6, 0.2, -0.1, 0.05, 0.3, 1.0, 3.0, 1.5, 0.2, 1e9]  # columns of abi.py
+    table = torch.tensor([values, [*values[::-1][:11], 3.0, 4.0, 0.0, 0.3, 1e9]], device=device)
     idx = torch.tensor([0, 1, 1], dtype=torch.int32, device=device)  # a row of its own for each sample
     found = []
     for each in (REFERENCE, ops):
         x, hist, u = z[:, 0].clone(), z[:, 1:5].transpose(0, 1).contiguous(), z[:, 0].bfloat16()
         F, F2 = z[:, 5].bfloat16(), z[:, 6].bfloat16()
+        F = F.view(3, 3, 1, -1).contiguous(memory_format=torch.channels_last) if d % 3 == 0 else F
+        own = torch.zeros(3, abi.WIDTH, device=device)
+        each.langevin(x, F, table, idx, key, own, "sample", torch.ones(3, device=device), F2=F2)
         known = KnownRow(z[:, 7].clone(), z[:, 8] > 0.0, table, idx, key)
         each.update(x, F, hist, table, idx, key, F2=F2, known=known, out_u=u)
-        found.append((x, hist, u))
+        found.append((x, hist, u, own))
     return all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from fastscore.data.affine import Affine
 from fastscore.errors import short, typed
+from fastscore.kernels import abi
+from fastscore.kernels.checks import channels_last
 from fastscore.model.condition_shapes import Condition, CondShape, Several, Told, declared, each, sizes
 from fastscore.model.decoder import Decoder
 from fastscore.model.projection import Projection
@@ -174,13 +176,14 @@ def _takes(net: Callable[..., Any]) -> str:
     return "other"
 
 
-def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told) -> Tensor:
+def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told, as_left: bool = False) -> Tensor:
     """Call the network of a model: the one place where that happens; return F, [N, D], in memory that is not u's.
 
     Args:
         u: c_in x, [N, *shape] in the network's dtype.
         c_noise: labels, [N] or [1] for all; of a network of two times [N, 2] or [1, 2].
         cond: of each line; of Several, F is the weighted sum of as many calls.
+        as_left: whether F may stay [N, C, ...] where its channels lie last and a row reads it so (abi.CHANNELS).
 
     Raises:
         ValueError: an output that is no tensor, or of another shape, kind or device; a network that uses labels as
@@ -200,7 +203,10 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told) -> Tenso
             f"the network uses a tensor of floats as an index: {error}. If that is c_noise, which is {c_noise.dtype}, "
             "and the label a table's index, wrap it: fastscore.adapters.wrap(net, 'x, round(t)')"
         ) from error
-    return apart(checked(F, u), u).reshape(len(u), -1).contiguous()  # kernels read it by one offset
+    F = apart(checked(F, u), u)
+    if as_left and 1 < channels_last(F) <= abi.CHANNELS:
+        return F
+    return F.reshape(len(u), -1).contiguous()  # kernels read it by one offset
 
 
 def one_step_only(why: str) -> str:

@@ -38,7 +38,7 @@ def langevin_ref(
     Source: Song et al. 2021, algorithms 4 and 5.
     """
     row = table.index_select(0, idx)
-    m = network_value(row, x, F, F2)
+    m = network_value(row, x, F.flatten(1), None if F2 is None else F2.flatten(1))
     z = noise.normal(row[:, abi.DRAW], x.shape[1], x.dtype)
     mm, zz = sum_of_squares(m), sum_of_squares(z)
     if norm in ("batch", "tutorial"):

@@ -54,12 +54,13 @@ def update_ref(
 
     Args:
         x: state x_t, [N, D] float32 (float64 in parity runs); updated in place.
-        F: raw network output, [N, D], any float dtype; None if the row has none. May not alias x.
+        F: raw network output, [N, D], or [N, C, ...] as the network left it; any float dtype; None if the row has
+            none. May not alias x.
         hist: history slots, [S, N, D] like x, S = plan.slots (may be 0); finite from the start.
         table: lowered plan, [rows, abi.WIDTH] like x.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0); rows may differ in everything.
         noise: where z comes from; None if the row's c is 0.
-        F2: second network output (a mixture), like F; None leaves its term out.
+        F2: second network output (a mixture), like F, if not of its layout; None leaves its term out.
         known: what replaces x' inside a mask, before u' is made; None for no mask.
         out_u: next network input, [N, D] in the network's dtype; None to leave it.
         out_mean: receives x' without its noise term, and a y inside the mask, [N, D] like x.
@@ -70,6 +71,7 @@ def update_ref(
     Error: float32 against float64 <= 4 u (|a x| + |b m| + sum |w h| + |c z|) with u = 2^-24 for each
     of the S + 3 terms; noise adds 1e-6 |c|.
     """
+    F, F2 = (v if v is None else v.flatten(1) for v in (F, F2))
     if F2 is not None and (F is None or F2.shape != F.shape):
         raise ValueError(f"update: F2 {tuple(F2.shape)} needs an F of the same shape")
     if (F is not None and F.shape != x.shape) or hist.shape[1:] != x.shape or idx.shape != x.shape[:1]:

@@ -14,14 +14,35 @@ namespace {
 enum { FLOAT32, BFLOAT16 };
 enum { SAMPLE, EXPECTED, BATCH, TUTORIAL };
 
-struct Network { const void *f, *f2; int64_t type, type2; };
+struct Network { const void *f, *f2; int64_t type, type2, channels, channels2; };  // so many channels lie last
 
 // ---- the row
 
-INLINE const float* load(float* buffer, const void* from, int64_t type, int64_t at, int64_t n) {
-    if (type == FLOAT32) return static_cast<const float*>(from) + at;
-    const uint16_t* half = static_cast<const uint16_t*>(from) + at;
-    SIMD for (int64_t i = 0; i < n; ++i) buffer[i] = bits<float>(static_cast<uint32_t>(half[i]) << 16);
+INLINE float widened(float v) { return v; }
+INLINE float widened(uint16_t v) { return bits<float>(static_cast<uint32_t>(v) << 16); }
+
+// Samples of d elements whose channels lie last, in the order of the state: one plane after another.
+template <class T> INLINE void gather(float* buffer, const T* from, int64_t channels, int64_t d, int64_t at, int64_t n) {
+    int64_t pixels = d / channels;
+    for (int64_t i = 0, count; i < n; i += count) {
+        int64_t e = (at + i) % d, channel = e / pixels, pixel = e % pixels;
+        const T* plane = from + (at + i - e) + pixel * channels + channel;
+        count = pixels - pixel < n - i ? pixels - pixel : n - i;
+        for (int64_t k = 0; k < count; ++k) buffer[i + k] = widened(plane[k * channels]);
+    }
+}
+
+INLINE const float* load(float* buffer, const void* from, int64_t type, int64_t channels, int64_t d, int64_t at,
+                         int64_t n) {
+    const float* full = static_cast<const float*>(from);
+    const uint16_t* half = static_cast<const uint16_t*>(from);
+    if (channels > 1) {
+        if (type == FLOAT32) gather(buffer, full, channels, d, at, n);
+        else gather(buffer, half, channels, d, at, n);
+        return buffer;
+    }
+    if (type == FLOAT32) return full + at;
+    SIMD for (int64_t i = 0; i < n; ++i) buffer[i] = widened(half[at + i]);
     return buffer;
 }
 
@@ -31,12 +52,13 @@ INLINE uint16_t to_bfloat16(float v) {  // to nearest, ties to even
 }
 
 // m = p x + q F + q2 F2
-INLINE void network_value(float* m, const float* row, const float* x, const Network& net, int64_t at, int64_t n) {
+INLINE void network_value(float* m, const float* row, const float* x, const Network& net, int64_t d, int64_t at,
+                          int64_t n) {
     float buffer[TILE], p = row[P], q = row[Q], q2 = row[Q2];
-    const float* f = load(buffer, net.f, net.type, at, n);
+    const float* f = load(buffer, net.f, net.type, net.channels, d, at, n);
     SIMD for (int64_t i = 0; i < n; ++i) m[i] = p * x[i] + q * f[i];
     if (!net.f2) return;
-    f = load(buffer, net.f2, net.type2, at, n);
+    f = load(buffer, net.f2, net.type2, net.channels2, d, at, n);
     SIMD for (int64_t i = 0; i < n; ++i) m[i] = m[i] + q2 * f[i];
 }
 
@@ -67,7 +89,7 @@ INLINE void update_span(const Update& a, const float* row, const float* mine, in
     float* x = a.x + at;
     SIMD for (int64_t i = 0; i < n; ++i) y[i] = w * x[i];
     if (a.net.f) {
-        network_value(m, row, x, a.net, at, n);
+        network_value(m, row, x, a.net, a.d, at, n);
         float bound = row[CLIP];
         if (bound > 0.0f) {
             SIMD for (int64_t i = 0; i < n; ++i) m[i] = m[i] > bound ? bound : m[i];  // NaN stays
@@ -164,7 +186,7 @@ INLINE void norms(const Norms& a, int64_t begin, int64_t end) {
                 int64_t s = first + j, at = s * a.d + e;
                 if (e == 0)
                     for (int64_t i = 0; i < lanes; ++i) lanes_m[i] = lanes_z[i] = 0.0f;
-                network_value(m, a.rows.of(s), a.x + at, a.net, at, len);
+                network_value(m, a.rows.of(s), a.x + at, a.net, a.d, at, len);
                 add_squares(lanes_m, m, len);
                 if (a.key.ids) add_squares(lanes_z, z + j * len, len);
                 if (e + len < a.d) continue;
@@ -207,7 +229,7 @@ INLINE void quantize(const Quantize& a, int64_t begin, int64_t end) {
                 const float* x = a.x + (image * a.channels + c) * a.pixels + p;
                 SIMD for (int64_t i = 0; i < n; ++i) {
                     float y = x[i] * 127.5f + a.offset;
-                    y = y < 0.0f ? 0.0f : y;
+                    y = y > 0.0f ? y : 0.0f;  // NaN is not above 0
                     bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(y > 255.0f ? 255.0f : y));
                 }
                 uint8_t* out = a.out + (image * a.pixels + p) * a.channels + c;
@@ -264,7 +286,7 @@ template <class Args> void run(void (*op)(const Args&, int64_t, int64_t), const 
 }  // namespace
 
 // Of the structures above; fused.py has the same number.
-EXPORT int fastscore_abi() { return 3; }
+EXPORT int fastscore_abi() { return 4; }
 
 // Use the best instruction set up to `limit` (0 baseline, 1 AVX2, 2 AVX-512); return the one in use.
 EXPORT int fastscore_isa(int limit) { return isa = best_isa() < limit ? best_isa() : limit; }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import abi
-from ..checks import require, require_key, require_rows
+from ..checks import channels_last, require, require_key, require_output, require_rows
 from .library import Key, Network, Normal, Norms, Quantize, Rows, Update, library, team
 
 NORMS = ("sample", "expected", "batch", "tutorial")
@@ -26,11 +26,15 @@ def _readable(F: Tensor | None) -> Tensor | None:
     """Return a network output as the library reads it; what is neither float32 nor bfloat16 becomes float32."""
     if F is None or not F.is_floating_point():
         return F
-    return (F if F.dtype in _TYPE else F.to(torch.float32)).contiguous()
+    F = F if F.dtype in _TYPE else F.to(torch.float32)
+    return F if channels_last(F) > 1 else F.contiguous()
 
 
-def _network(F: Tensor | None, F2: Tensor | None) -> Network:
-    return Network(_pointer(F), _pointer(F2), 0 if F is None else _TYPE[F.dtype], 0 if F2 is None else _TYPE[F2.dtype])
+def _network(op: str, x: Tensor, F: Tensor | None, F2: Tensor | None) -> Network:
+    """Check network outputs for the state x [N, D]; return where the library finds them."""
+    channels, channels2 = (require_output(op, name, v, x, tuple(_TYPE)) for name, v in (("F", F), ("F2", F2)))
+    types = (0 if v is None else _TYPE[v.dtype] for v in (F, F2))
+    return Network(_pointer(F), _pointer(F2), *types, channels, channels2)
 
 
 def _pointer(t: Tensor | None) -> int | None:
@@ -73,7 +77,8 @@ def update_cpu(
 
     Args:
         x: state, [N, D] float32; updated in place.
-        F, F2: network outputs, [N, D]; read in place if contiguous float32 or bfloat16, else converted first.
+        F, F2: network outputs, [N, D], or [N, C, ...] as the network left them; read in place if they are float32 or
+            bfloat16, contiguous or with channels last, else converted first.
         hist: history slots, [S, N, D] float32, S <= abi.SLOTS.
         table: lowered plan, [rows, abi.WIDTH] float32.
         idx: row read by each sample, [N] int32 or int64 (broadcast with stride 0).
@@ -99,15 +104,14 @@ def update_cpu(
     u = out_u
     if u is not None and u.dtype not in _TYPE and u.is_floating_point():
         u = torch.empty_like(u, dtype=torch.float32)
-    network = tuple(_TYPE)
     require(
-        "update", device, x=(x, (n, d), _STATE), F=(F, (n, d), network), F2=(F2, (n, d), network),
-        hist=(hist, (slots, n, d), _STATE), out_u=(u, (n, d), network), out_mean=(out_mean, (n, d), _STATE),
+        "update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(u, (n, d), tuple(_TYPE)),
+        out_mean=(out_mean, (n, d), _STATE),
     )  # fmt: skip
     require_rows("update", device, n, table, idx, abi.WIDTH)
     call = Update(
         n, d, slots, 0 if u is None else _TYPE[u.dtype], x.data_ptr(), hist.data_ptr(), _pointer(out_mean),
-        _pointer(u), net=_network(F, F2), rows=_rows(table, idx),
+        _pointer(u), net=_network("update", x, F, F2), rows=_rows(table, idx),
     )  # fmt: skip
     if noise is not None:
         call.key = _key("update", device, n, noise)
@@ -142,8 +146,11 @@ def bind_update_cpu(
             update_cpu(x, F, hist, table, idx, noise if noisy else None, F2=F2, out_u=out_u)
 
         return plain
-    network, slots = tuple(_TYPE), hist.shape[0]
-    require("update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(out_u, (n, d), network))
+    slots = hist.shape[0]
+    require(
+        "update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE),
+        out_u=(out_u, (n, d), tuple(_TYPE)),
+    )  # fmt: skip
     require_rows("update", device, n, table, idx, abi.WIDTH)
     call = Update(
         n, d, slots, _TYPE[out_u.dtype], x.data_ptr(), hist.data_ptr(), None, out_u.data_ptr(), rows=_rows(table, idx),
@@ -153,8 +160,7 @@ def bind_update_cpu(
 
     def update(F: Tensor | None, F2: Tensor | None, noisy: bool, referenced: tuple[Tensor, ...] = referenced) -> None:
         F, F2 = _readable(F), _readable(F2)
-        require("update", device, F=(F, (n, d), network), F2=(F2, (n, d), network))
-        call.net = _network(F, F2)
+        call.net = _network("update", x, F, F2)
         call.key = key if noisy else silent
         _check("update", run(byref(call), *team(n * d)))
 
@@ -188,9 +194,8 @@ def langevin_cpu(
         raise ValueError("langevin: F is None; a row with a Langevin step needs a network output")
     n, d = x.shape
     F, F2 = _readable(F), _readable(F2)
-    network = tuple(_TYPE)
     require(
-        "langevin", device, x=(x, (n, d), _STATE), F=(F, (n, d), network), F2=(F2, (n, d), network),
+        "langevin", device, x=(x, (n, d), _STATE),
         scratch=(scratch, (n, abi.WIDTH), _STATE), valid=(valid, (n,), _STATE),
     )  # fmt: skip
     require_rows("langevin", device, n, table, idx, abi.WIDTH)
@@ -200,8 +205,8 @@ def langevin_cpu(
     squares = torch.empty((2, n), dtype=torch.float32)
     mm = squares.data_ptr()
     call = Norms(
-        n, d, x.data_ptr(), mm, mm + 4 * n, key if norm in ("sample", "batch") else Key(), _network(F, F2),
-        _rows(table, idx),
+        n, d, x.data_ptr(), mm, mm + 4 * n, key if norm in ("sample", "batch") else Key(),
+        _network("langevin", x, F, F2), _rows(table, idx),
     )  # fmt: skip
     tail = (scratch.data_ptr(), valid.data_ptr(), NORMS.index(norm), *team(n * d))
     _check("langevin", library().fastscore_langevin(byref(call), *tail))

@@ -16,13 +16,16 @@ from pathlib import Path
 import torch
 
 ISAS = ("baseline", "avx2", "avx512")
-_ABI = 3  # of the structures below; fused.cpp has the same number
+_ABI = 4  # of the structures below; fused.cpp has the same number
 
 
 class Network(Structure):
-    """What the networks gave: F and F2, and their types."""
+    """What the networks gave: F and F2, their types, and how many of their channels lie last."""
 
-    _fields_ = [("f", c_void_p), ("f2", c_void_p), ("type", c_int64), ("type2", c_int64)]
+    _fields_ = [
+        ("f", c_void_p), ("f2", c_void_p), ("type", c_int64), ("type2", c_int64), ("channels", c_int64),
+        ("channels2", c_int64),
+    ]  # fmt: skip
 
 
 class Rows(Structure):

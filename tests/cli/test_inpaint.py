@@ -133,12 +133,16 @@ def test_guided_samples(run, tmp_path):
         "part": ["--guidance", "2", "--guidance-interval", "0.5,90"],
         "auto": ["--guidance", "2", "--guidance-model", "fashion"],
         "rule": ["--guidance", "2", "--guidance-rule", "cfg++"],
+        "together": ["--guidance", "2", "--guided", "batched"],
     }.items():
         assert run(*base, *argv, "--out", str(tmp_path / name))[0] == 0, name
         with np.load(tmp_path / name / "samples.npz") as saved:
             found[name] = saved["samples"].astype(int)
-    evaluations = {name: json.loads((tmp_path / name / "run.json").read_text())["nfe"] for name in found}
-    assert evaluations == {"plain": 2, "one": 2, "two": 4, "part": 3, "auto": 4, "rule": 4}
+    records = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in found}
+    evaluations = {name: record["nfe"] for name, record in records.items()}
+    assert evaluations == {"plain": 2, "one": 2, "two": 4, "part": 3, "auto": 4, "rule": 4, "together": 4}
+    assert (records["two"]["guided"], records["together"]["guided"]) == ("serial", "batched")
+    assert np.abs(found["two"] - found["together"]).max() <= 1  # of another number of lines
     assert np.array_equal(found["one"], found["plain"])
     assert np.abs(found["auto"] - found["plain"]).max() <= 1  # led away from itself
     assert np.abs(found["two"] - found["plain"]).mean() > 1

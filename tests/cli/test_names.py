@@ -143,6 +143,7 @@ def test_words_that_the_command_line_repeats_are_those_of_the_library():
     """They stand in modules that need torch or NumPy, which no --help is to wait for."""
     assert sorted(o.NETWORKS) == sorted(execution.NETWORKS)
     assert sorted(o.GRAPHS) == sorted(("auto", "off", *execution.GRAPHS))
+    assert o.GUIDED == execution.GUIDED
     assert o.BACKENDS == BACKENDS
     assert o.NORMS == NORMS
     assert runs.FORMATS == tuple(FORMATS)

@@ -97,6 +97,23 @@ def test_launches_of_a_row_whose_evaluations_are_one_call():
         )
 
 
+@pytest.mark.parametrize(("most", "solver"), [(2, fs.DPMpp2M()), (4, PC)], ids=["dpmpp-2m", "pc"])
+def test_outputs_whose_channels_lie_last_are_read_where_they_are(most, solver):
+    counts, samples = [], []
+    for channels in (3, 9):
+        F = torch.linspace(-1.0, 1.0, 64 * channels).view(4, channels, 4, 4)
+        for left in (F, F.contiguous(memory_format=torch.channels_last)):
+            model = ScoreModel(
+                lambda u, t, cond, F=left: F, F.shape[1:], fs.EDM(), fs.Parametrization("edm", "log_sigma/4")
+            )
+            sampler = fs.Sampler(model, solver=solver, steps=4, batch=4)
+            sampler.ops = operators("triton")
+            counts.append(max(seen.count for _, seen in rows_of(sampler)))
+            samples.append(sampler.run(range(4), seed=3))
+        assert torch.equal(*samples[-2:])
+    assert counts == [most, most, most, most + 1]  # of more channels than a row reads there is one copy
+
+
 @pytest.mark.parametrize(
     "net",
     [
@@ -108,6 +125,9 @@ def test_launches_of_a_row_whose_evaluations_are_one_call():
 )
 def test_outputs_lie_as_kernels_read_them(net):
     model = ScoreModel(lambda u, t, cond: net(u), (3, 4, 4), fs.EDM(), fs.Parametrization("x0"))
-    F = evaluate(model, torch.zeros(2, 3, 4, 4), torch.ones(1), None)
-    assert F.is_contiguous()
-    assert F.shape == (2, 48)
+    for flat in (
+        evaluate(model, torch.zeros(2, 3, 4, 4), torch.ones(1), None),
+        evaluate(model, torch.zeros(2, 3, 4, 4), torch.ones(1), None, as_left=True).flatten(1),
+    ):
+        assert flat.is_contiguous()
+        assert flat.shape == (2, 48)

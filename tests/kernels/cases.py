@@ -31,12 +31,14 @@ class Case:
     u: torch.dtype | None = torch.float32
     clip: float = 0.0
     own: bool = False  # every sample reads its own row
+    last: tuple[int, int] = (1, 1)  # channels of F and F2 that lie last
 
     @property
     def id(self) -> str:
         name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", None: "none"}
         flags = [flag for flag in ("mixed", "noisy", "known", "mean", "own") if getattr(self, flag)]
         clip = [f"clip{self.clip:g}"] if self.clip else []
+        clip += ["last{}:{}".format(*self.last)] if self.last != (1, 1) else []
         return "-".join(
             [f"{self.n}x{self.d}", f"F:{name[self.network]}", f"u:{name[self.u]}", f"h{self.slots}", *flags, *clip]
         )
@@ -66,6 +68,7 @@ def inputs(case: Case, device: str, *, row: int = 2) -> tuple[list, dict]:
     if case.own:
         idx = torch.arange(n, device=device) % ROWS
     F, F2 = (None if case.network is None else normal(n, d, seed=k, device=device).to(case.network) for k in (3, 4))
+    F, F2 = (as_left(v, channels) for v, channels in zip((F, F2), case.last, strict=True))
     known = None
     if case.known:
         mask = normal(n, d, seed=6, device=device) > 0
@@ -82,9 +85,16 @@ def inputs(case: Case, device: str, *, row: int = 2) -> tuple[list, dict]:
     }  # fmt: skip
 
 
+def as_left(F: Tensor | None, channels: int) -> Tensor | None:
+    """Return an output [N, D] as a network leaves it whose so many channels lie last, [N, C, 1, pixels]."""
+    if F is None or channels == 1:
+        return F
+    return F.view(len(F), channels, 1, F.shape[1] // channels).contiguous(memory_format=torch.channels_last)
+
+
 def clone(arguments: tuple[list, dict]) -> tuple[list, dict]:
     def copy(v: object) -> object:
-        return v.clone() if isinstance(v, Tensor) and v.is_contiguous() else v
+        return v.clone() if isinstance(v, Tensor) and 0 not in v.stride() else v
 
     return [copy(v) for v in arguments[0]], {k: copy(v) for k, v in arguments[1].items()}
 

@@ -26,16 +26,19 @@ ROWS = {
         Case(3072, slots=4, mixed=True, mean=True, own=True),
         Case(3072, known=True, mean=True),
         Case(3072, network=None),
+        Case(3072, network=BF16, u=BF16, last=(3, 1)),
         Case(784),
         Case(784, network=BF16, u=BF16, slots=1),
         Case(1009, n=2),
         Case(2, n=7),
     )
 }
+LONG = Case(12288, network=BF16, mixed=True, last=(3, 1))  # whose norms several programs share
 NORMS = {
     f"{norm}-{case.id}": (case, norm)
     for norm in ("sample", "batch", "expected", "tutorial")
-    for case in (Case(3072, network=BF16),)
+    for case in (Case(3072, network=BF16), LONG)
+    if case != LONG or norm in ("sample", "batch")
 }
 IMAGES = {"x".join(map(str, shape)): shape for shape in ((2, 1, 32, 32), (2, 3, 32, 32), (2, 3, 5, 5))}
 NAMES = [*ROWS, *NORMS, *IMAGES]
@@ -79,7 +82,9 @@ def compiled(name: str, target: str, capfd: pytest.CaptureFixture) -> list:
 def wide_accesses(case: Case) -> tuple[int, int]:
     """128-bit loads and stores of a thread that owns eight elements of each streamed tensor."""
     network = 0 if case.network is None else case.network.itemsize
-    loads = 8 * (4 + network * (1 + case.mixed) + 4 * case.slots + 4 * case.known)
+    # An output whose channels lie last is read element by element.
+    outputs = sum(channels == 1 for channels in case.last[: 1 + case.mixed])
+    loads = 8 * (4 + network * outputs + 4 * case.slots + 4 * case.known)
     stores = 8 * (4 + (case.u.itemsize if case.u else 0) + 4 * (case.slots > 0 and network > 0) + 4 * case.mean)
     return loads // 16, stores // 16
 
@@ -93,7 +98,8 @@ def test_machine_code(name, target, capfd):
     for kernel in compiled(name, target, capfd):
         ptx, code = kernel.asm["ptx"], disassemble(kernel.asm["cubin"])
         assert code.stack == 0 and code.count("LDL", "STL") == 0
-        assert code.registers <= 64  # half of the 2048 threads of an SM share 65536 registers
+        # Half of the 2048 threads of an SM share 65536 registers; of few long samples each SM has a program at most.
+        assert code.registers <= 64 or name.endswith(LONG.id)
         assert "fma" not in ptx and "approx" not in ptx
         fused = [i for i, _ in code.likely_path() if i.name.startswith("FFMA")]
         exact = sum(i.opcode.startswith("MUFU") for i, _ in code.likely_path())

@@ -11,19 +11,23 @@ import pytest
 
 from fastscore import kernels
 
-from . import test_noise, test_norms, test_quantize, test_seeds, test_update
+from . import test_counter, test_noise, test_norms, test_quantize, test_seeds, test_update
 from .cases import Case
 from .conftest import load
 
 row = partial(test_update.test_same_bits, case=Case(48, mixed=True, slots=3, known=True, mean=True, own=True))
+left = partial(test_update.test_same_bits, case=Case(24, n=5, mixed=True, last=(3, 4)))
 points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
 normals = partial(test_noise.test_normals, d=129)
 norms = partial(test_norms.test_same_bits, case=Case(1700, n=2), norm="sample")
+parts = partial(test_norms.test_same_bits, case=Case(8196, n=2), norm="batch")
 batch = partial(test_norms.test_same_bits, case=Case(3, n=2), norm="batch")
 image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="floor")
 seeds = partial(test_seeds.test_row, case=Case(2, n=7, own=True))
 seeds_of_norms = test_seeds.test_norms
 levels = partial(test_quantize.test_every_level_and_its_edges, rounding="nearest")
+undefined = partial(test_quantize.test_no_value_is_undefined, rounding="nearest")
+counter = partial(test_counter.test_same_bits, width=3)
 
 MUTANTS = [
     # noise: a word of the counter or the key, a round, a sign
@@ -43,20 +47,34 @@ MUTANTS = [
     ("update", "mean = tl.where(is_known, center, mean)", "mean = mean", row),
     ("update", "m = tl.maximum(m, -bound, propagate_nan=tl.PropagateNan.ALL)", "m = m", points),
     ("update", "column(row, abi.C_IN, real) * y", "column(row, abi.A, real) * y", row),
+    ("update", "(element - channel * pixels) * CHANNELS + channel", "element * CHANNELS", left),
+    ("update", "element >= c * pixels", "element > c * pixels", left),
+    ("update", "CHANNELS2=channels2", "CHANNELS2=channels", left),
     # norms: a dropped lane, a wrong counter, another order of additions, a factor
-    ("norms", "start // 4 + tl.arange", "tl.arange", norms),
+    ("norms", "(start // 4 + quad)", "quad", norms),
     ("norms", "mm += tl.where(inside, m * m, 0.0)", "mm = tl.where(inside, m * m, 0.0)", norms),
     ("norms", "[ROWS, 2, HALF]), 1, _add", "[ROWS, HALF, 2]), 2, _add", norms),
     ("norms", "tl.sqrt_rn(step * 2.0)", "tl.sqrt_rn(step)", norms),
     ("norms", "tl.div_rn(zz, mm)", "tl.div_rn(mm, zz)", norms),
-    ("norms", "mask=at < n, other=0.0)) * valid", "mask=at < n, other=0.0))", batch),
+    ("norms", "at < n, COUNT, SUMS)) * valid", "at < n, COUNT, SUMS))", batch),
+    ("norms", "tl.program_id(1) * GROUP + lane % GROUP", "lane % GROUP", parts),
+    ("norms", "quad % (GROUP // 4)", "quad", parts),
+    ("norms", "LANES if SPLIT else BLOCK", "BLOCK", parts),
+    ("norms", "tl.num_programs(1) + tl.program_id(1)) * LEFT", "tl.num_programs(1)) * LEFT", parts),
+    ("norms", "halve(zz, ROWS, BLOCK, LEFT)", "halve(zz, ROWS, BLOCK, LEFT) * 2.0", parts),
     # the seed of the first sample for all of them
     ("noise", "tl.load(seed_ptr + sample, mask=real)", "tl.load(seed_ptr + sample * 0, mask=real)", seeds),
     ("norms", "OWN_SEED=seeds", "OWN_SEED=0", seeds_of_norms),
     # quantize: a wrong channel, no clamp, no offset
     ("quantize", "c * pixels + pixel", "(CHANNELS - 1 - c) * pixels + pixel", image),
-    ("quantize", "tl.minimum(tl.maximum(x * 127.5 + OFFSET, 0.0), 255.0)", "(x * 127.5 + OFFSET)", levels),
+    ("quantize", "tl.minimum(tl.where(y > 0.0, y, 0.0), 255.0)", "y", levels),
     ("quantize", "x * 127.5 + OFFSET", "x * 127.5 + 127.5", levels),
+    ("quantize", "tl.where(y > 0.0, y, 0.0)", "tl.where(y < 0.0, 0.0, tl.where(y != y, 255.0, y))", undefined),
+    # counter: the line of the row before, the first line, one value for all, the same row again
+    ("counter", "told_ptr + row * WIDTH", "told_ptr + (row - 1) * WIDTH", counter),
+    ("counter", "told_ptr + row * WIDTH", "told_ptr + row", counter),
+    ("counter", "row * WIDTH + k, mask=k < WIDTH)", "row * WIDTH + k * 0, mask=k < WIDTH)", counter),
+    ("counter", "tl.store(row_ptr, row)", "tl.store(row_ptr, row - 1)", counter),
 ]
 
 
@@ -75,6 +93,8 @@ def test_is_caught(module, old, new, check, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", [row, points, normals, norms, batch, seeds, seeds_of_norms, image, levels])
+@pytest.mark.parametrize(
+    "check", [row, left, points, normals, norms, parts, batch, seeds, seeds_of_norms, image, levels, undefined, counter]
+)
 def test_the_original_passes(check):
     check(SimpleNamespace(**vars(load("kernels_interpreter")), name="interpreter", device="cpu"))

@@ -32,6 +32,12 @@ CASES = [
     slow(Case(1009, n=2, network=BF16), "batch"),
     (Case(2048, n=2, network=F16, mixed=True), "sample"),
     slow(Case(3072, own=True), "sample"),
+    (Case(48, n=7, network=BF16, mixed=True, last=(3, 4)), "sample"),
+    # Long enough for several programs a sample: a multiple of the lanes, and not.
+    (Case(8192, n=1), "sample"),
+    slow(Case(9001, n=2, own=True, mixed=True), "batch"),
+    slow(Case(12300, n=3, network=BF16, mixed=True, last=(3, 1)), "tutorial"),
+    slow(Case(8196, n=2, network=F16, last=(4, 1)), "expected"),
 ]
 
 
@@ -65,6 +71,19 @@ def test_refuses(executor):
         executor.norms.langevin_triton(x, F, table, idx, noise, scratch, "max", valid)
     with pytest.raises(ValueError, match=r"scratch is float32 \[3, 12\]"):
         executor.norms.langevin_triton(x, F, table, idx, noise, scratch[:, :12], "sample", valid)
+
+
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+def test_a_sample_does_not_see_how_many_programs_it_has(executor, norm, monkeypatch):
+    case = Case(2048, n=3)
+    (x, F, _, table, idx, noise), _ = inputs(case, executor.device)
+    valid, rows = torch.ones(3, device=executor.device), []
+    for few, long in ((0, 0), (3, 2048)):
+        monkeypatch.setattr(executor.norms, "FEW", few)
+        monkeypatch.setattr(executor.norms, "LONG", long)
+        rows.append(torch.full((3, abi.WIDTH), torch.nan, device=executor.device))
+        executor.norms.langevin_triton(x, F, table, idx, noise, rows[-1], norm, valid)
+    assert differing(*rows) == 0
 
 
 def test_programs_walk_over_more_samples_than_they_hold(executor, monkeypatch):

@@ -31,6 +31,16 @@ def test_every_level_and_its_edges(executor, rounding):
     assert len(got.unique()) == 256
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "floor"])
+def test_no_value_is_undefined(executor, rounding):
+    values = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 0.0, -0.0]).view(1, 1, 2, 4)
+    expected = torch.tensor([0, 0, 255, 0, 255, 0, 128 - (rounding == "floor"), 128 - (rounding == "floor")])
+    for x in (values, values[..., :3].expand(1, 3, 2, 3).contiguous()):  # whole words, and single bytes
+        want = expected.view(1, 2, 4, 1)[:, :, : x.shape[3]].expand(1, 2, x.shape[3], x.shape[1])
+        assert torch.equal(quantize_ref(x, rounding), want.to(torch.uint8))
+        assert torch.equal(executor.quantize.quantize_triton(x.to(executor.device), rounding).cpu(), want)
+
+
 def test_refuses(executor):
     with pytest.raises(ValueError, match="rounding = 'up' must be"):
         executor.quantize.quantize_triton(torch.zeros(1, 1, 2, 2, device=executor.device), "up")

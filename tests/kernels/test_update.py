@@ -8,7 +8,7 @@ import torch
 from fastscore.kernels import abi
 from fastscore.ops.update import update_ref
 
-from .cases import Case, clone, differing, inputs
+from .cases import Case, as_left, clone, differing, inputs
 
 BF16, F16 = torch.bfloat16, torch.float16
 # Shapes: one element, 2-D points, ragged blocks, images, a prime, no samples; then every pair of options.
@@ -29,6 +29,11 @@ CASES = [
     Case(48, network=F16, known=True, mean=True, noisy=False, slots=2, clip=0.5),
     Case(1024, n=2, known=True, mean=True, own=True, slots=1, u=BF16),
     Case(16, n=7, network=None, mean=True, slots=1, u=None),
+    # channels last: of both outputs or one, of many pixels and few, in tiles of one channel, of several and of samples
+    Case(3072, n=2, network=BF16, u=BF16, last=(3, 1)),
+    Case(1029, n=2, mixed=True, slots=1, last=(3, 7)),
+    Case(24, n=7, network=F16, mixed=True, noisy=False, last=(1, 8)),
+    Case(6, n=5, own=True, clip=0.5, last=(2, 1)),
 ]
 
 
@@ -95,6 +100,10 @@ def test_a_sample_does_not_see_its_batch(executor):
         ({0: lambda x: x.flatten()}, r"expected \[N, D\]"),
         ({1: lambda F: F[:, :7]}, r"F is float32 \[3, 7\]"),
         ({1: lambda F: F.T.contiguous().T}, "F has strides"),
+        ({1: lambda F: F.view(3, 2, 2, 2)[:2]}, r"F is float32 \[2, 2, 2, 2\]"),
+        ({1: lambda F: F.view(3, 2, 2, 2).transpose(2, 3)}, "F has strides"),
+        ({1: lambda F: F.view(3, 2, 4).mT.contiguous().mT}, r"F is float32 \[3, 2, 4\]"),
+        ({"F2": lambda F: as_left(torch.zeros(3, 18), 9)}, "F2 has 9 channels that lie last; at most 8"),
         ({2: lambda h: h.new_zeros(5, 3, 8)}, "hist has 5 slots"),
         ({3: lambda t: t[:, :15]}, "table is"),
         ({4: lambda i: i.float()}, "idx is torch.float32"),

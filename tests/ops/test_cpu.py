@@ -78,14 +78,32 @@ def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return a.shape == b.shape and torch.equal(a.contiguous().view(size), b.contiguous().view(size))
 
 
-def inputs(n, d, slots=0, F=F32, F2=None, u=F32, noisy=True, own=False, known=False, mean=False, clip=0.0, wide=True):
+def inputs(
+    n,
+    d,
+    slots=0,
+    F=F32,
+    F2=None,
+    u=F32,
+    noisy=True,
+    own=False,
+    known=False,
+    mean=False,
+    clip=0.0,
+    wide=True,
+    last=False,
+):
     whole = torch.int64 if wide else torch.int32
     each = (torch.arange(n) % ROWS).to(whole)
     idx = each if own else torch.tensor([2], dtype=whole).expand(n)
     noise, poison = key(n), torch.full((n, d), torch.nan)
     inside = KnownRow(normal(n, d, seed=5), normal(n, d, seed=6) > 0, rows(), each.flip(0) if own else idx, noise)
+    left = normal(n, d, seed=3)
+    if last:  # as a network of images leaves it, with channels last: as many as divide d, up to a thousand
+        channels = max(c for c in range(1, min(d, 1000) + 1) if d % c == 0)
+        left = left.view(n, channels, 1, d // channels).contiguous(memory_format=torch.channels_last)
     return [
-        normal(n, d, seed=2), None if F is None else normal(n, d, seed=3).to(F), normal(slots, n, d, seed=7),
+        normal(n, d, seed=2), None if F is None else left.to(F), normal(slots, n, d, seed=7),
         rows(clip), idx, noise if noisy else None,
     ], {
         "F2": None if F2 is None else normal(n, d, seed=4).to(F2),
@@ -97,7 +115,7 @@ def inputs(n, d, slots=0, F=F32, F2=None, u=F32, noisy=True, own=False, known=Fa
 
 def copied(arguments):
     def copy(v):
-        return v.clone() if isinstance(v, torch.Tensor) and v.is_contiguous() else v
+        return v.clone() if isinstance(v, torch.Tensor) and 0 not in v.stride() else v
 
     return [copy(v) for v in arguments[0]], {k: copy(v) for k, v in arguments[1].items()}
 
@@ -119,6 +137,8 @@ OPTIONS = [
     {"F": None, "known": True, "noisy": False},
     {"F": F16, "u": F16, "F2": BF16, "known": True, "mean": True},
     {"F": F64, "slots": 1, "own": True, "clip": 0.3},
+    {"F": BF16, "F2": F32, "slots": 1, "last": True},
+    {"F": F16, "own": True, "noisy": False, "last": True},
 ]
 
 
@@ -191,7 +211,12 @@ def test_langevin_has_the_bits_of_the_reference(norm, isa):
         assert same(got, expected)
 
     shapes = [shape for shape in SHAPES if shape[0]]
-    options = ({}, {"F": BF16, "F2": BF16, "own": True}, {"F": F64, "F2": F16, "own": True, "wide": False})
+    options = (
+        {},
+        {"F": BF16, "F2": BF16, "own": True},
+        {"F": F64, "F2": F16, "own": True, "wide": False},
+        {"F": BF16, "last": True},
+    )
     in_each(((*shape, o) for shape, o in product(shapes, options)), check)
 
 
@@ -204,6 +229,9 @@ def test_bytes_are_those_of_the_reference(shape, rounding, isa):
     levels = (torch.arange(256.0) / 127.5 - 1.0).reshape(1, 1, 16, 16)
     edges = torch.cat([levels, levels.nextafter(torch.tensor(9.0)), levels.nextafter(torch.tensor(-9.0)), 3 * levels])
     assert torch.equal(fused.quantize_cpu(edges, rounding), quantize_ref(edges, rounding))
+    undefined = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 3e38, -3e38, -0.0, 1.0]).view(1, 1, 2, 4)
+    assert fused.quantize_cpu(undefined, rounding).flatten().tolist()[:6] == [0, 0, 255, 0, 255, 0]
+    assert torch.equal(fused.quantize_cpu(undefined, rounding), quantize_ref(undefined, rounding))
 
 
 @needs_library
