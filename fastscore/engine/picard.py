@@ -88,13 +88,12 @@ class Parallel:
                 "parallel: Langevin's step depends on the norm of the score, which a window does not have yet; use "
                 "AnnealedLangevin, or leave parallel out"
             )
-        self.loop = loop
+        self.loop, self.tolerant = loop, picard.tolerance > 0.0
         starts = [k for k, row in enumerate(loop.plan.rows) if row.evaluate]
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
         self.window = min(picard.window, max(self.stages, 1))
         self.sweeps = self.evaluations = torch.zeros(0, dtype=torch.int64)
         self.turn, self.guided = Turn(*loop.networks, execution=loop.execution), loop.guide
-
         dtype, device = loop.x.dtype, loop.x.device
         self.sweeping = Repeated(loop.execution.graph if loop.guide is None else "off", device, loop.networks)
         # After the plan's rows come as many that keep x: one for each, with the known data that it left.
@@ -104,8 +103,7 @@ class Parallel:
         self.table = torch.cat([loop.table, idle])
         self.table[:, abi.DRAW].clamp_(min=0.0)
         self.known_table = None if known is None else torch.cat([known, known])
-        self.last = count - 1
-        self.noisy = any(row.noisy for row in loop.plan.rows[self.first :])
+        self.last, self.noisy = count - 1, any(row.noisy for row in loop.plan.rows[self.first :])
         kinds, self.mixed = loop.kinds, any(kind.mixed for kind in loop.kinds)
         # Of rows that evaluate: whether they, or those that use their outputs again, read F2.
         reads = {a: any(kind.second for kind in kinds[a:b]) for a, b in pairwise([*starts, len(kinds)])}
@@ -121,7 +119,6 @@ class Parallel:
         # The row that evaluates each stage; the end stands for itself with the last one, whose outputs are not used.
         self.row_of = torch.tensor([*starts, starts[-1] if starts else 0], device=device)
         self.c_in = stagewise([loop.plan.rows[k].c_in for k in starts], 0.0)
-        self.tolerant = picard.tolerance > 0.0
         self.limit = stagewise([(w := picard.tolerance * v) * w for v in scales(loop.plan, starts)], 0.0)
         # Rows of each stage: the one that evaluates and those up to the next, then idle ones.
         ends = [*starts[1:], len(loop.plan.rows)]
@@ -131,11 +128,9 @@ class Parallel:
             rows[:, k] = count + end - 1
             rows[: end - start, k] = torch.arange(start, end)
         self.rows = rows.to(device)
-
-        places, d = self.window + 1, loop.x.shape[1]
+        places = self.window + 1
         self.place = torch.arange(places, device=device)[:, None]
-        self.x = torch.zeros(places, loop.batch, d, dtype=dtype, device=device)
-        self.hist = torch.zeros(places, *loop.hist.shape, dtype=dtype, device=device)
+        self.x, self.hist = (v.new_zeros(places, *v.shape) for v in (loop.x, loop.hist))
         self.places = list(zip(self.x.unbind(0), self.hist.unbind(0), strict=True))
         # Of each sample: its first stage in the window, sweeps and evaluations so far, and its dimensions.
         *_, self.size = course = torch.zeros(4, loop.batch, dtype=torch.int64, device=device)
@@ -226,15 +221,14 @@ class Parallel:
         Args:
             stage: of each place and sample, [window + 1, batch]; live: whether it lies before the end.
         """
-        loop, window, batch = self.loop, self.window, self.loop.batch
-        current = stage[:-1]
-        F, F2 = self._evaluate(current, live[:-1])
+        loop = self.loop
+        F, F2 = self._evaluate(stage[:-1], live[:-1])
         before, noise = self.x.clone(), loop.key if self.noisy else None
-        firsts, seconds = F.unbind(0), [None] * window if F2 is None else F2.unbind(0)
-        for k, rows in enumerate(self.rows[:, current].unbind(1)):
-            (own, own_hist), (x, hist) = self.places[k : k + 2]
-            x.copy_(own)
-            hist.copy_(own_hist)
+        firsts, seconds = F.unbind(0), [None] * len(F) if F2 is None else F2.unbind(0)
+        for k, rows in enumerate(self.rows[:, stage[:-1]].unbind(1)):
+            (last_x, last_hist), (x, hist) = self.places[k : k + 2]
+            x.copy_(last_x)
+            hist.copy_(last_hist)
             for idx in rows.unbind(0):
                 known = None
                 if self.known_table is not None and loop.known is not None and loop.mask is not None:
@@ -248,7 +242,7 @@ class Parallel:
         # Squares of tiny changes underflow to 0, so that no change is asked for by itself.
         settled = (change == 0.0).all(2) | ~live[1:-1]
         if self.tolerant:
-            square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.size
+            square = sum_of_squares(change.flatten(0, 1)).view_as(settled) / self.size
             limit = self.limit[stage[1:-1]]
             settled |= (limit > 0.0) & (square <= limit)
         return 1 + settled.to(torch.int64).cumprod(0).sum(0)

@@ -130,7 +130,8 @@ class _Shared:
         """Hold it at a value, or if None at what it is outside; where the last run ends it is as before the first."""
         run = threading.get_ident(), value
         with self.free:
-            if self.inside and all(thread != run[0] for thread, _ in self.inside):  # within a callback of a run none can wait for that
+            # Within a callback of a run none can wait for that.
+            if self.inside and all(thread != run[0] for thread, _ in self.inside):
                 alone = self.free.wait_for(lambda: all(other == value for _, other in self.inside), PATIENCE)
                 if not alone:
                     raise RuntimeError(
