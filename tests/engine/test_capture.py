@@ -156,6 +156,18 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
     assert {v.device.type for v in values} == {"cuda"}
 
 
+def test_what_a_row_tells_its_networks_moves_on_with_the_counter():
+    """As on a GPU, where it is no longer looked up, from whatever row the counter is pointed at."""
+    labels = make("heun", SCHEDULES["vp"]).labels
+    looked_up = {row: (labels.point(row), labels.label(), labels.scale())[1:] for row in range(4)}
+    labels.moves = True
+    for row in (2, 0):
+        labels.point(row)
+        assert (labels.label(), labels.scale()) == looked_up[row]
+        labels.step(REFERENCE)
+        assert (labels.label(), labels.scale()) == looked_up[row + 1]
+
+
 def test_segments_find_the_repeated_group():
     a, b, c = Kind(True, True, True, None), Kind(True, True, True, "sample"), Kind(True, True, False, None)
     first = Kind(False, False, True, None)
