@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from fastscore.model.conditions import Given, condition_of, constant
 from fastscore.model.score import ScoreModel, evaluate, one_step_only
 from fastscore.network.surroundings import undisturbed
 from fastscore.ops.noise import NoiseKey
+from fastscore.output.log import Journal
 from fastscore.output.progress import Progress
 from fastscore.plan.passes import fold, validate
 from fastscore.plan.rows import Plan, Row
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Function = Callable[[Tensor], Tensor]
+Tick = Callable[[int, Tensor], object]
 METHODS = ("ula", "mala")
 ACCEPT_DRAW = 1 << 31  # plus the number of the step: the uniform that accepts; draws of plans stay below 2^24
 
@@ -76,6 +78,7 @@ def run(
     burn_in: int = 0,
     thin: int | None = None,
     progress: bool = False,
+    log: Any = None,
     execution: Execution | None = None,
     **fields: Unpack[ExecutionFields],
 ) -> Chains:
@@ -93,7 +96,7 @@ def run(
         spread: adds spread z to the start, at least 0.
         method: "mala" or "ula".
         burn_in, thin: keep, in memory, the states after steps burn_in + thin, burn_in + 2 thin, ..; none without thin.
-        progress: show a progress bar.
+        progress: show a progress bar. log: has log(dict, step=), or is a Log; see output/README.md.
         execution, fields: as for Sampler; batch, 1024 if left out, is how many chains run together. Both functions
             always see that many (the tail is padded).
 
@@ -102,20 +105,17 @@ def run(
             chain changes with the states of the others.
         NonFiniteError: a chain left the numbers, MALA started where p is zero, or the score is NaN where p is not.
     """
-    for name, value, valid in (
-        ("step", step, 0.0 < step < math.inf),
-        ("spread", spread, 0.0 <= spread < math.inf),
-        ("steps", steps, 1 <= steps < 1 << 24),
-        ("method", method, method in METHODS),
-        ("burn_in", burn_in, 0 <= burn_in < steps),
-        ("thin", thin, thin is None or 1 <= thin <= steps - burn_in),
+    for name, value, valid, range_ in (
+        ("step", step, 0.0 < step < math.inf, "positive"),
+        ("spread", spread, 0.0 <= spread < math.inf, "at least 0"),
+        ("steps", steps, 1 <= steps < 1 << 24, f"at least 1 and below {1 << 24}"),
+        ("method", method, method in METHODS, " or ".join(METHODS)),
+        ("burn_in", burn_in, 0 <= burn_in < steps, f"at least 0 and below steps = {steps}"),
+        ("thin", thin, thin is None or 1 <= thin <= steps - burn_in, "from 1 to steps - burn_in, or None"),
     ):
         if not valid:
-            raise ValueError(
-                f"mcmc: {name} = {value!r}; step must be positive, spread at least 0, steps at least 1 and "
-                f"below {1 << 24}, method {' or '.join(METHODS)}, burn_in at least 0 and below steps, thin at least 1 "
-                "and at most steps - burn_in"
-            )
+            raise ValueError(f"mcmc: {name} = {value!r} must be {range_}")
+    journal = Journal.of(log)
     kept = range(burn_in + thin, steps + 1, thin) if thin else range(0)
     execution = Execution.of(execution or Execution(batch=1024), **fields).on(log_density, score)
     key = NoiseKey.of(seed, ids, execution.place)
@@ -139,14 +139,20 @@ def run(
         loop = Loop(BoundPlan(_plan(step, steps, spread), model), model, execution, trusted(execution))
         x = torch.empty(start.shape, dtype=start.dtype, device=start.device)
         acceptance, states = x.new_empty(n), x.new_empty(n, len(kept), *model.shape)
-    bar = Progress(progress, "steps").begin(steps * -(-n // execution.batch))
+    bar = Progress(progress, "steps", watch=journal).begin(steps * -(-n // execution.batch))
 
     def compute(at: slice, part: Request) -> Tensor:
         assert part.init is not None
         loop.load(part)
         if at.start == 0:
             _check(log_density, score, part.init.to(start.dtype).view(-1, *model.shape))
-        return _chain(loop, log_density if method == "mala" else None, part.init, step, kept, lambda: bar.advance(1))
+
+        def tick(k: int, taken: Tensor) -> None:
+            if journal is not None:
+                journal.details = lambda: {"sample/acceptance": float(taken[: part.valid].mean()) / k}
+            bar.advance(1)
+
+        return _chain(loop, log_density if method == "mala" else None, part.init, step, kept, tick)
 
     def not_finite(at: slice, part: Request, ends: Tensor) -> None:
         raise NonFiniteError(
@@ -207,12 +213,10 @@ def _plan(step: float, steps: int, spread: float) -> Plan:
     return Plan(EDM(), (first, *(replace(proposal, draw=1 + k) for k in range(steps))))
 
 
-def _chain(
-    loop: Loop, log_density: Function | None, start: Tensor, step: float, kept: range, tick: Callable[[], object]
-) -> Tensor:
+def _chain(loop: Loop, log_density: Function | None, start: Tensor, step: float, kept: range, tick: Tick) -> Tensor:
     """Run the loaded micro-batch; return kept states, last states and share of proposals taken, [batch, (K + 1) D + 1].
 
-    Without ``log_density`` every proposal is taken. ``tick`` is called after each step.
+    Without ``log_density`` every proposal is taken. ``tick`` is told each step's number, and proposals taken by then.
     """
     path: list[Tensor] = []
     shape = (loop.batch, *loop.model.shape)
@@ -238,8 +242,7 @@ def _chain(
     def lose(s: Tensor, p: Tensor) -> Tensor:
         return lost.masked_fill(p.isfinite() & ~s.isfinite().all(1), math.nan)
 
-    if p is not None:
-        lost = lose(s, p)
+    lost = lost if p is None else lose(s, p)
     for k, kind in enumerate(loop.kinds[1:], 1):
         loop.advance(kind, (s, None))  # loop.x is the proposal
         s_y = score(loop.x)
@@ -256,7 +259,7 @@ def _chain(
             p, acceptances = torch.where(accept, p_y, p), acceptances + accept
         if k in kept:
             path.append(loop.x.clone())
-        tick()
+        tick(k, acceptances)
     if p is not None:
         acceptances = acceptances + lost + 0.0 * p  # NaN where the density never was positive
     return torch.cat([*path, loop.x, (acceptances.to(x.dtype) / (len(loop.kinds) - 1))[:, None]], 1)
@@ -275,10 +278,7 @@ def _check(log_density: Function | None, score: Function, x: Tensor) -> None:
         values, others = function(x.clone()), function(elsewhere.clone())
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__  # pyright: ignore
         if got != shape:
-            raise ValueError(
-                f"mcmc: {name} returned {got} for states {tuple(x.shape)} of {n} chains; it must be {shape}, one a "
-                "chain and none summed over chains"
-            )
+            raise ValueError(f"mcmc: {name} returned {got} for {n} chains; it must be {shape}, one a chain and no sum")
         if not torch.allclose(values[0], others[0], rtol=tolerance, atol=tolerance, equal_nan=True):
             change = float((values[0] - others[0]).abs().max())
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import itertools
@@ -9,13 +10,14 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 PROCESS = secrets.token_hex(4)  # tells this process from an earlier one of the same number, as in a container
 TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<process>[0-9a-f]{8})-\d+)?\.(?P<pid>\d{1,10})(@(?P<host>[\w-]+))?\.tmp")
+FEW = 16  # files of which each is asked for by itself: a whole disk may hold what others write
 _count = itertools.count()
 
 
@@ -38,21 +40,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file to write such that others see the old one or the whole new one, whatever happens.
 
-    A kill leaves a temporary file, whose name says of which file, process and host it is.
+    A kill leaves a temporary file, whose name says of which file, process and host it is. What is not ``durable`` may
+    be gone after a power failure, until ``sync_all``: of thousands of small files the waiting is most of the time.
     """
     partial = temporary(path)
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
-        sync(path.parent)
-    finally:
+        if durable:
+            sync(path.parent)
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 def temporary(path: Path) -> Path:
@@ -74,6 +80,26 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
+    finally:
+        os.close(handle)
+
+
+def sync_all(files: Collection[Path]) -> None:
+    """Do the same for files of one disk, with their folders: of many at once, where the system can (Linux)."""
+    folders = {file.parent for file in files}
+    if len(files) < FEW or not _disk_synced(next(iter(folders))):
+        for path in (*files, *folders):
+            sync(path)
+
+
+def _disk_synced(folder: Path) -> bool:
+    """Make sure that all that was written to a folder's disk outlives a power failure; return whether that was done."""
+    try:
+        syncfs, handle = ctypes.CDLL(None).syncfs, os.open(folder, os.O_RDONLY)
+    except (AttributeError, TypeError, OSError):  # no such function, no such libraries, a folder that cannot be read
+        return False
+    try:
+        return syncfs(handle) == 0
     finally:
         os.close(handle)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from fastscore.engine.recorded import Recorded
 from fastscore.engine.request import Request, RequestFields, bad_samples, micro_batches
 from fastscore.engine.selfcheck import trusted
 from fastscore.engine.subspace import check_subspace
+from fastscore.engine.told import Hears
 from fastscore.engine.turn import Turn, keep_up, made
 from fastscore.engine.units import check_alike
 from fastscore.errors import NonFiniteError, typed
@@ -38,6 +40,7 @@ from fastscore.guidance.mixture import BoundPlan, Guidance
 from fastscore.guidance.told import check_told
 from fastscore.model.joint import JointModel, Tensors, alone
 from fastscore.network.surroundings import undisturbed
+from fastscore.output.log import Journal
 from fastscore.output.progress import Told, followed, within
 from fastscore.plan.rows import Plan, Solver
 from fastscore.process.grid import Grid, Span, Times
@@ -202,17 +205,18 @@ class JointSampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         progress: Told = False,
+        log: Hears | None = None,
         out: Mapping[str, Tensor] | None = None,
         **fields: Unpack[RequestFields],
     ) -> Tensors:
         """Draw the samples ``ids`` of ``seed``: for each part [n, *shape], in the order of ``ids``.
 
         Arguments and errors as for Sampler.run: labels, cond, others, negative, noise [draws, n, D of all parts], init
-        and out (dicts by part).
+        and out (dicts by part). A log is shown no estimates.
         """
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
         result = destinations(out, request, self.model.shape, self.execution)
-        for at, x in self._batches(request, progress, at_once=not progress):
+        for at, x in self._batches(request, progress, Journal.of(log), at_once=not progress and log is None):
             for name, part in x.items():
                 result[name][at] = part
         return result
@@ -223,15 +227,22 @@ class JointSampler:
         seed: int | Sequence[int] | Tensor = 0,
         *,
         progress: Told = False,
+        log: Hears | None = None,
         **fields: Unpack[RequestFields],
     ) -> Iterator[tuple[Tensor, Tensors]]:
         """Yield (ids, samples by part) a micro-batch at a time."""
         request = self._fitting(ids) if isinstance(ids, Request) else self.request(ids, seed, **fields)
-        return ((request.ids[at], x) for at, x in self._batches(request, progress))
+        batches = self._batches(request, progress, Journal.of(log))  # which refuses now what is no logger
+        return ((request.ids[at], x) for at, x in batches)
 
-    def _batches(self, request: Request, progress: Told, at_once: bool = False) -> Iterator[tuple[slice, Tensors]]:
+    def _batches(
+        self, request: Request, progress: Told, journal: Journal | None, at_once: bool = False
+    ) -> Iterator[tuple[slice, Tensors]]:
         """Yield (positions in the request, samples by part) a micro-batch at a time."""
-        with followed(progress, len(request)) as reach:
+        if journal is not None:
+            journal.details = lambda: {"sample/evaluations": next(iter(self.plans.values())).nfe}
+        told = nullcontext(progress) if journal is None else journal.following(progress, len(request))
+        with told as each, followed(each, len(request)) as reach:
 
             def compute(at: slice, part: Request) -> Tensor:
                 return self._run(part, within(reach, at.start, part.valid))

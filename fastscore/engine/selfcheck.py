@@ -46,7 +46,6 @@ from fastscore.process.grid import karras
 from fastscore.process.parametrization import Parametrization
 from fastscore.solvers import DPMpp2M, Langevin, PredictorCorrector, ReverseDiffusion
 
-ROCM = (3, 8)  # the first triton that leaves multiply and add apart there
 NOISE_SHA256 = "0ea92d63ff47ffbb3325f03547f1e2a7665337d924a8d802fc4701312f8d4c4d"
 
 
@@ -168,8 +167,6 @@ def _unusable(device: torch.device, ops: Ops) -> str:
     Triton's first launch needs a C compiler and Python's headers, and much else may be missing on a machine. Wrong bits
     are no such reason: they are raised.
     """
-    if torch.version.hip and tuple(map(int, import_module("triton").__version__.split(".")[:2])) < ROCM:
-        return f"triton before {ROCM[0]}.{ROCM[1]} fuses multiply and add on ROCm, which changes bits"
     try:
         ensure(device, ops)
     except SelfCheckError:

@@ -21,7 +21,7 @@ from fastscore.ops.quantize import quantize_ref
 from fastscore.ops.update import step_ref, update_ref
 
 TRITON = (3, 6)  # the first that the kernels are written for; torch 2.6 to 2.9 bring older ones
-ROCM = (3, 8)  # the first that does as it is told there: enable_fp_fusion=False
+BLACKWELL = (3, 7)  # the first whose ptxas leaves packed products and sums apart, as enable_fp_fusion=False says
 BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
@@ -103,7 +103,7 @@ def resolve(name: str, device: torch.device) -> Ops:
         name = os.environ.get("FASTSCORE_BACKEND", "auto")
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
-    lack = triton_lack() if device.type == "cuda" else ""
+    lack = triton_lack(device) if device.type == "cuda" else ""
     if name == "triton" and (device.type != "cuda" or lack):
         reason = lack or "it runs on CUDA devices"
         raise ValueError(f"backend = 'triton' cannot run on {device}: {reason}; use backend='auto'")
@@ -126,8 +126,11 @@ def resolve(name: str, device: torch.device) -> Ops:
     return operators("triton")
 
 
-def triton_lack() -> str:
-    """Return why the triton that is installed cannot compile the kernels; empty if it can."""
+def triton_lack(device: torch.device | None = None) -> str:
+    """Return why the triton that is installed cannot compile the kernels, for a CUDA device or at all; empty if it can.
+
+    Source: the machine code of every kind of launch by every version, tests/kernels/test_aot.py.
+    """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     try:
@@ -137,9 +140,11 @@ def triton_lack() -> str:
     release = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if release < TRITON:
         return f"triton {version} cannot compile the kernels, which need {'.'.join(map(str, TRITON))} (torch 2.10)"
-    if torch.version.hip and release < ROCM:
+    packs = device is not None and not torch.version.hip and release < BLACKWELL
+    if packs and torch.cuda.get_device_capability(device) >= (10, 0):
         return (
-            f"triton {version} fuses products and sums on ROCm, which changes bits; {'.'.join(map(str, ROCM))} does not"
+            f"triton {version} fuses products and sums on Blackwell GPUs, which changes bits; "
+            f"{'.'.join(map(str, BLACKWELL))} (torch 2.12) does not"
         )
     return ""
 

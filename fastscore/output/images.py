@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastscore.files import atomic
+from fastscore.output.store import entries
 
 THREADS = min(4, os.cpu_count() or 1)  # that make images files
+BLOCK = 4096  # bytes, of which disks give a file whole ones
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
@@ -44,10 +46,19 @@ def save_png(file: BinaryIO, image: NDArray[np.uint8]) -> None:
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
 
 
+def small_pngs(images: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Return the PNG file of each of images [N, H, W, 1 or 3], uint8 [N, length]; None of larger ones.
+
+    Small are those that fit in one block of a disk as they are: compression would save no room, and takes most of the
+    time. All are made at once.
+    """
+    return entries.files(images) if entries.length(images) <= BLOCK else None
+
+
 def png_bytes(height: int, width: int, channels: int) -> int:
-    """Return the most bytes of a PNG file on disk, whose blocks are of 4 kB: deflate's bound, and the chunks' heads."""
+    """Return the most bytes of a PNG file on disk: deflate's bound, and the chunks' heads, in whole blocks."""
     raw = height * (width * channels + 1)
-    return -(-(raw + raw // 1000 + 1024) // 4096) * 4096
+    return -(-(raw + raw // 1000 + 1024) // BLOCK) * BLOCK
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int = 0, scale: int = 0, gap: int = 2) -> NDArray[np.uint8]:

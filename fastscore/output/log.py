@@ -144,13 +144,13 @@ class Journal:
             )
 
     def __call__(self, progress: Progress) -> None:
-        """Tell how far a run is, if it is time or the end."""
+        """Tell how far a run is, in what it counts, if it is time or the end."""
         if self._silent or not (progress.ended or self.due):
             return
         self.tell(lambda: {
-            "sample/samples": round(progress.done, 3),
-            "sample/samples_total": progress.total,
-            "sample/samples_per_s": progress.rate,
+            f"sample/{progress.unit}": round(progress.done, 3),
+            f"sample/{progress.unit}_total": progress.total,
+            f"sample/{progress.unit}_per_s": progress.rate,
             "sample/elapsed_s": progress.seconds,
             **self.details(),
         })  # fmt: skip

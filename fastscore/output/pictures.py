@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastscore.files import atomic
+from fastscore.files import atomic, sync_all
 from fastscore.output.commit import Stage
-from fastscore.output.images import THREADS, contact_sheet, density_sheet, save_png, write_png
+from fastscore.output.images import THREADS, contact_sheet, density_sheet, save_png, small_pngs, write_png
 from fastscore.output.record import FILES, PNG, Written, image_name
 from fastscore.output.store.formats import Shard
 from fastscore.output.store.gather import whole_shard
@@ -32,16 +32,23 @@ def put_sheet(stage: Stage, picture: NDArray[np.uint8] | None) -> None:
 def beside(new: Path, png: bool, subdirs: bool) -> Callable[[Shard], None]:
     """Return what writes into a folder the images of a shard, before the shard itself is there."""
 
-    def write_one(k: int, image: NDArray[np.uint8]) -> None:
-        path = new / image_name(k, subdirs)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as file:
-            save_png(file, image)
-
     def write(shard: Shard) -> None:
-        if png:
-            with ThreadPoolExecutor(THREADS, "fastscore-images") as pool:
-                list(pool.map(write_one, shard.arrays["ids"].tolist(), shard.arrays["samples"]))
+        if not png:
+            return
+        paths = [new / image_name(k, subdirs) for k in shard.arrays["ids"].tolist()]
+        for folder in {path.parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def write_some(some: slice) -> None:
+            images = shard.arrays["samples"][some]
+            small = small_pngs(images)
+            for k, path in enumerate(paths[some]):
+                with atomic(path, durable=False) as file:
+                    save_png(file, images[k]) if small is None else file.write(small[k])
+
+        with ThreadPoolExecutor(THREADS, "fastscore-images") as pool:
+            list(pool.map(write_some, (slice(k, None, THREADS) for k in range(THREADS))))
+        sync_all(paths)
 
     return write
 

@@ -207,7 +207,7 @@ def test_what_was_sampled_to_the_end_is_not_lost_for_lack_of_disk(run, tmp_path,
     before = contents(out)
     with monkeypatch.context() as broken:
         broken.setattr(
-            f"fastscore.output.{'pictures.save_png' if where == 'images' else 'store.gather.write_joined'}", full
+            f"fastscore.output.{'pictures.small_pngs' if where == 'images' else 'store.gather.write_joined'}", full
         )
         code, _, error = run(*IMAGES, "--seed", "1", "--out", out, "--overwrite")
     assert code == 5 and len(error.strip().splitlines()) == 1

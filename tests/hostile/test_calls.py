@@ -313,6 +313,7 @@ FUNCTIONS = {
             "method": "mala",
             "burn_in": 0,
             "thin": None,
+            "log": None,
             "batch": 4,
         },
     ),

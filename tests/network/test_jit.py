@@ -124,10 +124,19 @@ def test_a_triton_that_is_old_or_broken_is_said_and_not_used(monkeypatch, module
         resolve("triton", CUDA)
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="3.10.0"))
     assert triton_lack() == ""
-    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    assert triton_lack(CUDA) == ""
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="3.6.0"))
     assert triton_lack() == ""
-    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="3.7.1"))
-    assert "3.7.1 fuses products and sums on ROCm, which changes bits; 3.8 does not" in triton_lack()
+    resolve.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r"3\.6\.0 fuses .* on Blackwell GPUs, .*; 3\.7 \(torch 2\.12\) does not: using"
+    ):
+        assert resolve("auto", CUDA) is REFERENCE
+    with pytest.raises(ValueError, match="on Blackwell GPUs"):
+        resolve("triton", CUDA)
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # whose RDNA 4 is a 12.0
+    assert triton_lack(CUDA) == ""
     resolve.cache_clear()
 
 

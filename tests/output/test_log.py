@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import fastscore as fs
+from fastscore import chains
 from fastscore.data.affine import Affine
 from fastscore.data.toys import toy
 from fastscore.engine import batches
@@ -78,6 +79,49 @@ def test_samples_are_the_same_and_the_keys_are_those_of_the_table(settings):
     else:
         assert last["sample/evaluations"] == sampler.plan.nfe and shown == 5
         assert len(heard.of("sample/samples")) > 7  # not at the end alone
+
+
+def in_table(heard):
+    table = (Path(fs.__file__).parent / "output/README.md").read_text()
+    return all(f"`{key}`" in table for _, data in heard.entries for key in data)
+
+
+def test_a_joint_sampler_tells_how_far_it_is():
+    parts = {"a": fs.Part((2,), fs.VP()), "b": fs.Part((3,), fs.VP())}
+    model = fs.JointModel(lambda u, t: {k: v * 0.5 for k, v in u.items()}, parts)
+    sampler, (heard, log), told = fs.JointSampler(model, solver="heun", steps=3, batch=8), all_of(), []
+    x, expected = sampler.run(range(20), log=log, progress=told.append), sampler.run(range(20))
+    assert all(x[name].equal(expected[name]) for name in parts) and in_table(heard)
+    last = heard.entries[-1][1]
+    assert last["sample/samples"] == last["sample/samples_total"] == told[-1] == 20
+    assert last["sample/evaluations"] == sampler.plans["a"].nfe
+    assert len(heard.entries) > 3 * len(sampler.plans["a"].rows) and not heard.of("sample/x0")
+    again, log = all_of()
+    assert torch.cat([ids for ids, _ in sampler.stream(range(20), log=log)]).tolist() == list(range(20))
+    assert len(again.entries) == len(heard.entries)
+    for call in (sampler.run, sampler.stream):
+        with pytest.raises(ValueError, match="is a function; give the object"):
+            call(range(2), log=print)
+
+
+@pytest.mark.parametrize("method", chains.METHODS)
+def test_chains_tell_how_far_they_are_and_what_they_accept(method):
+    def run(**more):
+        start, p = torch.zeros(1, 2), lambda x: -x.square().sum(1)
+        return chains.run(p, start, 0.8, 5, range(5), 1, method=method, spread=1.0, batch=3, **more)
+
+    (heard, log), expected = all_of(), run()
+    found = run(log=log)
+    assert found.x.equal(expected.x) and found.acceptance.equal(expected.acceptance) and in_table(heard)
+    assert heard.of("sample/steps") == [0.0, *map(float, range(1, 11)), 10.0]  # of two times three chains, and the end
+    assert heard.entries[-1][1]["sample/steps_total"] == 10
+    taken = heard.of("sample/acceptance")
+    assert len(taken) == 11 and min(taken) >= 0.0 and max(taken) <= 1.0
+    for at, some in ((4, slice(3)), (-1, slice(3, 5))):  # without the third, which fills the batch up
+        assert taken[at] == pytest.approx(float(found.acceptance[some].mean()))
+    assert taken == [1.0] * 11 if method == "ula" else len(set(taken)) > 3
+    with pytest.raises(ValueError, match="is a function; give the object"):
+        run(log=print)
 
 
 def test_estimates_are_those_of_the_chosen_rows_in_the_units_of_the_data():

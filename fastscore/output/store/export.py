@@ -30,7 +30,7 @@ from fastscore.errors import unknown
 from fastscore.output.commit import new_file
 from fastscore.output.disk import free_bytes, full
 from fastscore.output.folder import new_folder
-from fastscore.output.images import THREADS, save_png
+from fastscore.output.images import THREADS, save_png, small_pngs
 from fastscore.output.record import PNG, image_name
 from fastscore.output.store import parquet, zarr
 from fastscore.output.store.formats import Shard, encode, same
@@ -111,7 +111,9 @@ def _pngs(first: Shard, shards: Iterable[Shard], count: int) -> Pieces:
     with ThreadPoolExecutor(THREADS, "fastscore-export") as pool:
         for shard in shards:
             names = [image_name(k, True).removeprefix(f"{PNG}/") for k in shard.arrays["ids"].tolist()]
-            yield from zip(names, pool.map(_png, shard.arrays["samples"]), strict=True)
+            images = shard.arrays["samples"]
+            small = small_pngs(images)
+            yield from zip(names, pool.map(_png, images) if small is None else map(bytes, small), strict=True)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
