@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -136,7 +137,7 @@ class Execution:
             raise ValueError(f"network = 'tf32' needs a CUDA device, not {device}; use network='fp32' or 'auto'")
         if device.type != "cuda" and self.graph in GRAPHS:
             raise ValueError(f"graph = {self.graph!r} needs a CUDA device, not {device}; use graph='auto'")
-        return replace(self, device=device)
+        return _placed(self, device)
 
     def around(self, *networks: object) -> tuple[Execution, torch.dtype]:
         """Return it with the device of these networks, and the dtype that they read; errors as of both."""
@@ -202,6 +203,12 @@ def _device(device: torch.device | str) -> torch.device:
     if place.type == "cuda" and place.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return place
+
+
+@lru_cache(maxsize=256)
+def _placed(execution: Execution, device: torch.device) -> Execution:
+    """Return an execution on a device; a run asks for its own again, and its fields are checked once."""
+    return replace(execution, device=device)
 
 
 def modules(networks: Iterable[object]) -> Iterator[nn.Module]:

@@ -45,8 +45,8 @@ def require_output(
     Raises:
         ValueError: another shape, dtype, device or layout.
     """
-    if F is None:
-        return 1
+    if F is None or (F.shape == x.shape and F.is_contiguous() and F.dtype in dtypes and F.device == x.device):
+        return 1  # as most outputs are, told in a microsecond less
     channels = channels_last(F)
     if channels > most:
         raise ValueError(f"{op}: {name} has {channels} channels that lie last; at most {most}, call .contiguous()")

@@ -47,7 +47,8 @@ class Labels:
     def point(self, row: int) -> None:
         """Point the counter at a row."""
         self.row.fill_(row)
-        self.now.copy_(self.lines[row : row + 1])
+        if self.moves:
+            self.now.copy_(self.lines[row : row + 1])
 
     def step(self, ops: Ops) -> None:
         """Move the counter on."""

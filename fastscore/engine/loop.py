@@ -109,8 +109,10 @@ class Loop:
         # Views of what is fixed, made once: a view costs the host as much as a small row costs the device.
         self.idx, self.input = self.row.expand(batch), self.u.view(batch, *model.shape)
         self.key, self.prior = (NoiseKey(*(zeros(batch, dtype=torch.int64) for _ in range(2))) for _ in range(2))
-        self.update, self.draw_prior = (
-            ops.bind(self.x, self.hist, self.table, self.idx, key, self.u) for key in (self.key, self.prior)
+        rows, own = (self.table, self.idx), (self.scratch, self.scratch_row)
+        self.update, self.draw_prior, self.update_own = (
+            ops.bind(self.x, self.hist, *where, key, self.u)
+            for where, key in ((rows, self.key), (rows, self.prior), (own, self.key))
         )
         self.init, first = zeros(batch, d) if plan.rows[0].a else None, plan.rows[0]
         law = base_at(model, plan.schedule, first.t) if first.a and not first.noisy and first.draw == 0 else None
@@ -123,7 +125,7 @@ class Loop:
         self.y: Tensor | None = None  # read by guides, which are never captured
         self.lines: tuple[Tensor, ...] = ()  # what the guide holds for each sample; ``guided`` is the guide with them
         self.guided = guide
-        self.valid, self.count = zeros(batch), batch
+        self.valid, self.count = zeros(batch).fill_(1.0), batch
         self.denoiser = None
         if guide is not None:
             self.denoiser = Denoiser(model, self.second, self.u.dtype)
@@ -157,9 +159,10 @@ class Loop:
             self.subspace.load()
         self.y, self.lines = part.y, part.guide
         self.guided = with_lines(self.guide, len(self.model.shape), self.lines)
-        self.count = part.valid
-        self.valid[: part.valid].fill_(1.0)
-        self.valid[part.valid :].fill_(0.0)
+        if self.count != part.valid:
+            self.count = part.valid
+            self.valid[: self.count].fill_(1.0)
+            self.valid[self.count :].fill_(0.0)
 
     def take(self, key: NoiseKey, prior: NoiseKey | None = None) -> None:
         """Put the keys of a micro-batch into the static inputs; ``prior`` is that of the first row, ``key`` if None."""
@@ -226,11 +229,15 @@ class Loop:
             outputs = self._evaluate(kind)
         F, F2 = outputs if kind.network else (None, None)
         F2 = F2 if kind.second else None
-        if noise is None and kind.norm is None and self.known is None:
-            (self.draw_prior if kind.first else self.update)(F, F2, kind.noisy)
+        source, ops = (self.prior if kind.first else self.key, self.ops) if noise is None else (noise, REFERENCE)
+        if kind.norm is not None:
+            langevin = ops.langevin if self.subspace is None else self.subspace.langevin
+            langevin(self.x, F, self.table, self.idx, source, self.scratch, kind.norm, self.valid, F2=F2)
+        if noise is None and self.known is None:
+            bound = self.draw_prior if kind.first else self.update if kind.norm is None else self.update_own
+            bound(F, F2, kind.noisy)
         else:
-            own = self.prior if kind.first else self.key
-            self._update(kind, F, F2, own if noise is None else noise, self.ops if noise is None else REFERENCE)
+            self._update(kind, F, F2, source, ops)
         if self.subspace is not None:
             self.x.copy_(self.subspace.state(self.x, self.row))
             # The next input again, with the arithmetic of a row.
@@ -239,12 +246,8 @@ class Loop:
         return outputs
 
     def _update(self, kind: Kind, F: Tensor | None, F2: Tensor | None, noise: Noise, ops: Ops) -> None:
-        """Do a row whose step, noise or known data come from elsewhere."""
-        table, idx = self.table, self.idx
-        if kind.norm is not None:
-            langevin = ops.langevin if self.subspace is None else self.subspace.langevin
-            langevin(self.x, F, table, idx, noise, self.scratch, kind.norm, self.valid, F2=F2)
-            table, idx = self.scratch, self.scratch_row
+        """Do a row whose noise or known data come from elsewhere."""
+        table, idx = (self.table, self.idx) if kind.norm is None else (self.scratch, self.scratch_row)
         known = None
         if self.known is not None and self.mask is not None and self.known_table is not None:
             known = KnownRow(self.known, self.mask, self.known_table, self.idx, noise)

@@ -73,5 +73,5 @@ class Mixes:
 
     def of(self, kind: Kind) -> Together | None:
         """Return what makes one call of a row that evaluates both outputs; None where they are calls of their own."""
-        together = self.made.get((kind.terms, kind.mixed))
+        together = self.made.get((kind.terms, kind.mixed)) if self.made else None
         return together if together is not None and together.fits else None

@@ -88,13 +88,12 @@ class Parallel:
                 "parallel: Langevin's step depends on the norm of the score, which a window does not have yet; use "
                 "AnnealedLangevin, or leave parallel out"
             )
-        self.loop = loop
+        self.loop, self.tolerant = loop, picard.tolerance > 0.0
         starts = [k for k, row in enumerate(loop.plan.rows) if row.evaluate]
         self.first, self.stages = starts[0] if starts else len(loop.plan.rows), len(starts)
         self.window = min(picard.window, max(self.stages, 1))
         self.sweeps = self.evaluations = torch.zeros(0, dtype=torch.int64)
         self.turn, self.guided = Turn(*loop.networks, execution=loop.execution), loop.guide
-
         dtype, device = loop.x.dtype, loop.x.device
         self.sweeping = Repeated(loop.execution.graph if loop.guide is None else "off", device, loop.networks)
         # After the plan's rows come as many that keep x: one for each, with the known data that it left.
@@ -104,8 +103,7 @@ class Parallel:
         self.table = torch.cat([loop.table, idle])
         self.table[:, abi.DRAW].clamp_(min=0.0)
         self.known_table = None if known is None else torch.cat([known, known])
-        self.last = count - 1
-        self.noisy = any(row.noisy for row in loop.plan.rows[self.first :])
+        self.last, self.noisy = count - 1, any(row.noisy for row in loop.plan.rows[self.first :])
         kinds, self.mixed = loop.kinds, any(kind.mixed for kind in loop.kinds)
         # Of rows that evaluate: whether they, or those that use their outputs again, read F2.
         reads = {a: any(kind.second for kind in kinds[a:b]) for a, b in pairwise([*starts, len(kinds)])}
@@ -130,11 +128,10 @@ class Parallel:
             rows[:, k] = count + end - 1
             rows[: end - start, k] = torch.arange(start, end)
         self.rows = rows.to(device)
-
-        places, d = self.window + 1, loop.x.shape[1]
+        places = self.window + 1
         self.place = torch.arange(places, device=device)[:, None]
-        self.x = torch.zeros(places, loop.batch, d, dtype=dtype, device=device)
-        self.hist = torch.zeros(places, *loop.hist.shape, dtype=dtype, device=device)
+        self.x, self.hist = (v.new_zeros(places, *v.shape) for v in (loop.x, loop.hist))
+        self.places = list(zip(self.x.unbind(0), self.hist.unbind(0), strict=True))
         # Of each sample: its first stage in the window, sweeps and evaluations so far, and its dimensions.
         *_, self.size = course = torch.zeros(4, loop.batch, dtype=torch.int64, device=device)
         self.at, self.swept, self.evaluated = self.course = course[:3]
@@ -224,27 +221,30 @@ class Parallel:
         Args:
             stage: of each place and sample, [window + 1, batch]; live: whether it lies before the end.
         """
-        loop, window, batch = self.loop, self.window, self.loop.batch
-        current = stage[:-1]
-        F, F2 = self._evaluate(current, live[:-1])
-        before, rows, noise = self.x.clone(), self.rows[:, current], loop.key if self.noisy else None
-        for k in range(window):
-            self.x[k + 1].copy_(self.x[k])
-            self.hist[k + 1].copy_(self.hist[k])
-            for idx in rows[:, k]:
-                second, known = None if F2 is None else F2[k], None
+        loop = self.loop
+        F, F2 = self._evaluate(stage[:-1], live[:-1])
+        before, noise = self.x.clone(), loop.key if self.noisy else None
+        firsts, seconds = F.unbind(0), [None] * len(F) if F2 is None else F2.unbind(0)
+        for k, rows in enumerate(self.rows[:, stage[:-1]].unbind(1)):
+            (last_x, last_hist), (x, hist) = self.places[k : k + 2]
+            x.copy_(last_x)
+            hist.copy_(last_hist)
+            for idx in rows.unbind(0):
+                known = None
                 if self.known_table is not None and loop.known is not None and loop.mask is not None:
                     known = KnownRow(loop.known, loop.mask, self.known_table, idx, loop.key)
-                loop.ops.update(self.x[k + 1], F[k], self.hist[k + 1], self.table, idx, noise, F2=second, known=known)
+                loop.ops.update(x, firsts[k], hist, self.table, idx, noise, F2=seconds[k], known=known)
                 if loop.subspace is not None:
-                    x = loop.subspace.state(self.x[k + 1], idx.clamp(max=self.last))
+                    projected = loop.subspace.state(x, idx.clamp(max=self.last))
                     # Not where an idle row keeps what was projected already: the last bit would change.
-                    self.x[k + 1].copy_(torch.where((idx <= self.last)[:, None], x, self.x[k + 1]))
+                    x.copy_(torch.where((idx <= self.last)[:, None], projected, x))
         change = self.x[1:-1] - before[1:-1]
-        square = sum_of_squares(change.flatten(0, 1)).view(window - 1, batch) / self.size
-        limit = self.limit[stage[1:-1]]
         # Squares of tiny changes underflow to 0, so that no change is asked for by itself.
-        settled = (change == 0.0).all(2) | ((limit > 0.0) & (square <= limit)) | ~live[1:-1]
+        settled = (change == 0.0).all(2) | ~live[1:-1]
+        if self.tolerant:
+            square = sum_of_squares(change.flatten(0, 1)).view_as(settled) / self.size
+            limit = self.limit[stage[1:-1]]
+            settled |= (limit > 0.0) & (square <= limit)
         return 1 + settled.to(torch.int64).cumprod(0).sum(0)
 
     def _evaluate(self, stage: Tensor, live: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -163,12 +163,12 @@ class Request:
             raise ValueError("prior_ids: start = 'state' starts without noise; leave them out")
 
     def guided(self, lines: tuple[Tensor, ...]) -> Request:
-        """Return it with what a guide holds for each sample, unless it has that already, as a part of a request does.
+        """Return it with what a guide holds for each sample, if it holds some; a part of a request has them already.
 
         Raises:
             ValueError: tensors of another length.
         """
-        if self.guide:
+        if self.guide or not lines:
             return self
         for line in lines:
             if len(line) != len(self):
@@ -180,6 +180,8 @@ class Request:
 
     def part(self, at: slice) -> Request:
         """Return the lines of some samples."""
+        if at == slice(0, len(self)):
+            return self
         return self._each(lambda v, axis: v[at] if axis == 0 else v[:, at])
 
     def at(self, positions: Sequence[int]) -> Request:
@@ -212,14 +214,13 @@ class Request:
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Request:
         """Return it with every tensor changed along its axis of samples."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _APART}
-        guide = tuple(change(v, 0) for v in values.pop("guide"))
+        new = {name: change(v, int(name == "noise")) for name in _LINES if (v := getattr(self, name)) is not None}
 
         def told(cond: Condition) -> Condition:
             return each(lambda v: change(v, 0), cond)
 
         cond, negative, others = told(self.cond), told(self.negative), tuple(map(told, self.others))
-        new = {name: None if v is None else change(v, int(name == "noise")) for name, v in values.items()}
+        guide = tuple(change(v, 0) for v in self.guide)
         seed = self.key.seed if len(self.key.seed) == 1 else change(self.key.seed, 0)
         ids = change(self.key.ids, 0)
         valid = min(self.valid, len(ids))
@@ -227,7 +228,8 @@ class Request:
 
 
 HELD = 1 << 30  # bytes of samples that a GPU may hold twice
-_APART = ("key", "valid", "among", "cond", "others", "negative")  # fields that are cut in a way of their own
+_APART = ("key", "valid", "among", "cond", "others", "negative", "guide")  # fields that are cut in a way of their own
+_LINES = tuple(f.name for f in fields(Request) if f.name not in _APART)  # the others: a tensor or None
 
 
 def micro_batches(

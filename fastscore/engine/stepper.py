@@ -152,7 +152,6 @@ class Stepper:
         loop, self.at, self._noise = self.loop, 0, noise
         loop.reset()
         loop.take(key)
-        loop.valid.fill_(1.0)
         if x is not None:
             self._take(x)
         with undisturbed(self.execution.dtype, self.execution.place):
@@ -211,7 +210,6 @@ class Stepper:
         for name, buffer in places.items():
             buffer.copy_(moving[name])
         loop.point(int(loop.row))
-        loop.valid.fill_(1.0)
         if loop.denoiser is not None:
             loop.denoiser.memory.update(state["memory"])
         vars(self).update(state["rest"])

@@ -42,6 +42,7 @@ class Turn:
 
     def __init__(self, *networks: object, execution: Execution | None = None, gradients: bool = False) -> None:
         self.networks, self.gradients, self.warned = networks, gradients, False
+        self.compiled = [net for net in networks if isinstance(net, Prepared | Regional)]
         self.execution, self.threads, self.lock = execution or Execution(), torch.get_num_threads(), Lock()
         self.holder = ""
 
@@ -89,15 +90,14 @@ class Turn:
             begins: whether a run begins: what was compiled of a network that has changed since is made again first,
                 which on a GPU waits for all that it has to do.
         """
-        run, threads = self.execution, self.threads
+        run = self.execution
         with (
-            undisturbed(run.dtype, run.place, threads, self.gradients, tf32_of(self.networks)),
+            undisturbed(run.dtype, run.place, self.threads, self.gradients, tf32_of(self.compiled)),
             evaluating(*self.networks),
             ExitStack() as held,
         ):
-            for net in self.networks:
-                if isinstance(net, Prepared | Regional):
-                    held.enter_context(net.steady(begins))
+            for net in self.compiled:
+                held.enter_context(net.steady(begins))
             yield
 
     def steps(self, work: Iterator[Item]) -> Iterator[Item]:

@@ -18,7 +18,7 @@ from fastscore.data.affine import Affine
 from fastscore.errors import short, typed
 from fastscore.kernels import abi
 from fastscore.kernels.checks import channels_last
-from fastscore.model.condition_shapes import Condition, CondShape, Several, Told, declared, each, sizes
+from fastscore.model.condition_shapes import Condition, CondShape, Several, Told, declared, sizes
 from fastscore.model.decoder import Decoder
 from fastscore.model.projection import Projection
 from fastscore.process.parametrization import Parametrization
@@ -193,9 +193,9 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told, as_left:
         raise ValueError(one_step_only("what evaluates it here knows of no step's end"))
     if isinstance(cond, Several):
         return cond.sum(lambda c: [evaluate(model, u.clone(), c_noise, c)])[0]  # which a network may write to
-    # A dict is the network's own, which may take names out of it.
+    n, own = u.shape[0], dict(cond) if isinstance(cond, dict) else cond  # a dict that it may take names out of
     try:
-        F = model.net(u, c_noise.expand(len(u), *c_noise.shape[1:]), each(lambda v: v, cond))
+        F = model.net(u, c_noise.expand(n, -1) if c_noise.ndim == 2 else c_noise.expand(n), own)
     except (RuntimeError, IndexError) as error:
         if not any(said in str(error) for said in NO_INDEX):
             raise
@@ -204,9 +204,9 @@ def evaluate(model: ScoreModel, u: Tensor, c_noise: Tensor, cond: Told, as_left:
             "and the label a table's index, wrap it: fastscore.adapters.wrap(net, 'x, round(t)')"
         ) from error
     F = apart(checked(F, u), u)
-    if as_left and 1 < channels_last(F) <= abi.CHANNELS:
+    if (F.ndim == 2 and F.is_contiguous()) or (as_left and 1 < channels_last(F) <= abi.CHANNELS):
         return F
-    return F.reshape(len(u), -1).contiguous()  # kernels read it by one offset
+    return F.reshape(n, -1).contiguous()  # kernels read it by one offset
 
 
 def one_step_only(why: str) -> str:

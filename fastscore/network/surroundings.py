@@ -58,9 +58,10 @@ def all_behind(*networks: object) -> tuple[list[nn.Module], list[torch.Tensor]]:
             continue
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
-            found |= dict.fromkeys(thing.modules())
-            own = [v for m in thing.modules() for k, v in vars(m).items() if not k.startswith("_")]
-            left += [v for v in own if not isinstance(v, torch.Tensor)]
+            modules = list(thing.modules())
+            found |= dict.fromkeys(modules)
+            own = [v for m in modules for k, v in vars(m).items() if k[:1] != "_"]
+            left += [v for v in own if not isinstance(v, _LEAVES)]
         elif isinstance(thing, list | tuple | set | frozenset | dict):
             if len(thing) <= MEMBERS:
                 left += thing.values() if isinstance(thing, dict) else thing
@@ -129,7 +130,8 @@ class _Shared:
         """Hold it at a value, or if None at what it is outside; where the last run ends it is as before the first."""
         run = threading.get_ident(), value
         with self.free:
-            if all(thread != run[0] for thread, _ in self.inside):  # within a callback of a run none can wait for that
+            # Within a callback of a run none can wait for that.
+            if self.inside and all(thread != run[0] for thread, _ in self.inside):
                 alone = self.free.wait_for(lambda: all(other == value for _, other in self.inside), PATIENCE)
                 if not alone:
                     raise RuntimeError(
@@ -230,15 +232,13 @@ def undisturbed(
     enabled = gradients and torch.is_grad_enabled()
     threads = 1 if os.getpid() != _PROCESS else threads
     outside = torch.get_num_threads()
-    with ExitStack() as exits:
-        exits.enter_context(torch.inference_mode(False))  # this switches gradients on
-        exits.enter_context(torch.set_grad_enabled(enabled))
+    # Inference mode first: to leave it switches gradients on.
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled), _default.of(dtype), ExitStack() as exits:
         for kind in {"cpu", "cpu" if place is None else place.type}:
             if torch.is_autocast_enabled(kind):
                 exits.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() not in (torch.device("cpu"), place):
             exits.enter_context(torch.device(place or "cpu"))
-        exits.enter_context(_default.of(dtype))
         if place is not None and place.type == "cuda":
             exits.enter_context(multiplying.of(tf32))
         if threads not in (None, outside):

@@ -15,6 +15,7 @@ from .library import Key, Network, Normal, Norms, Quantize, Rows, Update, librar
 NORMS = ("sample", "expected", "batch", "tutorial")
 OFFSET = {"nearest": 128.0, "floor": 127.5}
 _TYPE = {torch.float32: 0, torch.bfloat16: 1}
+_TYPES = tuple(_TYPE)
 _STATE = (torch.float32,)
 
 
@@ -27,18 +28,21 @@ def _readable(F: Tensor | None) -> Tensor | None:
     if F is None or not F.is_floating_point():
         return F
     F = F if F.dtype in _TYPE else F.to(torch.float32)
-    return F if channels_last(F) > 1 else F.contiguous()
+    return F if F.is_contiguous() or channels_last(F) > 1 else F.contiguous()
 
 
 def _network(op: str, x: Tensor, F: Tensor | None, F2: Tensor | None) -> Network:
     """Check network outputs for the state x [N, D]; return where the library finds them."""
-    channels, channels2 = (require_output(op, name, v, x, tuple(_TYPE)) for name, v in (("F", F), ("F2", F2)))
-    types = (0 if v is None else _TYPE[v.dtype] for v in (F, F2))
-    return Network(_pointer(F), _pointer(F2), *types, channels, channels2)
+    channels, channels2 = require_output(op, "F", F, x, _TYPES), require_output(op, "F2", F2, x, _TYPES)
+    return Network(_pointer(F), _pointer(F2), _type(F), _type(F2), channels, channels2)
 
 
 def _pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
+
+
+def _type(t: Tensor | None) -> int:
+    return 0 if t is None else _TYPE[t.dtype]
 
 
 def _key(op: str, device: torch.device, n: int, noise: object) -> Key:
@@ -105,7 +109,7 @@ def update_cpu(
     if u is not None and u.dtype not in _TYPE and u.is_floating_point():
         u = torch.empty_like(u, dtype=torch.float32)
     require(
-        "update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(u, (n, d), tuple(_TYPE)),
+        "update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE), out_u=(u, (n, d), _TYPES),
         out_mean=(out_mean, (n, d), _STATE),
     )  # fmt: skip
     require_rows("update", device, n, table, idx, abi.WIDTH)
@@ -149,7 +153,7 @@ def bind_update_cpu(
     slots = hist.shape[0]
     require(
         "update", device, x=(x, (n, d), _STATE), hist=(hist, (slots, n, d), _STATE),
-        out_u=(out_u, (n, d), tuple(_TYPE)),
+        out_u=(out_u, (n, d), _TYPES),
     )  # fmt: skip
     require_rows("update", device, n, table, idx, abi.WIDTH)
     call = Update(

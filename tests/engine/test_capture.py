@@ -138,8 +138,10 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
 
         def work(x):
             loop.x = x
-            loop.update, loop.draw_prior = (
-                loop.ops.bind(x, loop.hist, loop.table, loop.idx, key, loop.u) for key in (loop.key, loop.prior)
+            rows, own = (loop.table, loop.idx), (loop.scratch, loop.scratch_row)
+            loop.update, loop.draw_prior, loop.update_own = (
+                loop.ops.bind(x, loop.hist, *where, key, loop.u)
+                for where, key in ((rows, loop.key), (rows, loop.prior), (own, loop.key))
             )
             F = None
             for kind in loop.kinds:
@@ -152,6 +154,18 @@ def test_the_whole_loop_traces_on_fake_cuda(name, schedule):
     assert calls.count(torch.ops.fastscore.langevin.default) == sum(k.norm is not None for k in loop.kinds)
     values = [n.meta["val"] for n in traced.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     assert {v.device.type for v in values} == {"cuda"}
+
+
+def test_what_a_row_tells_its_networks_moves_on_with_the_counter():
+    """As on a GPU, where it is no longer looked up, from whatever row the counter is pointed at."""
+    labels = make("heun", SCHEDULES["vp"]).labels
+    looked_up = {row: (labels.point(row), labels.label(), labels.scale())[1:] for row in range(4)}
+    labels.moves = True
+    for row in (2, 0):
+        labels.point(row)
+        assert (labels.label(), labels.scale()) == looked_up[row]
+        labels.step(REFERENCE)
+        assert (labels.label(), labels.scale()) == looked_up[row + 1]
 
 
 def test_segments_find_the_repeated_group():

@@ -131,3 +131,10 @@ def test_outputs_lie_as_kernels_read_them(net):
     ):
         assert flat.is_contiguous()
         assert flat.shape == (2, 48)
+
+
+@pytest.mark.parametrize("F", [torch.ones(1, 4).expand(2, 4), torch.ones(4, 2).T, torch.ones(2, 8)[:, ::2]])
+def test_outputs_of_points_lie_as_kernels_read_them(F):
+    model = ScoreModel(lambda u, t, cond: F, (4,), fs.EDM(), fs.Parametrization("x0"))
+    for as_left in (False, True):
+        assert evaluate(model, torch.zeros(2, 4), torch.ones(1), None, as_left).is_contiguous()

@@ -89,6 +89,8 @@ def test_batch_norm_mode_ignores_padding_and_couples_samples():
 
     assert torch.equal(make(16).run(range(5)), make(8).run(range(5)))
     assert not torch.equal(make(16).run(range(5)), make(16).run(range(6))[:5])
+    again = make(4)
+    assert torch.equal(again.run(range(5)), again.run(range(5)))  # a whole micro-batch after one with padding
 
 
 def test_labels():

@@ -12,6 +12,7 @@ from fastscore.engine.turn import Turn
 from fastscore.errors import NonFiniteError
 from fastscore.guidance.measurements import Blur, Matrix
 from fastscore.model.coordinates import Dense, Diagonal, LowRank
+from fastscore.ops.noise import NoiseKey
 
 SHAPE, CPU = (2, 3), torch.device("cpu")
 MODEL = fs.ScoreModel(lambda u, t, cond: u, SHAPE, fs.VP(), classes=4, null=4)
@@ -233,6 +234,16 @@ def test_samples_start_from_the_noise_of_their_prior_ids(name):
     assert sampler.run([1, 2, 3], 3, prior_ids=[8, 8, 3]).equal(sampler.run([8, 8, 3], 3))
     seeds = [3, 4, 3]
     assert sampler.run([1, 2, 3], seeds, prior_ids=[8, 8, 3]).equal(sampler.run([8, 8, 3], seeds))
+
+
+@pytest.mark.parametrize("solver", ["ddpm", fs.PredictorCorrector(fs.ReverseDiffusion(), fs.Langevin())])
+def test_noise_on_the_way_is_the_samples_own(solver):
+    """The prior draw of sample 8, and then draws of samples 1 and 2, as if they had been recorded."""
+    model = fs.ScoreModel(lambda u, t, cond: 0.5 * u, SHAPE, fs.VP())
+    sampler = fs.Sampler(model, solver=solver, steps=3, batch=2)
+    prior, own = NoiseKey.of(3, [8, 8]), NoiseKey.of(3, [1, 2])
+    noise = torch.stack([(own if k else prior).normal(k, 6) for k in range(sampler.plan.draws)])
+    assert sampler.run([1, 2], 3, prior_ids=[8, 8]).equal(sampler.run([1, 2], 3, noise=noise))
 
 
 def test_prior_ids_that_cannot_be():

@@ -365,6 +365,7 @@ def test_whole_trajectories_are_equal(solver, schedule, network):
         ({0: lambda x: x.to("meta")}, "x is on meta"),
         ({1: lambda F: F[:, :7]}, r"F is float32 \[3, 7\]"),
         ({1: lambda F: F.long()}, "F is int64"),
+        ({1: lambda F: F.to("meta")}, r"F is float32 \[3, 8\] on meta"),
         ({2: lambda h: h.new_zeros(5, 3, 8)}, "hist has 5 slots"),
         ({2: lambda h: h.new_zeros(1, 3, 9)}, "hist is"),
         ({3: lambda t: t[:, :15]}, "table is"),
