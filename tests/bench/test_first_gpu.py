@@ -250,8 +250,9 @@ def test_a_killed_run_leaves_its_summary(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.slow
-def test_every_phase_yields_its_records(tmp_path):
+def test_every_phase_yields_its_records(tmp_path, monkeypatch):
     """The phases of a dry run, one after another in this process."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))  # as each phase has one that is its own
     for phase in PHASES:
         done = card(tmp_path, phase.name, 300.0)
         if phase.name in ("AHEAD", "P2"):  # what they do in processes of their own, here

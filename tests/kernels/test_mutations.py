@@ -56,7 +56,7 @@ MUTANTS = [
     ("norms", "[ROWS, 2, HALF]), 1, _add", "[ROWS, HALF, 2]), 2, _add", norms),
     ("norms", "tl.sqrt_rn(step * 2.0)", "tl.sqrt_rn(step)", norms),
     ("norms", "tl.div_rn(zz, mm)", "tl.div_rn(mm, zz)", norms),
-    ("norms", "at < n, COUNT, SUMS)) * valid", "at < n, COUNT, SUMS))", batch),
+    ("norms", "tl.sqrt_rn(square) * valid", "tl.sqrt_rn(square)", batch),
     ("norms", "tl.program_id(1) * GROUP + lane % GROUP", "lane % GROUP", parts),
     ("norms", "quad % (GROUP // 4)", "quad", parts),
     ("norms", "LANES if SPLIT else BLOCK", "BLOCK", parts),
