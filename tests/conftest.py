@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,11 @@ collect_ignore_glob = ["kernels/*"] if TRITON_LACK else []
 
 def pytest_report_header() -> str:
     return f"{TRITON_LACK}, so the tests of its kernels do not run" if TRITON_LACK else "triton: installed"
+
+
+# What runs in the background of a shell ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers

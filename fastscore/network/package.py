@@ -275,8 +275,8 @@ def _json(entry: dict[str, Any]) -> bytes:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error as one line, whatever torch or a compiler put into it."""
+    """Return an error as one line, whatever torch or a compiler put into it; whole where it names a file."""
     lines = str(error).strip().splitlines() or [""]
     told = next((line.strip() for line in lines[1:] if "error: " in line), "")  # of a compiler
-    text = f"{lines[0][:200]} {told[:200]}".strip()
+    text = f"{lines[0] if isinstance(error, OSError) else lines[0][:200]} {told[:200]}".strip()
     return f"{type(error).__name__}: {text}" if text else f"{type(error).__name__} without a message"

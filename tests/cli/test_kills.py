@@ -95,7 +95,8 @@ def test_a_process_that_ends_anywhere_leaves_a_whole_run(run, tmp_path, argv, en
         time.sleep(chance.random() * 0.2)
         process.send_signal(end)
         begun = int(("0\n" + process.communicate(timeout=60)[0]).split()[-1]) or 4
-        assert process.returncode in (-end, 128 + end)
+        # 75 where it was told to end while it drew, as a run that can be gone on with.
+        assert process.returncode in (-end, 128 + end, *([75] if end == signal.SIGTERM else []))
         # Without --overwrite the next one only looks, and puts in place what was committed.
         code, _, error = run(*argv, "--out", out)
         assert code == 2 and "already holds" in error

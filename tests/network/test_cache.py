@@ -108,6 +108,16 @@ def test_what_others_can_write_never_runs(home, loaded, monkeypatch, what, how):
     assert "\n" not in said[0]
 
 
+def test_a_long_path_hides_no_remedy(home, loaded):
+    file, _ = plant(home)
+    deep = home.joinpath(*["d" * 100] * 4)
+    deep.mkdir(parents=True)
+    info = os.stat_result([0o100666, *file.stat()[1:]])
+    with pytest.raises(cache.Unsafe) as error:
+        cache._refuse(deep / file.name, info, shared=False)
+    assert "chmod go-w it" in package.one_line(error.value)
+
+
 @pytest.mark.parametrize("what", ["networks", "note", "package"])
 def test_links_are_not_followed(home, loaded, tmp_path, what):
     file, note = plant(home)

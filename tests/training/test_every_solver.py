@@ -16,13 +16,16 @@ from fastscore.solvers.names import ADAPTIVE, SOLVERS
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 N, LEVELS = 4096, 10  # samples; levels of the table that `--schedule smld` makes
-OWN = {"score-sde": ("vp", "subvp", "ve")}  # a published loop, defined for these and for the tables of NCSN
+# A published loop, defined for these and for the tables of NCSN; noise whose default is one of a flow's time.
+OWN = {"score-sde": ("vp", "subvp", "ve"), "dance": ("flow",)}
 # Of a first-order step in t or of noise, 1 / steps of the result at most; of the others a tenth of that.
-FIRST = ("ddim", "euler", "dpm-1", "ddpm", "ancestral", "em", "milstein", "reverse-diffusion", "heun-sde", "score-sde",
-         "edm-churn", "dpmpp-sde", "dpm-2-ancestral", "dpmpp-2s-ancestral", "euler-ancestral-rf",
-         "dpm-2-ancestral-rf", "dpmpp-2s-ancestral-rf", "ggf", "dpm12")  # fmt: skip
-# For networks whose estimate is a sample, or with steps that are longer by intent: no marginals of a score network's.
-OTHERS = ("lcm", "consistency", "pingpong", "tcd", "af3")
+FIRST = ("ddim", "euler", "euler-cfg-pp", "euler-ancestral-cfg-pp", "dpm-1", "ddpm", "ancestral", "em", "milstein",
+         "reverse-diffusion", "heun-sde", "score-sde", "edm-churn", "dpmpp-sde", "dpm-2-ancestral",
+         "dpmpp-2s-ancestral", "euler-ancestral-rf", "dpm-2-ancestral-rf", "dpmpp-2s-ancestral-rf", "ggf",
+         "dpm12")  # fmt: skip
+# For networks whose estimate is a sample, with steps that are longer by intent, or with a share of noise or an
+# estimate, as published, that is of no step of the model's own: not its marginals, in however many steps.
+OTHERS = ("lcm", "consistency", "pingpong", "tcd", "af3", "cps", "dpmpp-2s-ancestral-cfg-pp", "cfgpp-ud10-ab")
 
 
 @pytest.fixture(scope="module", params=[name for name in SCHEDULES if name != "smld"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -444,12 +445,18 @@ def test_every_kind_of_run_goes_on(tmp_path, kind):
 # Storage that fails.
 
 
+def mounted(disk, options):
+    """Mount a disk in memory; return whether that can be done here."""
+    command = [shutil.which("mount"), "-t", "tmpfs", "-o", options, "tmpfs", disk]
+    return command[0] is not None and not subprocess.run(command, capture_output=True).returncode
+
+
 @pytest.fixture
 def megabyte(tmp_path):
     """A disk of 1 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+    if not mounted(disk, "size=1m"):
         pytest.skip("this user cannot mount a tmpfs, which is the disk to be filled")
     try:
         yield disk
@@ -526,7 +533,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     if os.geteuid() == 0:  # whom no mode stops
         disk = tmp_path / "disk"
         disk.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], capture_output=True).returncode:
+        if not mounted(disk, "ro,size=1m"):
             pytest.skip("root can write any folder here, and cannot mount one that is read-only")
     else:
         disk = tmp_path / "disk"
