@@ -20,7 +20,6 @@ left = partial(test_update.test_same_bits, case=Case(24, n=5, mixed=True, last=(
 points = partial(test_update.test_same_bits, case=Case(130, n=2, slots=1, clip=0.5))
 normals = partial(test_noise.test_normals, d=129)
 norms = partial(test_norms.test_same_bits, case=Case(1700, n=2), norm="sample")
-parts = partial(test_norms.test_same_bits, case=Case(8196, n=2), norm="batch")
 batch = partial(test_norms.test_same_bits, case=Case(3, n=2), norm="batch")
 image = partial(test_quantize.test_same_bytes, shape=(2, 3, 4, 4), rounding="floor")
 seeds = partial(test_seeds.test_row, case=Case(2, n=7, own=True))
@@ -28,6 +27,12 @@ seeds_of_norms = test_seeds.test_norms
 levels = partial(test_quantize.test_every_level_and_its_edges, rounding="nearest")
 undefined = partial(test_quantize.test_no_value_is_undefined, rounding="nearest")
 counter = partial(test_counter.test_same_bits, width=3)
+
+
+def parts(executor):
+    with pytest.MonkeyPatch.context() as patch:
+        test_norms.test_several_programs_a_sample(executor, Case(1028, n=2), "batch", patch)
+
 
 MUTANTS = [
     # noise: a word of the counter or the key, a round, a sign

@@ -34,10 +34,8 @@ CASES = [
     slow(Case(3072, own=True), "sample"),
     (Case(48, n=7, network=BF16, mixed=True, last=(3, 4)), "sample"),
     # Long enough for several programs a sample: a multiple of the lanes, and not.
-    (Case(8192, n=1), "sample"),
+    slow(Case(8192, n=1), "sample"),
     slow(Case(9001, n=2, own=True, mixed=True), "batch"),
-    slow(Case(12300, n=3, network=BF16, mixed=True, last=(3, 1)), "tutorial"),
-    slow(Case(8196, n=2, network=F16, last=(4, 1)), "expected"),
 ]
 
 
@@ -73,17 +71,20 @@ def test_refuses(executor):
         executor.norms.langevin_triton(x, F, table, idx, noise, scratch[:, :12], "sample", valid)
 
 
-@pytest.mark.parametrize("norm", ["sample", "batch"])
-def test_a_sample_does_not_see_how_many_programs_it_has(executor, norm, monkeypatch):
-    case = Case(2048, n=3)
-    (x, F, _, table, idx, noise), _ = inputs(case, executor.device)
-    valid, rows = torch.ones(3, device=executor.device), []
-    for few, long in ((0, 0), (3, 2048)):
-        monkeypatch.setattr(executor.norms, "FEW", few)
-        monkeypatch.setattr(executor.norms, "LONG", long)
-        rows.append(torch.full((3, abi.WIDTH), torch.nan, device=executor.device))
-        executor.norms.langevin_triton(x, F, table, idx, noise, rows[-1], norm, valid)
-    assert differing(*rows) == 0
+@pytest.mark.parametrize(
+    ("case", "norm"),
+    [
+        (Case(1025, n=2, network=BF16), "batch"),
+        slow(Case(2052, n=3, mixed=True, last=(3, 1)), "sample"),
+        slow(Case(2048, n=3, network=F16, own=True, last=(4, 1)), "tutorial"),
+        slow(Case(3000, n=1), "expected"),
+    ],
+    ids=lambda v: v.id if isinstance(v, Case) else v,
+)
+def test_several_programs_a_sample(executor, case, norm, monkeypatch):
+    """Of samples that are shorter than those that have them."""
+    monkeypatch.setattr(executor.norms, "LONG", case.d)
+    test_same_bits(executor, case, norm)
 
 
 def test_programs_walk_over_more_samples_than_they_hold(executor, monkeypatch):
