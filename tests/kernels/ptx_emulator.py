@@ -23,7 +23,7 @@ TYPES = {
     "bf16x2": np.uint32, "f16x2": np.uint32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64,
     "f64": np.float64, "f32x2": np.uint64,
 }  # fmt: skip
-Places = list[tuple[str, np.ndarray]]  # registers and the addresses of the active threads
+Places = list[tuple[str, np.ndarray]]  # registers and the addresses of their bytes, [active threads, bytes]
 WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 
 
@@ -167,14 +167,14 @@ class Machine:
     def _load(self, i: Instruction, item: int, memory: np.ndarray, places: Places) -> None:
         for register, at in places:
             result = np.zeros(self.count, RAW[item])
-            result[self.active] = _gather(memory, at, item)
+            result[self.active] = _gather(memory, at)
             self.set(register, result)
 
     def _store(self, i: Instruction, item: int, memory: np.ndarray, places: Places) -> None:
         for at, bits in [(at, self.value(register, f"b{8 * item}")[self.active]) for register, at in places]:
             for byte in range(item):
-                memory[at + byte] = (bits >> bits.dtype.type(8 * byte)).astype(np.uint8)
-            if (_gather(memory, at, item) != bits).any():
+                memory[at[:, byte]] = (bits >> bits.dtype.type(8 * byte)).astype(np.uint8)
+            if (_gather(memory, at) != bits).any():
                 raise Fault("two threads store different values to one address")
 
     def _vector(self, i: Instruction, registers: object, address: str) -> tuple[int, np.ndarray, Places]:
@@ -192,20 +192,26 @@ class Machine:
             last = at + size - 1
             if at.min() < 0 or last.max() >= len(memory) or not (self.inside[at] & self.inside[last]).all():
                 raise Fault("out of bounds")
-        return item, memory, [(register, at + k * item) for k, register in enumerate(registers)]
+        each = at[:, None] + np.arange(item)
+        return item, memory, [(register, each + k * item) for k, register in enumerate(registers)]
 
     def _matrices(self, i: Instruction, registers: object, address: str) -> tuple[int, np.ndarray, Places]:
         """As _vector, for 8x8 matrices of 16-bit items: lane 8 k + r holds the address of row r of matrix k,
-        and each lane holds two neighbours of a row, four lanes a row."""
-        if "trans" in i.modifiers or "m8n8" not in i.modifiers or not self.active.all():
+        and each lane holds two neighbours of a row, four lanes a row; transposed, of a column."""
+        if "m8n8" not in i.modifiers or not self.active.all():
             raise Fault("not an instruction of this emulator")
         rows, first = self._address(address), np.arange(self.count) - self.lane
         places = []
         for k, register in enumerate(registers if isinstance(registers, tuple) else (registers,)):
-            row = rows[first + 8 * k + self.lane // 4]
-            if (row % 16).any():
-                raise Fault("misaligned 16-byte access")
-            places.append((register, self._shared(row + 4 * (self.lane % 4), 4, i.name.startswith("st"))))
+            halves = []
+            for half in (0, 1):
+                place = self.lane // 4, 2 * (self.lane % 4) + half
+                row, column = place[::-1] if "trans" in i.modifiers else place
+                start = rows[first + 8 * k + row]
+                if (start % 16).any():
+                    raise Fault("misaligned 16-byte access")
+                halves.append(self._shared(start + 2 * column, 2, i.name.startswith("st")))
+            places.append((register, np.stack([halves[0], halves[0] + 1, halves[1], halves[1] + 1], 1)))
         return 4, self.shared, places
 
     def _address(self, operand: str) -> np.ndarray:
@@ -331,8 +337,8 @@ class Machine:
         self.set(i.operands[0], result)
 
 
-def _gather(memory: np.ndarray, at: np.ndarray, item: int) -> np.ndarray:
-    return np.ascontiguousarray(memory[at[:, None] + np.arange(item)]).view(RAW[item])[:, 0]
+def _gather(memory: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(memory[at]).view(RAW[at.shape[1]])[:, 0]
 
 
 def _narrow(v: np.ndarray, to: str) -> np.ndarray:

@@ -240,6 +240,23 @@ def test_matrices():
     assert out.tolist() == list(range(0, 64, 2))
 
 
+def test_transposed_matrices():
+    """Lane t receives two neighbours of a column, and puts them back where they were."""
+    got, back = np.zeros(32, np.int32), np.zeros(32, np.int32)
+    execute(
+        "shl.b32 %r1, %r0, 2;\nmul.lo.s32 %r5, %r0, 65537;\nadd.s32 %r5, %r5, 1048576;\nst.shared.b32 [%r1], %r5;\n"
+        "bar.sync 0;\nand.b32 %r2, %r0, 7;\nshl.b32 %r2, %r2, 4;\n"
+        "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%r3}, [%r2];\nbar.sync 0;\nst.shared.b32 [%r1], %r0;\n"
+        "bar.sync 0;\nstmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%r2], {%r3};\nbar.sync 0;\n"
+        "ld.shared.b32 %r4, [%r1];\nst.global.b32 [%rd1], %r3;\nst.global.b32 [%rd2], %r4;",
+        got, back,
+    )  # fmt: skip
+    words = np.arange(32, dtype=np.int32) * 65537 + 1048576
+    items = words.view(np.uint16).reshape(8, 8)  # row by row
+    assert np.array_equal(got, np.ascontiguousarray(items.T).view(np.int32).ravel())
+    assert np.array_equal(back, words)
+
+
 FAULTS = {
     "out of bounds": ("ld.global.b32 %r1, [%rd1+128];", 32),
     "out of bounds, below": ("ld.global.b32 %r1, [%rd1+-4];", 32),
